@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a trained model: `python evaluate.py --dataset gland --data_dir DIR --model_dir RUN`."""
+
+import argparse
+
+from gan_mrcnn import flags
+from gan_mrcnn.errors import UserError
+
+
+def parse_flags() -> argparse.Namespace:
+    """Flags, before TensorFlow is imported: --help and mistakes answer at once."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    flags.add_data_flags(parser)
+    parser.add_argument(
+        '--checkpoint', default='best', help="'best' (by validation mask AP), 'last' or a path"
+    )
+    parser.add_argument('--split', default='test', help='which part of the data set')
+    options = parser.parse_args()
+    if options.model_dir is None:
+        raise UserError('--model_dir is missing: the folder that train.py wrote')
+    return options
+
+
+def main() -> None:
+    options = parse_flags()
+    from gan_mrcnn import evaluating, experiment
+
+    dataset = experiment.load_dataset(options)
+    if options.config_file is None:
+        options.config_file = evaluating.saved_config_file(options.model_dir)
+    config = experiment.load_config(options, dataset)
+    evaluating.evaluate(config, dataset, options.split, options.model_dir, options.checkpoint)
+
+
+if __name__ == '__main__':
+    flags.run_main(main)

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GAN Mask R-CNN: the Model Garden's Mask R-CNN with adversarial losses on boxes and masks."""
+
+__version__ = '0.1.0'

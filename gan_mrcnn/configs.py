@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration: the Model Garden's Mask R-CNN dataclasses plus what the paper adds.
+
+Defaults are the paper's (and, where it is silent, its baseline's: maskrcnn-benchmark). A YAML file
+in `configs/` reads like the experiment section of the paper; `--params_override` changes single
+values.
+"""
+
+import dataclasses
+from typing import List, Optional
+
+from official.core import config_definitions as cfg
+from official.core import exp_factory
+from official.modeling import hyperparams, optimization
+from official.vision.configs import backbones, common, maskrcnn
+
+EXPERIMENT = 'gan_maskrcnn'
+
+
+@dataclasses.dataclass
+class Parser(maskrcnn.Parser):
+    """Input sizes as the paper gives them: the shorter side, in pixels.
+
+    Images are scaled so that the shorter side has the wanted length (less where the longer side
+    would not fit into `model.input_size`) and padded at the bottom and right to that size.
+    """
+
+    train_short_side: List[int] = dataclasses.field(default_factory=lambda: [800, 800])
+    test_short_side: int = 800
+
+
+@dataclasses.dataclass
+class DataConfig(maskrcnn.DataConfig):
+    """Where examples come from; `input_path` and `num_examples` are filled in from the records."""
+
+    dtype: str = 'float32'
+    parser: Parser = dataclasses.field(default_factory=Parser)
+    split: str = ''
+    # Examples held in memory for shuffling, encoded.
+    shuffle_buffer_size: int = 1000
+
+
+@dataclasses.dataclass
+class RoIAligner(maskrcnn.ROIAligner):
+    """`samples_per_bin` along each side; 1 with P6 among the levels is the Model Garden's own."""
+
+    samples_per_bin: int = 2
+
+
+@dataclasses.dataclass
+class MaskRoIAligner(maskrcnn.MaskROIAligner):
+    samples_per_bin: int = 2
+
+
+@dataclasses.dataclass
+class DetectionHead(maskrcnn.DetectionHead):
+    """Two fully connected layers of 1024 (the Model Garden's default: four convolutions, one)."""
+
+    num_convs: int = 0
+    num_fcs: int = 2
+
+
+@dataclasses.dataclass
+class ROIGenerator(maskrcnn.ROIGenerator):
+    """2000 proposals in training, 1000 in testing; NMS by the operation made for a CPU or GPU."""
+
+    num_proposals: int = 2000
+    use_batched_nms: bool = True
+
+
+@dataclasses.dataclass
+class DetectionGenerator(maskrcnn.DetectionGenerator):
+    nms_version: str = 'batched'
+
+
+@dataclasses.dataclass
+class Backbone(backbones.Backbone):
+    """`resnet.model_id` chooses 18, 34, 50 or 101.
+
+    padding: 'symmetric' as in the networks that torchvision's weights were trained in, 'same' for
+      TensorFlow's own.
+    freeze_stages: 0 none, 1 the stem, 2 the stem and stage 1.
+    """
+
+    type: Optional[str] = 'resnet'
+    resnet: backbones.ResNet = dataclasses.field(
+        default_factory=lambda: backbones.ResNet(bn_trainable=False)
+    )
+    padding: str = 'symmetric'
+    freeze_stages: int = 2
+
+
+@dataclasses.dataclass
+class Generator(maskrcnn.MaskRCNN):
+    """The generator: the Model Garden's Mask R-CNN.
+
+    head_norm: 'none' or 'group_norm' in FPN and heads, 'batch_norm' for the Model Garden's own.
+    """
+
+    head_norm: str = 'none'
+    backbone: Backbone = dataclasses.field(default_factory=Backbone)
+    detection_head: DetectionHead = dataclasses.field(default_factory=DetectionHead)
+    roi_generator: ROIGenerator = dataclasses.field(default_factory=ROIGenerator)
+    roi_aligner: RoIAligner = dataclasses.field(default_factory=RoIAligner)
+    mask_roi_aligner: MaskRoIAligner = dataclasses.field(default_factory=MaskRoIAligner)
+    detection_generator: DetectionGenerator = dataclasses.field(default_factory=DetectionGenerator)
+    norm_activation: common.NormActivation = dataclasses.field(
+        default_factory=lambda: common.NormActivation(
+            activation='relu', norm_momentum=0.9, norm_epsilon=1e-5, use_sync_bn=False
+        )
+    )
+
+
+@dataclasses.dataclass
+class Losses(maskrcnn.Losses):
+    """`normalization`: 'paper' or 'model_garden', see `gan_mrcnn.losses`.
+
+    The smooth L1 of the boxes bends at 1/9 (RPN) and 1 (box head), as in maskrcnn-benchmark.
+    """
+
+    normalization: str = 'paper'
+    l2_weight_decay: float = 1e-4
+
+
+@dataclasses.dataclass
+class Gan(hyperparams.Config):
+    """The adversarial part.
+
+    mode: 'combined' (Eq. 2), 'baseline' (no discriminators) or 'adversarial_only' (Table 5: the
+      box and the mask loss of Mask R-CNN left out).
+    box_weight, mask_weight: of the generator's adversarial losses, the authors' code's.
+    num_layers: convolutions of each discriminator, 3, 4 or 5 (Table 6).
+    learning_rate_ratio: discriminators' learning rate over the generator's.
+    """
+
+    mode: str = 'combined'
+    box_weight: float = 0.025
+    mask_weight: float = 0.5
+    num_layers: int = 5
+    learning_rate_ratio: float = 0.2
+
+
+@dataclasses.dataclass
+class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
+    """Everything that is trained and what it is trained on.
+
+    dataset, data_dir, cache_dir, skip_bad: see `gan_mrcnn.datasets`.
+    backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
+      scratch.
+    clip_norm: largest global norm of each network's gradient, 0 for no clipping.
+    """
+
+    model: Generator = dataclasses.field(default_factory=Generator)
+    gan: Gan = dataclasses.field(default_factory=Gan)
+    losses: Losses = dataclasses.field(default_factory=Losses)
+    train_data: DataConfig = dataclasses.field(
+        default_factory=lambda: DataConfig(is_training=True, split='train')
+    )
+    validation_data: DataConfig = dataclasses.field(
+        default_factory=lambda: DataConfig(is_training=False, split='val', drop_remainder=False)
+    )
+    dataset: str = ''
+    data_dir: str = ''
+    cache_dir: str = ''
+    skip_bad: bool = False
+    backbone_weights: str = ''
+    clip_norm: float = 10.0
+    seed: int = 0
+
+
+def optimizer_config(
+    learning_rate: float, boundaries: List[int], warmup_steps: int
+) -> optimization.OptimizationConfig:
+    """SGD, momentum 0.9, a tenth of the rate after each boundary, linear warm-up from a tenth."""
+    values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
+    return optimization.OptimizationConfig(
+        {
+            'optimizer': {'type': 'sgd', 'sgd': {'momentum': 0.9}},
+            'learning_rate': {
+                'type': 'stepwise',
+                'stepwise': {'boundaries': boundaries, 'values': values},
+            },
+            'warmup': {
+                'type': 'linear',
+                'linear': {
+                    'warmup_steps': warmup_steps,
+                    'warmup_learning_rate': 0.1 * learning_rate,
+                },
+            },
+        }
+    )
+
+
+@exp_factory.register_config_factory(EXPERIMENT)
+def gan_maskrcnn() -> cfg.ExperimentConfig:
+    """The experiment that every YAML file of `configs/` changes into one row of the paper."""
+    return cfg.ExperimentConfig(
+        runtime=cfg.RuntimeConfig(distribution_strategy='mirrored', mixed_precision_dtype='float32'),
+        task=GanMaskRCNNTask(),
+        trainer=cfg.TrainerConfig(
+            best_checkpoint_export_subdir='best',
+            best_checkpoint_eval_metric='mask_AP',
+            max_to_keep=2,
+            # The non-finite check of the train step stops a run; the parent's looks too late.
+            recovery_max_trials=-1,
+            optimizer_config=optimizer_config(0.01, [1500], 200),
+        ),
+    )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of a checkpoint: predictions, figures and pictures of one split.
+
+Writes into `MODEL_DIR/eval/SPLIT`: `predictions.json` (COCO results), `results.json` (figures and
+all that made them) and `pictures.png` (image, truth and prediction side by side).
+"""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+from official.core import train_utils
+
+from gan_mrcnn import experiment, visualization
+from gan_mrcnn import task as task_lib
+from gan_mrcnn.datasets import base
+from gan_mrcnn.errors import UserError
+from gan_mrcnn.evaluation import coco, paper, pictures, predictions
+
+NUM_PICTURES = 6
+
+
+def find_checkpoint(model_dir: str, which: str) -> str:
+    """Path of a checkpoint.
+
+    Args:
+      model_dir: of the run.
+      which: 'best' (by validation mask AP; the last where none was chosen), 'last', or a path.
+
+    Raises:
+      UserError: there is none.
+    """
+    if which not in ('best', 'last'):
+        if not tf.io.gfile.exists(f'{which}.index'):
+            raise UserError(f'--checkpoint {which}: there is no {which}.index')
+        return which
+    folders = [f'{model_dir}/best', model_dir] if which == 'best' else [model_dir]
+    for folder in folders:
+        path = tf.train.latest_checkpoint(folder)
+        if path:
+            return path
+    raise UserError(f'--model_dir {model_dir} holds no checkpoint; train first, or name another')
+
+
+def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoint: str) -> dict:
+    """Evaluates one checkpoint on one split.
+
+    Args:
+      config: the experiment.
+      dataset: where `split` is.
+      split: every image of it is evaluated.
+      model_dir: of the run; results go below it.
+      checkpoint: see `find_checkpoint`.
+
+    Returns:
+      What `results.json` holds.
+    """
+    path = find_checkpoint(model_dir, checkpoint)
+    (record_set,) = experiment.prepare_records(config, dataset, [split])
+    strategy = experiment.make_strategy(config)
+    with strategy.scope():
+        task = task_lib.GanMaskRCNNTask(config.task)
+        model = task.build_model()
+        _restore(model, path)
+    found = predict(config, task, model, record_set, strategy)
+
+    folder = pathlib.Path(model_dir) / 'eval' / split
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = coco.evaluate_coco(record_set.annotation_file, found)
+    is_paper_data = split == 'test' and not dataset.is_demo and record_set.num_examples == 80
+    predictions.save_predictions(str(folder / 'predictions.json'), found)
+    results = {
+        'figures': figures,
+        'dataset': dataset.name,
+        'split': split,
+        'num_images': record_set.num_examples,
+        'notice': dataset.notice,
+        'data_fingerprint': record_set.fingerprint,
+        'checkpoint': path,
+        'step': int(train_utils.read_global_step_from_checkpoint(path)),
+        'seed': config.task.seed,
+        'config': config.as_dict(),
+    }
+    results = paper.write_results(str(folder / 'results.json'), results)
+    visualization.save_png(
+        str(folder / 'pictures.png'),
+        pictures.contact_sheet(record_set, _spread(record_set.image_ids), found),
+    )
+    if dataset.notice:
+        print(dataset.notice)
+    print(paper.format_table4(figures, paper=is_paper_data))
+    print(f'{record_set.num_examples} images of {dataset.name}/{split}, {path}; wrote {folder}')
+    return results
+
+
+def predict(config, task, model, record_set, strategy) -> list:
+    """Detections of every image, as COCO results at the images' own size."""
+    params = config.task.validation_data
+    experiment.use_records(params, record_set)
+    dataset = strategy.distribute_datasets_from_function(
+        lambda context: task.build_inputs(params, context)
+    )
+
+    @tf.function
+    def step(inputs):
+        outputs = strategy.run(task.validation_step, args=(inputs, model))
+        return tf.nest.map_structure(strategy.experimental_local_results, outputs)
+
+    found = []
+    with tqdm.tqdm(total=record_set.num_examples, desc='evaluate', unit='image') as bar:
+        for inputs in dataset:
+            outputs = step(inputs)
+            task.aggregate_logs(found, outputs)
+            ids = np.concatenate([np.asarray(x) for x in outputs['labels']['source_id']])
+            bar.update(int((ids >= 0).sum()))
+    return found
+
+
+def _restore(model, path: str) -> None:
+    try:
+        status = tf.train.Checkpoint(model=model).read(path).expect_partial()
+        status.assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f'{path} holds another network than the settings describe '
+            f'({str(error).splitlines()[0][:200]}); give the --config_file it was trained with'
+        ) from error
+
+
+def _spread(image_ids):
+    """Up to `NUM_PICTURES` ids from the whole range, the same on every run."""
+    places = np.linspace(0, len(image_ids) - 1, min(NUM_PICTURES, len(image_ids)))
+    return [image_ids[int(round(place))] for place in places]
+
+
+def saved_config_file(model_dir: str) -> str:
+    """The settings that a run was trained with.
+
+    Raises:
+      UserError: `model_dir` is not the folder of a run.
+    """
+    path = pathlib.Path(model_dir) / 'params.yaml'
+    if not path.is_file():
+        raise UserError(f'--model_dir {model_dir} has no params.yaml: not the folder of a run')
+    return str(path)

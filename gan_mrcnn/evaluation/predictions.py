@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the network's detections to COCO results at the image's own size.
+
+The mask head (paper, Section 3) predicts 28x28 probabilities per box; AP is measured on masks of
+the whole image. Masks are pasted one by one into their box's window and kept as run lengths, so
+that memory does not grow with the number of detections. Pasting follows Detectron2's
+`paste_masks_in_image`: the box is not rounded and pixels are sampled at their centres.
+
+Shapes: N detections, S side of the predicted masks (28).
+"""
+
+import json
+import os
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from gan_mrcnn.errors import UserError
+
+_RESULT_KEYS = ('image_id', 'category_id', 'bbox', 'score', 'segmentation')
+
+
+def _tent_weights(low, high, first, last, size):
+    """Bilinear weights of `size` cells stretched over [low, high), at pixels first..last-1.
+
+    Returns float64 [last - first, size]. Cells outside the mask count as zero, so a pixel within
+    half a cell of the border has weights that sum to less than one.
+    """
+    centres = np.arange(first, last) + 0.5
+    cells = (centres - low) / (high - low) * size - 0.5
+    return np.maximum(0.0, 1.0 - np.abs(cells[:, None] - np.arange(size)))
+
+
+def paste_mask(mask, box, height, width, threshold=0.5):
+    """Stretches one predicted mask over its box and thresholds it, in image pixels.
+
+    Args:
+      mask: float [S, S'], probabilities.
+      box: float [y1, x1, y2, x2] in image pixels, neither rounded nor clipped.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      threshold: pixels of at least this probability belong to the object.
+
+    Returns:
+      uint8 [height, width], 1 inside. Bilinear interpolation at pixel centres, zero outside the
+      mask (`grid_sample` with align_corners=False, as in Detectron2). A box that is empty or lies
+      outside the image gives an empty mask.
+
+    Raises:
+      ValueError: the box is not finite.
+    """
+    if not np.all(np.isfinite(box)):
+        raise ValueError(f'cannot paste a mask into the box {list(box)}: it is not finite')
+    mask = np.asarray(mask, np.float64)
+    y1, x1, y2, x2 = (float(value) for value in box)
+    pasted = np.zeros((height, width), np.uint8)
+    # Half a cell beyond the box the interpolant is not zero yet, but below one half: like the
+    # published versions, only pixels that the box touches are filled.
+    top, bottom = max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), height)
+    left, right = max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width)
+    if y2 <= y1 or x2 <= x1 or bottom <= top or right <= left:
+        return pasted
+    rows = _tent_weights(y1, y2, top, bottom, mask.shape[0])
+    columns = _tent_weights(x1, x2, left, right, mask.shape[1])
+    pasted[top:bottom, left:right] = rows @ mask @ columns.T >= threshold
+    return pasted
+
+
+def encode_mask(mask):
+    """Run-length encodes a mask [H, W] as COCO does; `counts` is a str, fit for JSON."""
+    encoded = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+    return {
+        'size': [int(side) for side in encoded['size']],
+        'counts': encoded['counts'].decode('ascii'),
+    }
+
+
+def detections_to_coco(image_id, boxes_yx, scores, classes, masks, image_info):
+    """Turns one image's detections into COCO results in the image's own pixels.
+
+    Args:
+      image_id: int.
+      boxes_yx: float [N, 4], [y1, x1, y2, x2] in pixels of the network's input.
+      scores: float [N]; rows without a positive score are padding and are left out.
+      classes: int [N], 1-based.
+      masks: float [N, S, S], probabilities of the detection's own class.
+      image_info: float [4, 2], the Model Garden's: original (height, width), scaled (height,
+        width), (y, x) scale, (y, x) offset of the crop in scaled pixels.
+
+    Returns:
+      A list of COCO result dicts; 'bbox' is [x, y, width, height] clipped to the image. The mask
+      is pasted into the box before clipping, because that is where the network saw it.
+
+    Raises:
+      ValueError: a detection with a positive score has a box that is not finite.
+    """
+    image_info = np.asarray(image_info, np.float64)
+    height, width = (int(side) for side in np.round(image_info[0]))
+    scale, offset = np.tile(image_info[2], 2), np.tile(image_info[3], 2)
+    boxes = (np.asarray(boxes_yx, np.float64).reshape(-1, 4) + offset) / scale
+    clipped = np.clip(boxes, 0, [height, width, height, width])
+    results = []
+    for row in np.flatnonzero(np.asarray(scores) > 0):
+        pasted = paste_mask(masks[row], boxes[row], height, width)
+        y1, x1, y2, x2 = (float(value) for value in clipped[row])
+        if y2 <= y1 or x2 <= x1:
+            continue
+        results.append(
+            {
+                'image_id': int(image_id),
+                'category_id': int(classes[row]),
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'score': float(scores[row]),
+                'segmentation': encode_mask(pasted),
+            }
+        )
+    return results
+
+
+def _plain(value):
+    """NumPy scalars and arrays as JSON knows them."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f'{type(value).__name__} cannot be written as JSON')
+
+
+def write_json(path, value, indent=None):
+    """Writes JSON so that `path` holds either the old content or all of the new one."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    temporary = f'{path}.{os.getpid()}.tmp'
+    try:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            json.dump(value, file, indent=indent, default=_plain)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+
+
+def save_predictions(path, predictions):
+    """Writes COCO results (a list of dicts) to a JSON file, in one piece or not at all."""
+    write_json(path, predictions)
+
+
+def load_predictions(path):
+    """Reads COCO results with masks from a JSON file, ours or another system's.
+
+    Raises:
+      UserError: the file cannot be read or is not a list of COCO results.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            predictions = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f'cannot read predictions from {path}: {error}; give a JSON file of COCO results'
+        ) from error
+    if not isinstance(predictions, list):
+        raise UserError(f'{path} does not hold a list; give a JSON file of COCO results')
+    for number, prediction in enumerate(predictions):
+        missing = [
+            key for key in _RESULT_KEYS if not isinstance(prediction, dict) or key not in prediction
+        ]
+        if missing:
+            raise UserError(
+                f'{path}: entry {number} has no {", ".join(missing)}; '
+                'give a JSON file of COCO results with boxes and masks'
+            )
+    return predictions

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From flags to settings, records and devices: what `train.py` and `evaluate.py` share.
+
+Settings come from the YAML file, then `--params_override`, then the flags that have a name of their
+own; an unknown key or a value of the wrong kind ends with one line that names it.
+"""
+
+import argparse
+import os
+import pathlib
+from typing import Any, List, Mapping
+
+import tensorflow as tf
+import yaml
+from official.core import config_definitions, exp_factory
+from official.modeling import hyperparams
+from official.modeling.hyperparams import params_dict
+
+from gan_mrcnn import configs, datasets
+from gan_mrcnn.datasets import base, records
+from gan_mrcnn.errors import UserError
+from gan_mrcnn.flags import GAN_MODES
+
+CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+
+
+def load_dataset(flags: argparse.Namespace) -> base.Dataset:
+    """The data set of the flags; says loudly when it is the demo set."""
+    dataset = datasets.load_dataset(flags.dataset, flags.data_dir)
+    if dataset.notice:
+        print(f'\n{"!" * 88}\n{dataset.notice}\n{"!" * 88}\n', flush=True)
+    return dataset
+
+
+def load_config(
+    flags: argparse.Namespace, dataset: base.Dataset
+) -> config_definitions.ExperimentConfig:
+    """The experiment's settings from file, overrides and flags, in this order."""
+    config = exp_factory.get_exp_config(configs.EXPERIMENT)
+    path = pathlib.Path(flags.config_file or default_config_file(dataset))
+    if not path.is_file():
+        raise UserError(f'--config_file {path} is not there; {CONFIGS_DIR} has the ones that come along')
+    override(config, _read_yaml(path.read_text(), str(path)), str(path))
+    for text in flags.params_override:
+        override(config, _parse_overrides(text), '--params_override')
+    task = config.task
+    task.dataset, task.data_dir = flags.dataset, flags.data_dir or ''
+    task.skip_bad = flags.skip_bad
+    task.cache_dir = str(pathlib.Path(flags.cache_dir).expanduser())
+    task.model.num_classes = len(dataset.class_names) + 1
+    if flags.gan is not None:
+        task.gan.mode = flags.gan
+    if flags.seed is not None:
+        task.seed = flags.seed
+    if task.gan.mode not in GAN_MODES:
+        raise UserError(f'task.gan.mode is {task.gan.mode!r}, not one of {", ".join(GAN_MODES)}')
+    task.backbone_weights = os.path.expanduser(task.backbone_weights)
+    return config
+
+
+def default_config_file(dataset: base.Dataset) -> pathlib.Path:
+    """The paper's settings for real data, those for two CPU cores for the demo set."""
+    return CONFIGS_DIR / (f'{dataset.name}_small.yaml' if dataset.is_demo else f'{dataset.name}.yaml')
+
+
+def override(config: hyperparams.Config, values: Mapping[str, Any], source: str) -> None:
+    """Sets `values`, a nested mapping, in `config`.
+
+    Raises:
+      UserError: naming an unknown key and the valid ones, or a value of the wrong kind.
+    """
+    _check_keys(config, values, '', source)
+    try:
+        config.override(values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f'{source}: {" ".join(str(error).split())}') from error
+
+
+def _check_keys(config, values, prefix, source):
+    if not isinstance(values, Mapping):
+        raise UserError(f'{source}: {prefix or "the file"} wants keys and values, not {values!r}')
+    names = set(config.as_dict())
+    for name, value in values.items():
+        key = f'{prefix}{name}'
+        if name not in names:
+            raise UserError(f'{source}: unknown key {key}; valid here: {", ".join(sorted(names))}')
+        current = getattr(config, name)
+        if isinstance(current, hyperparams.Config) and value is not None:
+            _check_keys(current, value, f'{key}.', source)
+        elif not _same_kind(current, value):
+            raise UserError(
+                f'{source}: {key} is {value!r}, a {type(current).__name__} like {current!r} is wanted'
+            )
+
+
+def _same_kind(current, value) -> bool:
+    if current is None or value is None or isinstance(current, (list, tuple)) != isinstance(
+        value, (list, tuple)
+    ):
+        return current is None or value is None
+    if isinstance(current, bool) or isinstance(value, bool):
+        return isinstance(current, bool) and isinstance(value, bool)
+    if isinstance(current, float):
+        return isinstance(value, (int, float))
+    if isinstance(current, (int, str)):
+        return isinstance(value, type(current))
+    return True
+
+
+def _read_yaml(text: str, source: str) -> Mapping[str, Any]:
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f'{source} is not YAML: {" ".join(str(error).split())}') from error
+
+
+def _parse_overrides(text: str) -> Mapping[str, Any]:
+    """`a.b=1,c=[2, 3]` or a YAML mapping, as a nested mapping."""
+    if text.lstrip().startswith('{') or ': ' in text:
+        return _read_yaml(text, '--params_override')
+    try:
+        return yaml.safe_load(params_dict.nested_csv_str_to_json_str(text))
+    except ValueError as error:
+        raise UserError(
+            f'--params_override {text!r} is not KEY=VALUE,KEY=VALUE: {error}'
+        ) from error
+
+
+def prepare_records(config, dataset: base.Dataset, splits: List[str]) -> List[records.RecordSet]:
+    """Converts `splits` where that has not been done yet."""
+    unknown = [split for split in splits if split not in dataset.splits]
+    if unknown:
+        raise UserError(
+            f'split {unknown[0]!r} of {dataset.name} does not exist; there are '
+            f'{", ".join(dataset.splits)}'
+        )
+    task = config.task
+    return [
+        records.ensure_records(dataset, split, task.cache_dir, skip_bad=task.skip_bad)
+        for split in splits
+    ]
+
+
+def use_records(params: configs.DataConfig, record_set: records.RecordSet) -> None:
+    """Points the input configuration at `record_set`."""
+    params.input_path = record_set.input_path
+    params.num_examples = record_set.num_examples
+
+
+def make_strategy(config) -> tf.distribute.Strategy:
+    """MirroredStrategy on all GPUs, on one CPU without."""
+    dtype = config.runtime.mixed_precision_dtype
+    if dtype and dtype != 'float32':
+        tf.keras.mixed_precision.set_global_policy(f'mixed_{dtype}')
+    gpus = tf.config.list_logical_devices('GPU')
+    devices = [gpu.name for gpu in gpus] or ['/cpu:0']
+    batch_size = config.task.train_data.global_batch_size
+    if batch_size % len(devices):
+        raise UserError(
+            f'task.train_data.global_batch_size is {batch_size}, which {len(devices)} devices '
+            'cannot share evenly'
+        )
+    return tf.distribute.MirroredStrategy(devices)

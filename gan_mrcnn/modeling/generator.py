@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator: the Model Garden's Mask R-CNN, which also returns the RoIs it sampled.
+
+Shapes: B images, N sampled RoIs and K of them with a mask per image, M ground-truth objects, all
+boxes in pixels of the network's input.
+"""
+
+from typing import Dict, Mapping, Optional
+
+import tensorflow as tf
+from official.vision.modeling import factory, maskrcnn_model
+from official.vision.ops import anchor, box_ops, spatial_transform_ops
+
+from gan_mrcnn import configs
+from gan_mrcnn.modeling import backbone as backbone_lib
+from gan_mrcnn.modeling import fpn, heads, roi_align, sampling
+
+# Scale of the box head's targets (Ren et al. 2015), the same as in the Model Garden's first stage.
+BOX_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
+MASK_SIZE = 28
+
+
+class Generator(maskrcnn_model.MaskRCNNModel):
+    """Mask R-CNN whose training outputs hold what the discriminators need."""
+
+    def call(
+        self,
+        images: tf.Tensor,
+        image_shape: tf.Tensor,
+        anchor_boxes: Optional[Mapping[str, tf.Tensor]] = None,
+        gt_boxes: Optional[tf.Tensor] = None,
+        gt_classes: Optional[tf.Tensor] = None,
+        gt_masks: Optional[tf.Tensor] = None,
+        sampling_seed: Optional[tf.Tensor] = None,
+        training: Optional[bool] = None,
+    ) -> Dict[str, tf.Tensor]:
+        """Runs the network.
+
+        Args:
+          images: [B, H, W, 3], normalized.
+          image_shape: [B, 2] height and width of the image inside its padding.
+          anchor_boxes: level -> [B, h, w, 4 * anchors]; made here where missing.
+          gt_boxes: [B, M, 4] padded with -1; only in training, as are the next three.
+          gt_classes: [B, M] padded with -1.
+          gt_masks: [B, M, h, w] masks inside their boxes, padded with -1.
+          sampling_seed: [B, 2] int32, decides which RoIs are sampled.
+          training: whether to sample RoIs and return targets, or to return detections.
+
+        Returns:
+          In training, the Model Garden's training outputs and, of the K RoIs that have a mask,
+          `mask_rois` [B, K, 4], `mask_gt_boxes` [B, K, 4] and `mask_predicted_boxes` [B, K, 4] (the
+          box of the RoI's own class, inside the image). Otherwise the Model Garden's detections.
+        """
+        backbone_features = self.backbone(images)
+        features = self.decoder(backbone_features)
+        rpn_scores, rpn_boxes = self.rpn_head(features)
+        rois, _ = self.roi_generator(
+            rpn_boxes,
+            rpn_scores,
+            self._anchors(images) if anchor_boxes is None else anchor_boxes,
+            image_shape,
+            training,
+        )
+        outputs = {
+            'backbone_features': backbone_features,
+            'decoder_features': features,
+            'rpn_scores': rpn_scores,
+            'rpn_boxes': rpn_boxes,
+        }
+        if training:
+            targets = self._sample(tf.stop_gradient(rois), gt_boxes, gt_classes, sampling_seed)
+            outputs.update(self._box_outputs(features, targets))
+            outputs.update(self._mask_outputs(features, outputs, targets, gt_masks, image_shape))
+        else:
+            outputs.update(self._detections(features, rois, image_shape))
+        return outputs
+
+    def _anchors(self, images):
+        config = self._config_dict
+        boxes = anchor.build_anchor_generator(
+            config['min_level'],
+            config['max_level'],
+            config['num_scales'],
+            config['aspect_ratios'],
+            config['anchor_size'],
+        )(images.shape[1:3])
+        return {
+            level: tf.tile(x[tf.newaxis], [tf.shape(images)[0], 1, 1, 1])
+            for level, x in boxes.items()
+        }
+
+    def _sample(self, rois, gt_boxes, gt_classes, sampling_seed):
+        """RoIs of the box head with their targets."""
+        rois, boxes, classes, indices = self.roi_sampler[0](
+            rois, gt_boxes, gt_classes, sampling_seed
+        )
+        deltas = box_ops.encode_boxes(boxes, rois, weights=BOX_WEIGHTS)
+        positive = tf.greater(classes, 0)[..., tf.newaxis]
+        return {
+            'rois': rois,
+            'gt_boxes': boxes,
+            'gt_indices': indices,
+            'class_targets': classes,
+            'box_targets': tf.where(positive, deltas, 0.0),
+        }
+
+    def _box_outputs(self, features, targets):
+        class_logits, deltas = self.detection_head[0](self.roi_aligner(features, targets['rois']))
+        return {
+            'class_outputs': class_logits,
+            'box_outputs': deltas,
+            'class_targets': targets['class_targets'],
+            'box_targets': targets['box_targets'],
+        }
+
+    def _mask_outputs(self, features, outputs, targets, gt_masks, image_shape):
+        """Masks and boxes of the first K RoIs; the sampler puts positive RoIs first."""
+        num_masks = self.mask_sampler.get_config()['num_sampled_masks']
+        first = {name: value[:, :num_masks] for name, value in targets.items()}
+        masks = tf.gather(gt_masks, tf.maximum(first['gt_indices'], 0), batch_dims=1)
+        mask_targets = spatial_transform_ops.crop_mask_in_target_box(
+            masks, first['gt_boxes'], first['rois'], MASK_SIZE, sample_offset=0.5
+        )
+        logits = self.mask_head(
+            [self.mask_roi_aligner(features, first['rois']), first['class_targets']]
+        )
+        return {
+            'mask_outputs': logits,
+            'mask_targets': tf.stop_gradient(mask_targets),
+            'mask_class_targets': first['class_targets'],
+            'mask_rois': first['rois'],
+            'mask_gt_boxes': first['gt_boxes'],
+            'mask_predicted_boxes': self._predicted_boxes(
+                outputs['box_outputs'][:, :num_masks], first, image_shape
+            ),
+        }
+
+    def _predicted_boxes(self, deltas, targets, image_shape):
+        """Boxes [B, K, 4] of each RoI's own class, differentiable in `deltas`."""
+        deltas = tf.cast(deltas, tf.float32)
+        if not self._config_dict['class_agnostic_bbox_pred']:
+            shape = tf.shape(deltas)
+            deltas = tf.reshape(deltas, [shape[0], shape[1], -1, 4])
+            deltas = tf.gather(deltas, targets['class_targets'], batch_dims=2)
+        boxes = box_ops.decode_boxes(deltas, targets['rois'], weights=BOX_WEIGHTS)
+        return box_ops.clip_boxes(boxes, image_shape[:, tf.newaxis])
+
+    def _detections(self, features, rois, image_shape):
+        class_logits, deltas = self.detection_head[0](self.roi_aligner(features, rois))
+        detections = self.detection_generator(
+            deltas,
+            class_logits,
+            rois,
+            image_shape,
+            BOX_WEIGHTS,
+            bbox_per_class=not self._config_dict['class_agnostic_bbox_pred'],
+        )
+        logits = self.mask_head(
+            [
+                self.mask_roi_aligner(features, detections['detection_boxes']),
+                detections['detection_classes'],
+            ]
+        )
+        return {**detections, 'detection_masks': tf.sigmoid(tf.cast(logits, tf.float32))}
+
+
+def build_generator(
+    config: configs.Generator,
+    kernel_regularizer: Optional[tf.keras.regularizers.Regularizer] = None,
+) -> Generator:
+    """Builds the generator with the Model Garden's factory and puts the paper's parts in.
+
+    Args:
+      config: see `configs.Generator`; `input_size` must be divisible by 64 (P6).
+      kernel_regularizer: of every kernel that is trained.
+
+    Returns:
+      The network, its variables made.
+
+    Raises:
+      ValueError: `input_size` does not fit the pyramid.
+    """
+    height, width, _ = config.input_size
+    if height % 2**config.max_level or width % 2**config.max_level:
+        raise ValueError(
+            f'model.input_size is {config.input_size[:2]}, but P{config.max_level} needs multiples '
+            f'of {2**config.max_level}'
+        )
+    norm = config.norm_activation
+    input_specs = tf.keras.layers.InputSpec(shape=[None] + list(config.input_size))
+    backbone = backbone_lib.build_backbone(
+        input_specs,
+        model_id=config.backbone.resnet.model_id,
+        padding=config.backbone.padding,
+        norm_epsilon=norm.norm_epsilon,
+        norm_momentum=norm.norm_momentum,
+        use_sync_bn=norm.use_sync_bn,
+        bn_trainable=config.backbone.resnet.bn_trainable,
+        frozen_stages=config.backbone.freeze_stages,
+        kernel_regularizer=kernel_regularizer,
+    )
+    paper_heads = config.head_norm != 'batch_norm'
+    decoder = None
+    if paper_heads:
+        decoder = fpn.FPN(
+            backbone.output_specs,
+            num_filters=config.decoder.get().num_filters,
+            normalization=config.head_norm,
+            kernel_regularizer=kernel_regularizer,
+        )
+    parts = factory.build_maskrcnn(
+        input_specs, config, kernel_regularizer, backbone=backbone, decoder=decoder
+    ).get_config()
+    sampler = config.roi_sampler
+    parts['roi_sampler'] = sampling.RoISampler(
+        mix_gt_boxes=sampler.mix_gt_boxes,
+        num_sampled_rois=sampler.num_sampled_rois,
+        foreground_fraction=sampler.foreground_fraction,
+        foreground_iou_threshold=sampler.foreground_iou_threshold,
+        background_iou_high_threshold=sampler.background_iou_high_threshold,
+        background_iou_low_threshold=sampler.background_iou_low_threshold,
+    )
+    if paper_heads:
+        for name, head_class in (
+            ('rpn_head', heads.RPNHead),
+            ('detection_head', heads.DetectionHead),
+            ('mask_head', heads.MaskHead),
+        ):
+            parts[name] = heads.with_normalization(parts[name], head_class, config.head_norm)
+        for name in ('roi_aligner', 'mask_roi_aligner'):
+            aligner = getattr(config, name)
+            parts[name] = roi_align.MultilevelRoIAligner(
+                aligner.crop_size, aligner.samples_per_bin, sample_offset=aligner.sample_offset
+            )
+    model = Generator(**parts)
+    # A symbolic call makes the variables without running anything.
+    model(tf.keras.Input(config.input_size), image_shape=tf.keras.Input([2]), training=False)
+    return model

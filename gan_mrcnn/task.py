@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task: models, inputs, losses, the two-tape train step and validation.
+
+Le et al., sections 3.1 and 3.2: Mask R-CNN is the generator; a box and a mask discriminator and the
+generator are trained in turn, the discriminators first.
+
+Shapes: B images and K RoIs with a mask per image.
+"""
+
+import collections
+import functools
+from typing import Any, Dict, List, Mapping, Optional
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from official.core import task_factory
+from official.vision.tasks import maskrcnn
+
+from gan_mrcnn import configs, losses
+from gan_mrcnn.datasets import input_pipeline, records
+from gan_mrcnn.evaluation import coco, pictures, predictions
+from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align, roi_features
+from gan_mrcnn.modeling import generator as generator_lib
+
+# Begins the message of the error that stops a run; `train.py` turns it into one readable line.
+NON_FINITE = 'Non-finite loss or gradient'
+
+# Validation images that TensorBoard shows.
+NUM_PICTURES = 4
+
+DETECTION_TERMS = ('rpn_score_loss', 'rpn_box_loss', 'frcnn_cls_loss', 'frcnn_box_loss', 'mask_loss')
+ADVERSARIAL_TERMS = (
+    'box_generator_loss',
+    'mask_generator_loss',
+    'box_discriminator_loss',
+    'mask_discriminator_loss',
+    'box_score_real',
+    'box_score_fake',
+    'discriminator_gradient_norm',
+)
+
+# Both networks' inputs, for the same B * K RoIs; `weights` is 0 for those without an object.
+Samples = collections.namedtuple(
+    'Samples', ['box_real', 'box_fake', 'mask_real', 'mask_fake', 'weights']
+)
+
+
+@task_factory.register_task_cls(configs.GanMaskRCNNTask)
+class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
+    """One replica's view of training and evaluation."""
+
+    def __init__(
+        self,
+        *args,
+        first_example: int = 0,
+        validation_records: Optional[records.RecordSet] = None,
+        **kwargs,
+    ):
+        """Makes a task without models.
+
+        Args:
+          *args: the parent's, as are `kwargs`.
+          first_example: number of the first training example, for a resumed run.
+          validation_records: for the pictures that validation writes; none are written without.
+        """
+        super().__init__(*args, **kwargs)
+        self._first_example = first_example
+        self._validation_records = validation_records
+        self.box_discriminator = None
+        self.mask_discriminator = None
+        self.discriminator_optimizer = None
+
+    @property
+    def has_discriminators(self) -> bool:
+        return self.task_config.gan.mode != 'baseline'
+
+    # Models.
+
+    def build_model(self) -> generator_lib.Generator:
+        """The generator."""
+        return generator_lib.build_generator(self.task_config.model, self._regularizer())
+
+    def build_discriminators(self, optimizer: tf.keras.optimizers.Optimizer) -> None:
+        """Makes both discriminators, their variables and `optimizer`'s slots."""
+        num_layers = self.task_config.gan.num_layers
+        channels = self.task_config.model.decoder.get().num_filters
+        size = generator_lib.MASK_SIZE
+        self.box_discriminator = discriminators.BoxDiscriminator(
+            num_layers, kernel_regularizer=self._regularizer()
+        )
+        self.mask_discriminator = discriminators.MaskDiscriminator(
+            num_layers, kernel_regularizer=self._regularizer()
+        )
+        for model in (self.box_discriminator, self.mask_discriminator):
+            model(tf.keras.Input([size, size, channels]))
+        self.discriminator_optimizer = optimizer
+
+    @property
+    def discriminator_variables(self) -> List[tf.Variable]:
+        return (
+            self.box_discriminator.trainable_variables
+            + self.mask_discriminator.trainable_variables
+        )
+
+    def _regularizer(self):
+        # Keras' l2(c) is c * |w|^2; weight decay d in SGD is the gradient of d / 2 * |w|^2.
+        decay = self.task_config.losses.l2_weight_decay
+        return tf.keras.regularizers.l2(decay / 2.0) if decay else None
+
+    def initialize(self, model: tf.keras.Model) -> None:
+        """Loads the backbone where one is given; called where there is no checkpoint yet."""
+        path = self.task_config.backbone_weights
+        if path:
+            logging.info('%s', backbone_weights.load_backbone(model.backbone, path))
+        else:
+            logging.info('No backbone weights given: all networks are trained from scratch.')
+
+    # Inputs.
+
+    def build_inputs(self, params, input_context=None) -> tf.data.Dataset:
+        """Batches of `params.split`'s records."""
+        seed = self.task_config.seed
+        parser = input_pipeline.Parser(self.task_config.model, params.parser, seed)
+        if params.is_training:
+            return input_pipeline.training_dataset(
+                params, parser, seed, self._first_example, input_context
+            )
+        return input_pipeline.evaluation_dataset(params, parser, input_context)
+
+    # Losses.
+
+    def detection_losses(self, outputs, labels) -> Dict[str, tf.Tensor]:
+        """The five losses of Mask R-CNN, unweighted, and their weighted sum `model_loss`."""
+        if self.task_config.losses.normalization == 'model_garden':
+            terms = super().build_losses(outputs, labels)
+            terms = {name: terms[name] for name in DETECTION_TERMS}
+        else:
+            terms = {
+                'rpn_score_loss': losses.rpn_score_loss(
+                    outputs['rpn_scores'], labels['rpn_score_targets']
+                ),
+                'rpn_box_loss': losses.rpn_box_loss(
+                    outputs['rpn_boxes'], labels['rpn_box_targets'], labels['rpn_score_targets']
+                ),
+                'frcnn_cls_loss': losses.class_loss(
+                    outputs['class_outputs'], outputs['class_targets']
+                ),
+                'frcnn_box_loss': losses.box_loss(
+                    outputs['box_outputs'], outputs['class_targets'], outputs['box_targets']
+                ),
+                'mask_loss': losses.mask_loss(
+                    outputs['mask_outputs'], outputs['mask_targets'], outputs['mask_class_targets']
+                ),
+            }
+        weights = self.task_config.losses
+        kept = 0.0 if self.task_config.gan.mode == 'adversarial_only' else 1.0
+        terms['model_loss'] = (
+            weights.rpn_score_weight * terms['rpn_score_loss']
+            + weights.rpn_box_weight * terms['rpn_box_loss']
+            + weights.frcnn_class_weight * terms['frcnn_cls_loss']
+            + weights.frcnn_box_weight * terms['frcnn_box_loss'] * kept
+            + weights.mask_weight * terms['mask_loss'] * kept
+        )
+        return terms
+
+    def adversarial_samples(self, outputs: Mapping[str, Any]) -> Samples:
+        """What the discriminators look at, real and fake (Fig. 2 and 3).
+
+        Features are detached, so that the generator's gradient reaches nothing but the coordinates
+        of the predicted boxes, through PrRoIPool, and the mask logits.
+
+        Args:
+          outputs: the generator's training outputs.
+
+        Returns:
+          `Samples` of [B * K, 28, 28, C] and the weights [B * K].
+        """
+        features = {
+            level: tf.stop_gradient(outputs['decoder_features'][level])
+            for level in roi_align.POOLED_LEVELS
+        }
+        pool = functools.partial(roi_features.fused_roi_features, features)
+        flatten = lambda masks: tf.reshape(  # noqa: E731
+            masks, [-1, generator_lib.MASK_SIZE, generator_lib.MASK_SIZE, 1]
+        )
+        mask_features = pool(tf.stop_gradient(outputs['mask_rois']))
+        return Samples(
+            box_real=pool(tf.stop_gradient(outputs['mask_gt_boxes'])),
+            box_fake=pool(outputs['mask_predicted_boxes']),
+            mask_real=mask_features * flatten(outputs['mask_targets']),
+            mask_fake=mask_features * flatten(tf.sigmoid(outputs['mask_outputs'])),
+            weights=tf.reshape(tf.cast(outputs['mask_class_targets'] > 0, tf.float32), [-1]),
+        )
+
+    def discriminator_losses(self, samples: Samples) -> Dict[str, tf.Tensor]:
+        """Eq. 3: the box discriminator's Eq. 5 and the mask discriminator's part of Eq. 6."""
+        # Real and fake share one batch, so that BatchNorm cannot tell one from the other.
+        box_real, box_fake = tf.split(
+            self.box_discriminator(
+                tf.concat([samples.box_real, samples.box_fake], 0), training=True
+            ),
+            2,
+        )
+        layers = self.mask_discriminator(
+            tf.concat([samples.mask_real, samples.mask_fake], 0), training=True
+        )
+        real_layers, fake_layers = zip(*(tf.split(layer, 2) for layer in layers))
+        return {
+            'box_discriminator_loss': losses.box_discriminator_loss(
+                box_real, box_fake, samples.weights
+            ),
+            'mask_discriminator_loss': losses.mask_discriminator_loss(
+                real_layers, fake_layers, samples.weights, self.mask_discriminator.layer_weights
+            ),
+            'box_score_real': losses.mean_over_rois(tf.sigmoid(box_real), samples.weights),
+            'box_score_fake': losses.mean_over_rois(tf.sigmoid(box_fake), samples.weights),
+        }
+
+    def generator_losses(self, samples: Samples) -> Dict[str, tf.Tensor]:
+        """Eq. 4 and 6. The discriminators run on their stored statistics, which stay as they are."""
+        box_fake = self.box_discriminator(samples.box_fake, training=False)
+        return {
+            'box_generator_loss': losses.box_generator_loss(box_fake, samples.weights),
+            'mask_generator_loss': losses.mask_generator_loss(
+                self.mask_discriminator(samples.mask_real, training=False),
+                self.mask_discriminator(samples.mask_fake, training=False),
+                samples.weights,
+                self.mask_discriminator.layer_weights,
+            ),
+        }
+
+    # Steps.
+
+    def train_step(self, inputs, model, optimizer, metrics=None):
+        """Trains the discriminators, then the generator against them, on one batch.
+
+        Args:
+          inputs: images [B, H, W, 3] and labels, see `input_pipeline.Parser.parse_train`.
+          model: the generator.
+          optimizer: the generator's.
+          metrics: running means by name of loss term, updated in place.
+
+        Returns:
+          A dictionary with the generator's whole loss.
+        """
+        images, labels = inputs
+        gan = self.task_config.gan
+        with tf.GradientTape() as generator_tape:
+            outputs = model(
+                images,
+                image_shape=labels['image_info'][:, 1],
+                gt_boxes=labels['gt_boxes'],
+                gt_classes=labels['gt_classes'],
+                gt_masks=labels['gt_masks'],
+                sampling_seed=labels['sampling_seed'],
+                training=True,
+            )
+            outputs = tf.nest.map_structure(_to_float32, outputs)
+            terms = self.detection_losses(outputs, labels)
+            total_loss = terms['model_loss'] + tf.add_n(model.losses or [0.0])
+
+            if self.has_discriminators:
+                samples = self.adversarial_samples(outputs)
+                with generator_tape.stop_recording():
+                    terms.update(self._train_discriminators(samples, labels))
+                terms.update(self.generator_losses(samples))
+                total_loss += (
+                    gan.box_weight * terms['box_generator_loss']
+                    + gan.mask_weight * terms['mask_generator_loss']
+                )
+            loss = _share_of_replica(total_loss, optimizer)
+        terms['total_loss'] = total_loss
+        terms['gradient_norm'] = self._apply_gradients(
+            generator_tape, loss, model.trainable_variables, optimizer, terms, labels
+        )
+        for metric in metrics or []:
+            metric.update_state(terms[metric.name])
+        return {self.loss: total_loss}
+
+    def _train_discriminators(self, samples: Samples, labels) -> Dict[str, tf.Tensor]:
+        """One step of both discriminators on detached samples."""
+        samples = Samples(*(tf.stop_gradient(x) for x in samples))
+        optimizer = self.discriminator_optimizer
+        with tf.GradientTape() as discriminator_tape:
+            terms = self.discriminator_losses(samples)
+            total_loss = tf.add_n(
+                [terms['box_discriminator_loss'], terms['mask_discriminator_loss']]
+                + self.box_discriminator.losses
+                + self.mask_discriminator.losses
+            )
+            loss = _share_of_replica(total_loss, optimizer)
+        terms['discriminator_gradient_norm'] = self._apply_gradients(
+            discriminator_tape, loss, self.discriminator_variables, optimizer, terms, labels
+        )
+        return terms
+
+    def _apply_gradients(self, tape, loss, variables, optimizer, terms, labels) -> tf.Tensor:
+        """Sums gradients over replicas, clips and applies them; returns their global norm.
+
+        Raises (when the step runs): InvalidArgumentError that begins with `NON_FINITE` and names
+        step, terms and images, before any variable of this network is changed.
+        """
+        gradients = tape.gradient(loss, variables, tf.UnconnectedGradients.ZERO)
+        scaled = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+        if scaled:
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        replicas = tf.distribute.get_replica_context()
+        gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        norm = tf.linalg.global_norm(gradients)
+        checks = [] if scaled else [_assert_finite(norm, terms, optimizer, labels)]
+        with tf.control_dependencies(checks):
+            if self.task_config.clip_norm:
+                gradients, _ = tf.clip_by_global_norm(
+                    gradients, self.task_config.clip_norm, use_norm=norm
+                )
+            else:
+                gradients = [tf.identity(gradient) for gradient in gradients]
+        optimizer.apply_gradients(
+            list(zip(gradients, variables)), experimental_aggregate_gradients=False
+        )
+        return norm
+
+    def build_metrics(self, training: bool = True) -> List[tf.keras.metrics.Metric]:
+        """Running means of every term that `train_step` reports; none for validation."""
+        if not training:
+            return []
+        names = DETECTION_TERMS + ('model_loss', 'total_loss', 'gradient_norm')
+        if self.has_discriminators:
+            names += ADVERSARIAL_TERMS
+        return [tf.keras.metrics.Mean(name, dtype=tf.float32) for name in names]
+
+    # Validation.
+
+    def validation_step(self, inputs, model, metrics=None) -> Dict[str, Any]:
+        """Detections of one batch."""
+        images, labels = inputs
+        outputs = model(images, image_shape=labels['image_info'][:, 1], training=False)
+        names = ('boxes', 'scores', 'classes', 'masks')
+        return {
+            'detections': {name: outputs[f'detection_{name}'] for name in names},
+            'labels': labels,
+        }
+
+    def aggregate_logs(self, state=None, step_outputs=None) -> List[Dict[str, Any]]:
+        """Adds one batch's detections, as COCO results at the images' own size, to `state`."""
+        state = [] if state is None else state
+        for replica in range(len(step_outputs['labels']['source_id'])):
+            labels, detections = (
+                {name: np.asarray(value[replica]) for name, value in step_outputs[part].items()}
+                for part in ('labels', 'detections')
+            )
+            for i, image_id in enumerate(labels['source_id']):
+                if image_id >= 0:
+                    state += predictions.detections_to_coco(
+                        int(image_id),
+                        detections['boxes'][i],
+                        detections['scores'][i],
+                        detections['classes'][i],
+                        detections['masks'][i],
+                        labels['image_info'][i],
+                    )
+        return state
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None) -> Dict[str, float]:
+        """COCO AP of boxes and masks, as `box_AP`, `mask_AP50` and so on; writes pictures."""
+        if self._validation_records:
+            chosen = self._validation_records.image_ids[:NUM_PICTURES]
+            sheet = pictures.contact_sheet(self._validation_records, chosen, aggregated_logs)
+            tf.summary.image('image_truth_prediction', sheet[np.newaxis])
+        figures = coco.evaluate_coco(self.task_config.annotation_file, aggregated_logs)
+        return {
+            f'{kind}_{name}': value
+            for kind, values in figures.items()
+            for name, value in values.items()
+            if value is not None
+        }
+
+
+def _to_float32(x):
+    return tf.cast(x, tf.float32) if x.dtype.is_floating else x
+
+
+def _share_of_replica(loss, optimizer):
+    """What one replica adds to the sum over replicas, scaled for float16 where that is in use."""
+    loss /= tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
+    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+        return optimizer.get_scaled_loss(loss)
+    return loss
+
+
+def _assert_finite(norm, terms, optimizer, labels):
+    finite = tf.math.is_finite(norm)
+    names = sorted(terms)
+    for name in names:
+        finite &= tf.math.is_finite(terms[name])
+    return tf.debugging.Assert(
+        finite,
+        [f'{NON_FINITE}: step', optimizer.iterations + 1, 'images', labels['source_id']]
+        + [part for name in names for part in (name, terms[name])]
+        + ['gradient_norm', norm],
+        summarize=1000,
+    )
+
+
+def parse_non_finite(message: str) -> Optional[str]:
+    """The line of an error's message that says what was not finite and where, or None."""
+    for line in message.splitlines():
+        start = line.find(NON_FINITE)
+        if start >= 0:
+            return line[start:].replace('] [', ' ').replace('[', '').strip(' ]')
+    return None

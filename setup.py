@@ -1,0 +1,66 @@
+"""Packaging of GAN Mask R-CNN, and the one place where its requirements are declared.
+
+`requirements.lock` beside this file is the full set that was tested, made from these ranges.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+_ROOT = pathlib.Path(__file__).resolve().parent
+
+_INSTALL_REQUIRES = [
+    # The last TensorFlow with Keras 2 behind `tf.keras` and the last one that tensorflow-addons
+    # supports.
+    'tensorflow>=2.15,<2.16',
+    # The Model Garden follows TensorFlow's version: 2.15 is the one that is made for 2.15.
+    'tf-models-official==2.15.*',
+    # Declared now, imported by nothing yet: it is for the image augmentation, and only
+    # gan_mrcnn/datasets/augment.py may import it, because it ended with TensorFlow 2.15.
+    'tensorflow-addons>=0.23,<0.24',
+    # Only the Model Garden needs it (through tensorflow-datasets). From 1.16 on it wants a newer
+    # protobuf than TensorFlow 2.15 has, and `import official` prints a traceback. Before Python
+    # 3.11, 1.14 and 1.15 want protobuf 3.20, which today's Google packages no longer accept: pip
+    # searches their old versions for many minutes. 1.13.1 takes protobuf 4.
+    "tensorflow-metadata>=1.15,<1.16; python_version >= '3.11'",
+    "tensorflow-metadata>=1.13.1,<1.14; python_version < '3.11'",
+    # TensorFlow 2.15 is compiled against NumPy 1.
+    'numpy>=1.23.5,<2',
+    # COCO metrics and run-length encoded masks.
+    'pycocotools>=2.0.6',
+    # Image files and drawing. The headless build, because tf-models-official already requires
+    # it: two OpenCV wheels overwrite each other's files.
+    'opencv-python-headless>=4.5',
+    # Progress bars.
+    'tqdm>=4.60',
+]
+
+_EXTRAS_REQUIRE = {
+    'test': [
+        'pytest>=7',
+        # Generates the inputs of the property tests.
+        'hypothesis>=6',
+        # `make lint`; its settings are in pyproject.toml.
+        'ruff>=0.4',
+    ],
+}
+
+
+def _version():
+    """`__version__` of the package, read and not imported: nothing is installed at this point."""
+    text = (_ROOT / 'gan_mrcnn' / '__init__.py').read_text(encoding='utf-8')
+    return re.search(r"^__version__ = '([^']+)'$", text, re.MULTILINE).group(1)
+
+
+setup(
+    name='gan-mrcnn',
+    version=_version(),
+    description="The Model Garden's Mask R-CNN with adversarial losses on boxes and masks",
+    license='Apache-2.0',
+    packages=find_packages(include=['gan_mrcnn', 'gan_mrcnn.*', 'custom_ops', 'custom_ops.*']),
+    # TensorFlow 2.15 has no build for Python 3.12.
+    python_requires='>=3.9,<3.12',
+    install_requires=_INSTALL_REQUIRES,
+    extras_require=_EXTRAS_REQUIRE,
+)

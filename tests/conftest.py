@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests."""
+
+import os
+import pathlib
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import pytest  # noqa: E402
+
+_REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def glas_dir():
+    """Folder of the real gland data; the tests that need it skip where it is missing."""
+    folder = pathlib.Path(os.environ.get('GLAS_DIR', _REPOSITORY.parent / 'shared/data/glas'))
+    if not (folder / 'Grade.csv').is_file():
+        pytest.skip(f'the gland data are not in {folder} (set GLAS_DIR to their folder)')
+    return folder

@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Trains GAN Mask R-CNN: `python train.py --dataset gland --data_dir DIR --model_dir RUN`."""
+
+import argparse
+
+from gan_mrcnn import flags
+
+
+def parse_flags() -> argparse.Namespace:
+    """Flags, before TensorFlow is imported: --help and mistakes answer at once."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    flags.add_data_flags(parser)
+    parser.add_argument(
+        '--mode',
+        choices=('train', 'eval', 'train_and_eval'),
+        default='train_and_eval',
+        help='eval: the last checkpoint on the validation split',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_flags()
+    from gan_mrcnn import evaluating, experiment, training
+
+    dataset = experiment.load_dataset(options)
+    config = experiment.load_config(options, dataset)
+    model_dir = options.model_dir or f'runs/{dataset.name}-{config.task.gan.mode}'
+    if options.mode == 'eval':
+        split = config.task.validation_data.split
+        evaluating.evaluate(config, dataset, split, model_dir, checkpoint='last')
+    else:
+        training.train(config, dataset, model_dir, options.mode)
+
+
+if __name__ == '__main__':
+    flags.run_main(main)
