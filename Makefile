@@ -1,7 +1,8 @@
 # Sets up an environment in .venv, then trains, tests or lints in it. `make` lists the targets.
 #
 # Python 3.11 installs requirements.lock, the exact set that was tested. Some of its pins have no
-# build for 3.9 and 3.10: there pip resolves the ranges of setup.py, with pytest and ruff.
+# build for 3.9 and 3.10: there pip, brought up to date because the one that comes with them does
+# not get to the end of it, resolves the ranges of setup.py. Tests were made with 3.11.
 
 PYTHON ?= python3
 MODEL_DIR ?= runs/gland_demo
@@ -50,7 +51,7 @@ $(STAMP): setup.py requirements.lock
 	@if $(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	    $(PIP_INSTALL) -r requirements.lock && $(PIP_INSTALL) --no-deps -e .; \
 	else \
-	    $(PIP_INSTALL) -e '.[test]'; \
+	    $(PIP_INSTALL) -U pip && $(PIP_INSTALL) -e '.[test]'; \
 	fi
 	@touch $@
 

@@ -21,8 +21,7 @@ _INSTALL_REQUIRES = [
     'tensorflow-addons>=0.23,<0.24',
     # Only the Model Garden needs it (through tensorflow-datasets). From 1.16 on it wants a newer
     # protobuf than TensorFlow 2.15 has, and `import official` prints a traceback. Before Python
-    # 3.11, 1.14 and 1.15 want protobuf 3.20, which today's Google packages no longer accept: pip
-    # searches their old versions for many minutes. 1.13.1 takes protobuf 4.
+    # 3.11, 1.14 and 1.15 go with protobuf 3.20 only; 1.13.1 takes protobuf 4 as in the lock.
     "tensorflow-metadata>=1.15,<1.16; python_version >= '3.11'",
     "tensorflow-metadata>=1.13.1,<1.14; python_version < '3.11'",
     # TensorFlow 2.15 is compiled against NumPy 1.

@@ -77,6 +77,9 @@ class DetectionGenerator(maskrcnn.DetectionGenerator):
 class Backbone(backbones.Backbone):
     """`resnet.model_id` chooses 18, 34, 50 or 101.
 
+    `resnet.bn_trainable` and `freeze_stages` are for a network that starts from weights; one that
+    starts from scratch is trained whole (`experiment.load_config` sees to it).
+
     padding: 'symmetric' as in the networks that torchvision's weights were trained in, 'same' for
       TensorFlow's own.
     freeze_stages: 0 none, 1 the stem, 2 the stem and stage 1.
@@ -175,7 +178,7 @@ def optimizer_config(
     values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
     return optimization.OptimizationConfig(
         {
-            'optimizer': {'type': 'sgd', 'sgd': {'momentum': 0.9}},
+            'optimizer': {'type': 'sgd_experimental', 'sgd_experimental': {'momentum': 0.9}},
             'learning_rate': {
                 'type': 'stepwise',
                 'stepwise': {'boundaries': boundaries, 'values': values},

@@ -55,6 +55,10 @@ def load_config(
     if task.gan.mode not in GAN_MODES:
         raise UserError(f'task.gan.mode is {task.gan.mode!r}, not one of {", ".join(GAN_MODES)}')
     task.backbone_weights = os.path.expanduser(task.backbone_weights)
+    if not task.backbone_weights:
+        # Frozen random layers and BatchNorm that never sees a statistic would learn nothing.
+        task.model.backbone.freeze_stages = 0
+        task.model.backbone.resnet.bn_trainable = True
     return config
 
 

@@ -5,9 +5,11 @@ Imports nothing heavy: --help and a mistyped flag answer at once.
 """
 
 import argparse
+import logging
 import os
 import pathlib
 import sys
+import warnings
 from typing import Callable
 
 from gan_mrcnn.errors import UserError
@@ -42,14 +44,22 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_main(main: Callable[[], None]) -> None:
     """Runs `main` and ends the process: 0 done, 1 a bug, 2 for the user to mend, 130 ^C."""
-    # TensorFlow's own start-up lines say nothing about the run.
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    _silence_start_up()
     try:
         main()
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_fail('stopped; the same command goes on from the last checkpoint', 130))
+
+
+def _silence_start_up() -> None:
+    """Keeps lines of TensorFlow and its dependencies that say nothing about the run off the log."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    warnings.filterwarnings('ignore', category=FutureWarning, module=r'google\..*')
+    warnings.filterwarnings('ignore', category=DeprecationWarning)
+    # Deprecations inside the Model Garden.
+    logging.getLogger('tensorflow').setLevel(logging.ERROR)
 
 
 def _fail(message: str, status: int) -> int:

@@ -14,7 +14,7 @@ Shapes: N RoIs (per image where B is given), B images, K mask RoIs per image, C 
 background as class 0, A anchors per node of an FPN level of H x W nodes, S mask resolution.
 """
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -23,7 +23,7 @@ def mean_over_rois(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Mean of the values with weight over all replicas; see the module for the division.
 
     Args:
-        values: loss of each RoI, any shape. Those without weight may be anything, even NaN.
+        values: loss of each RoI, any shape. Those without weight do not count, not even as NaN.
         weights: of the same shape, 1 for a valid RoI and 0 for padding.
 
     Returns:
@@ -105,9 +105,7 @@ def mask_discriminator_loss(real_layers, fake_layers, weights, layer_weights) ->
     return -mask_feature_distance(real_layers, fake_layers, weights, layer_weights)
 
 
-def rpn_score_loss(
-    scores: Mapping[str, tf.Tensor], targets: Mapping[str, tf.Tensor]
-) -> tf.Tensor:
+def rpn_score_loss(scores: Mapping[str, tf.Tensor], targets: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """Binary cross-entropy of the objectness, mean over the sampled anchors of all levels.
 
     Args:

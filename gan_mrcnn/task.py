@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 from official.core import task_factory
+from official.modeling import optimization
 from official.vision.tasks import maskrcnn
 
 from gan_mrcnn import configs, losses
@@ -94,7 +95,19 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         )
         for model in (self.box_discriminator, self.mask_discriminator):
             model(tf.keras.Input([size, size, channels]))
+        optimizer.build(self.discriminator_variables)
         self.discriminator_optimizer = optimizer
+
+    @classmethod
+    def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
+        """SGD on the configured schedule, with loss scaling in float16; `dp_config` is not used."""
+        factory = optimization.OptimizerFactory(optimizer_config)
+        optimizer = factory.build_optimizer(
+            factory.build_learning_rate(), use_legacy_optimizer=False
+        )
+        if runtime_config and runtime_config.mixed_precision_dtype == 'float16':
+            optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+        return optimizer
 
     @property
     def discriminator_variables(self) -> List[tf.Variable]:
@@ -184,13 +197,17 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         flatten = lambda masks: tf.reshape(  # noqa: E731
             masks, [-1, generator_lib.MASK_SIZE, generator_lib.MASK_SIZE, 1]
         )
-        mask_features = pool(tf.stop_gradient(outputs['mask_rois']))
+        positive = outputs['mask_class_targets'] > 0
+        # BatchNorm sees every row: RoIs with an object are repeated in place of those without.
+        repeated = _repeat_positive(positive)
+        part = lambda name: tf.gather(outputs[name], repeated, batch_dims=1)  # noqa: E731
+        mask_features = pool(tf.stop_gradient(part('mask_rois')))
         return Samples(
-            box_real=pool(tf.stop_gradient(outputs['mask_gt_boxes'])),
-            box_fake=pool(outputs['mask_predicted_boxes']),
-            mask_real=mask_features * flatten(outputs['mask_targets']),
-            mask_fake=mask_features * flatten(tf.sigmoid(outputs['mask_outputs'])),
-            weights=tf.reshape(tf.cast(outputs['mask_class_targets'] > 0, tf.float32), [-1]),
+            box_real=pool(tf.stop_gradient(part('mask_gt_boxes'))),
+            box_fake=pool(part('mask_predicted_boxes')),
+            mask_real=mask_features * flatten(part('mask_targets')),
+            mask_fake=mask_features * flatten(tf.sigmoid(part('mask_outputs'))),
+            weights=tf.reshape(tf.cast(positive, tf.float32), [-1]),
         )
 
     def discriminator_losses(self, samples: Samples) -> Dict[str, tf.Tensor]:
@@ -301,7 +318,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         Raises (when the step runs): InvalidArgumentError that begins with `NON_FINITE` and names
         step, terms and images, before any variable of this network is changed.
         """
-        gradients = tape.gradient(loss, variables, tf.UnconnectedGradients.ZERO)
+        gradients = tape.gradient(
+            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         scaled = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
         if scaled:
             gradients = optimizer.get_unscaled_gradients(gradients)
@@ -316,9 +335,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                 )
             else:
                 gradients = [tf.identity(gradient) for gradient in gradients]
-        optimizer.apply_gradients(
-            list(zip(gradients, variables)), experimental_aggregate_gradients=False
-        )
+        optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
         return norm
 
     def build_metrics(self, training: bool = True) -> List[tf.keras.metrics.Metric]:
@@ -375,6 +392,13 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             for name, value in values.items()
             if value is not None
         }
+
+
+def _repeat_positive(positive):
+    """Indices [B, K] that repeat an image's positive RoIs, which come first, to fill its row."""
+    count = tf.reduce_sum(tf.cast(positive, tf.int32), axis=1, keepdims=True)
+    place = tf.range(tf.shape(positive)[1])[tf.newaxis]
+    return tf.where(count > 0, place % tf.maximum(count, 1), place)
 
 
 def _to_float32(x):

@@ -27,6 +27,8 @@ class Trainer(base_trainer.Trainer):
                 'mask_discriminator': task.mask_discriminator,
                 'discriminator_optimizer': task.discriminator_optimizer,
             }
+        # Slots made within the first step would not be there when a checkpoint is restored.
+        optimizer.build(model.trainable_variables)
         super().__init__(config, task, model, optimizer, **kwargs)
         self._checkpoint = tf.train.Checkpoint(
             global_step=self.global_step,
@@ -40,7 +42,7 @@ class Trainer(base_trainer.Trainer):
         logs = super().train_loop_end()
         optimizer = self.task.discriminator_optimizer
         if optimizer is not None:
-            logs['discriminator_learning_rate'] = optimizer.learning_rate(optimizer.iterations)
+            logs['discriminator_learning_rate'] = optimizer.learning_rate
         return logs
 
 
@@ -75,7 +77,7 @@ class ProgressBar:
 
     def update(self, output: orbit.runner.Output) -> None:
         """An orbit train action."""
-        now, step = time.monotonic(), int(tf.summary.experimental.get_step())
+        now, step = time.monotonic(), _current_step()
         self._figures['loss'] = f'{float(output["total_loss"]):.3f}'
         if self._last:
             seconds = (now - self._last[0]) / (step - self._last[1])
@@ -92,11 +94,15 @@ class ProgressBar:
             f'{kind} AP {float(output[f"{kind}_AP"]):.3f}' for kind in ('box', 'mask')
         )
         self._figures['val'] = figures
-        step = int(tf.summary.experimental.get_step())
-        self._bar.write(f'step {step}: validation {figures}')
+        self._bar.write(f'step {_current_step()}: validation {figures}')
 
     def close(self) -> None:
         self._bar.close()
+
+
+def _current_step() -> int:
+    """The global step, which orbit makes the summaries' step."""
+    return int(tf.summary.experimental.get_step().numpy())
 
 
 def make_trainer(config, task, train: bool, evaluate: bool, model_dir: str) -> Trainer:

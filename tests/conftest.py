@@ -6,6 +6,12 @@ import pathlib
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+# Two of them, for the tests of tf.distribute; must be said before TensorFlow starts.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 

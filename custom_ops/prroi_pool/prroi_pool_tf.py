@@ -126,13 +126,21 @@ def _contract(features, weights_y, weights_x, box_indices, windows):
         return tf.reshape(pooled, [bins[0], bins[1], tf.shape(features)[3]])
 
     def gradient(upstream):
-        d_weights = tf.map_fn(
-            lambda box: _weight_gradients(features, box[:4], box[4]),
-            (*boxes, upstream),
-            fn_output_signature=(
-                tf.TensorSpec(weights_y.shape[1:], features.dtype),
-                tf.TensorSpec(weights_x.shape[1:], features.dtype),
-            ),
+        def loop():
+            return tf.map_fn(
+                lambda box: _weight_gradients(features, box[:4], box[4]),
+                (*boxes, upstream),
+                fn_output_signature=(
+                    tf.TensorSpec(weights_y.shape[1:], features.dtype),
+                    tf.TensorSpec(weights_x.shape[1:], features.dtype),
+                ),
+            )
+
+        # A loop without a step cannot tell the size of a map that is unknown when traced.
+        d_weights = tf.cond(
+            tf.shape(weights_y)[0] > 0,
+            loop,
+            lambda: (tf.zeros_like(weights_y), tf.zeros_like(weights_x)),
         )
         d_features = _feature_gradient(features, weights_y, weights_x, box_indices, upstream)
         return d_features, *d_weights, None, None

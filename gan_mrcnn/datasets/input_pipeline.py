@@ -157,7 +157,8 @@ def training_dataset(
     """Endless batches of training examples, a new order each epoch, the same for the same seed.
 
     Args:
-      params: `input_path`, `num_examples`, `global_batch_size`, `shuffle_buffer_size`.
+      params: `input_path`, `num_examples`, `global_batch_size`, and `shuffle_buffer_size`, the
+        number of encoded examples that are held and shuffled at a time.
       parser: see there.
       seed: of the order.
       first_example: number of the first example, to go on where a stopped run was.
@@ -172,11 +173,15 @@ def training_dataset(
     files = sorted(tf.io.gfile.glob(params.input_path))
 
     def epoch(number):
-        """Records of one epoch with their number in the run."""
-        records = tf.data.TFRecordDataset(files).shuffle(
-            params.shuffle_buffer_size, seed=number + seed * 1_000_003
+        """Records of one epoch with their number in the run: files and blocks are shuffled."""
+        shuffle = lambda x, what: tf.random.experimental.stateless_shuffle(  # noqa: E731
+            x, tf.stack([tf.cast(seed, tf.int64), number * 2 + what])
         )
-        return records.enumerate(number * num_examples)
+        records = tf.data.Dataset.from_tensor_slices(shuffle(tf.constant(files), 0)).interleave(
+            tf.data.TFRecordDataset, cycle_length=min(len(files), 16)
+        )
+        blocks = records.batch(params.shuffle_buffer_size)
+        return blocks.map(lambda block: shuffle(block, 1)).unbatch().enumerate(number * num_examples)
 
     first_epoch, skipped = divmod(first_example, num_examples)
     dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(skipped)

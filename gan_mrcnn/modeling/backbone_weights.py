@@ -135,13 +135,15 @@ def load_model_garden_checkpoint(backbone: tf.keras.Model, path: str) -> LoadRep
     prefix = tf.train.latest_checkpoint(path) if os.path.isdir(path) else path
     if prefix is None or not os.path.isfile(f'{prefix}.index'):
         raise UserError(f'backbone weights {path}: there is no TensorFlow checkpoint')
+    # TensorFlow answers a misfit with a warning per variable, so look before reading.
+    _check_checkpoint(backbone, prefix)
     try:
         status = tf.train.Checkpoint(backbone=backbone).read(prefix)
         status.expect_partial().assert_existing_objects_matched()
     except (AssertionError, ValueError, tf.errors.OpError) as error:
         raise UserError(
-            f"backbone weights {prefix}: not a checkpoint whose 'backbone' is the Model Garden's "
-            f'ResNet-{_model_id(backbone)}: {_one_line(error)}'
+            f'backbone weights {prefix}: not a readable checkpoint of the Model Garden: '
+            f'{_one_line(error)}'
         ) from error
     shapes = [variable.shape.num_elements() for variable in backbone.variables]
     return LoadReport(source=prefix, num_tensors=len(shapes), num_parameters=sum(shapes))
@@ -211,6 +213,41 @@ def _make_identity_projection(backbone):
         # BatchNorm divides by sqrt(1 + epsilon).
         norm.gamma.assign(tf.fill(norm.gamma.shape, math.sqrt(1.0 + norm.epsilon)))
         norm.beta.assign(tf.zeros_like(norm.beta))
+
+
+def _checkpoint_variables(backbone) -> dict[str, tf.Variable]:
+    """Every variable of the backbone by its key in a checkpoint."""
+    parts = ('_shortcut', '_norm0', '_conv1', '_norm1', '_conv2', '_norm2', '_conv3', '_norm3')
+    kinds = ('kernel', 'gamma', 'beta', 'moving_mean', 'moving_variance')
+    variables = {}
+    for i, layer in enumerate(layer for layer in backbone.layers if layer.weights):
+        key = f'backbone/layer_with_weights-{i}'
+        sublayers = {f'{key}/{part}': getattr(layer, part, None) for part in parts}
+        for name, sublayer in {key: layer, **sublayers}.items():
+            for kind in kinds:
+                if hasattr(sublayer, kind):
+                    variables[f'{name}/{kind}'] = getattr(sublayer, kind)
+    return variables
+
+
+def _check_checkpoint(backbone, prefix):
+    place = f'backbone weights {prefix} for ResNet-{_model_id(backbone)}'
+    try:
+        shapes = dict(tf.train.list_variables(prefix))
+    except (ValueError, tf.errors.OpError) as error:
+        raise UserError(f'{place}: not a readable checkpoint: {_one_line(error)}') from error
+    shapes = {key.replace('/.ATTRIBUTES/VARIABLE_VALUE', ''): shapes[key] for key in shapes}
+    variables = _checkpoint_variables(backbone)
+    missing = [key for key in variables if key not in shapes]
+    if missing:
+        raise UserError(
+            f"{place}: missing {_listing(missing)}; is it the Model Garden's, of this depth?"
+        )
+    for key, variable in variables.items():
+        if shapes[key] != variable.shape:
+            raise UserError(
+                f'{place}: {key} has shape {shapes[key]}, {variable.shape.as_list()} is wanted'
+            )
 
 
 def _check_names(tensors, variables, backbone, path):

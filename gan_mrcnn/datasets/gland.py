@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gland segmentation contest of MICCAI 2015 (GlaS, Warwick-QU), as its folder is downloaded.
+
+Paper, section 4.6: 85 training and 80 test images of H&E-stained tissue; one class. Every picture
+(`train_1.bmp`) has a label image (`train_1_anno.bmp`) that holds a number per gland, and
+`Grade.csv` the patient and the grade of each. BMP and PNG are read.
+
+Sirinukunwattana et al., Gland Segmentation in Colon Histology Images: The GlaS Challenge Contest
+(2017).
+"""
+
+import csv
+import hashlib
+import pathlib
+import re
+from typing import Dict, Iterator, List, NamedTuple, Optional
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from gan_mrcnn.datasets import base, gland_demo
+from gan_mrcnn.errors import UserError
+
+DEFAULT_DIR = 'data/gland'
+SUFFIXES = ('.bmp', '.png')
+PARTS = {'train': 0, 'testA': 1000, 'testB': 2000}
+
+# Patients of the validation split: the fixed choice that comes closest to a sixth of the training
+# images and to their share of benign ones, with both grades. See `validation_patients`.
+VALIDATION_SHARE = 1 / 6
+
+
+class Case(NamedTuple):
+    """A row of Grade.csv: name of the picture, patient, 'benign' or 'malignant'."""
+
+    name: str
+    patient: int
+    grade: str
+
+
+def load(data_dir: Optional[str]) -> base.Dataset:
+    """The contest's data in `data_dir` or in `data/gland`, or the demo set where neither is.
+
+    Raises:
+      UserError: `data_dir` is given and does not hold the data.
+    """
+    if data_dir:
+        return Glands(data_dir)
+    if (pathlib.Path(DEFAULT_DIR) / 'Grade.csv').is_file():
+        return Glands(DEFAULT_DIR)
+    return gland_demo.DemoGlands()
+
+
+class Glands(base.Dataset):
+    """Splits: 'train' and 'val' (by patient, together 'trainval'), 'test' ('testA', 'testB')."""
+
+    name = 'gland'
+    class_names = ('gland',)
+    splits = ('train', 'val', 'trainval', 'test', 'testA', 'testB')
+
+    def __init__(self, data_dir: str):
+        """Reads Grade.csv and looks which pictures there are.
+
+        Raises:
+          UserError: the folder, Grade.csv or all of the pictures are missing.
+        """
+        self._dir = pathlib.Path(data_dir).expanduser()
+        if not self._dir.is_dir():
+            raise UserError(f'--data_dir {data_dir} is no folder; {_EXPECTED}')
+        if not (self._dir / 'Grade.csv').is_file():
+            raise UserError(f'--data_dir {data_dir} has no Grade.csv; {_EXPECTED}')
+        self.cases = {case.name: case for case in read_grades(self._dir / 'Grade.csv')}
+        if not any(self._find(name) for name in self.cases):
+            raise UserError(
+                f'--data_dir {data_dir} has none of the pictures that its Grade.csv names; '
+                f'{_EXPECTED}'
+            )
+        validation = validation_patients(self._part('train'))
+        is_validation = lambda case: case.patient in validation  # noqa: E731
+        train = self._part('train')
+        self._splits = {
+            'train': [case for case in train if not is_validation(case)],
+            'val': [case for case in train if is_validation(case)],
+            'trainval': train,
+            'test': self._part('testA') + self._part('testB'),
+            'testA': self._part('testA'),
+            'testB': self._part('testB'),
+        }
+
+    def grade(self, name: str) -> str:
+        """'benign' or 'malignant', of a picture's name without suffix."""
+        return self.cases[name].grade
+
+    def patients(self, split: str) -> set:
+        """Patients whose tissue is in `split`."""
+        return {case.patient for case in self._splits[split]}
+
+    def num_examples(self, split: str) -> int:
+        return len(self._splits[split])
+
+    def fingerprint(self, split: str) -> str:
+        digest = hashlib.sha256()
+        for case in self._splits[split]:
+            for name in (case.name, f'{case.name}_anno'):
+                path = self._find(name)
+                digest.update(name.encode() + b'\0')
+                if path:
+                    digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def examples(self, split: str, skip_bad: bool = False) -> Iterator[base.Example]:
+        for case in self._splits[split]:
+            try:
+                yield self._read(case.name)
+            except UserError as error:
+                if not skip_bad:
+                    raise UserError(f'{error}; --skip_bad leaves such pictures out') from error
+                logging.warning('left out: %s', error)
+
+    def _part(self, part: str) -> List[Case]:
+        cases = [case for case in self.cases.values() if case.name.startswith(f'{part}_')]
+        return sorted(cases, key=lambda case: image_id(case.name))
+
+    def _find(self, name: str) -> Optional[pathlib.Path]:
+        for suffix in SUFFIXES:
+            path = self._dir / f'{name}{suffix}'
+            if path.is_file():
+                return path
+        return None
+
+    def _path(self, name: str) -> pathlib.Path:
+        path = self._find(name)
+        if path is None:
+            raise UserError(f'{self._dir / name}.bmp (or .png) is missing')
+        return path
+
+    def _read(self, name: str) -> base.Example:
+        image_path, labels_path = self._path(name), self._path(f'{name}_anno')
+        image = np.asarray(_open(image_path).convert('RGB'))
+        labels = read_labels(labels_path)
+        if labels.shape != image.shape[:2]:
+            raise UserError(
+                f'{labels_path} is {labels.shape[1]}x{labels.shape[0]}, but its picture is '
+                f'{image.shape[1]}x{image.shape[0]}'
+            )
+        numbers = np.unique(labels[labels > 0])
+        if not len(numbers):
+            raise UserError(f'{labels_path} has no gland in it')
+        return base.Example(
+            image_id=image_id(name),
+            file_name=image_path.name,
+            image=image,
+            masks=labels[np.newaxis] == numbers[:, np.newaxis, np.newaxis],
+            classes=np.ones(len(numbers), np.int32),
+            is_crowd=np.zeros(len(numbers), bool),
+        )
+
+
+_EXPECTED = (
+    'expected there: Grade.csv, train_1.bmp and train_1_anno.bmp to train_85, testA_1 to testA_60 '
+    'and testB_1 to testB_20, BMP or PNG'
+)
+
+
+def image_id(name: str) -> int:
+    """A number for a picture: 1 to 85 for train, from 1001 for testA, from 2001 for testB."""
+    part, number = name.split('_')
+    return PARTS[part] + int(number)
+
+
+def read_grades(path: pathlib.Path) -> List[Case]:
+    """Rows of Grade.csv, whatever its line ends (the contest's are bare carriage returns).
+
+    Raises:
+      UserError: a line does not have name, patient and grade.
+    """
+    lines = re.split(r'[\r\n]+', path.read_text(encoding='utf-8-sig').strip())
+    cases = []
+    for number, row in enumerate(csv.reader(lines[1:], skipinitialspace=True), start=2):
+        row = [field.strip() for field in row]
+        pattern = r'(train|testA|testB)_\d+'
+        if len(row) < 3 or not re.fullmatch(pattern, row[0]) or not row[1].isdigit():
+            raise UserError(f'{path}, line {number}: wanted name, patient, grade, found {row}')
+        if row[2] not in ('benign', 'malignant'):
+            raise UserError(f'{path}, line {number}: grade {row[2]!r} is not benign or malignant')
+        cases.append(Case(row[0], int(row[1]), row[2]))
+    return cases
+
+
+def validation_patients(cases: List[Case]) -> set:
+    """Patients held out of training, the same for the same `cases`.
+
+    Patients are taken in the order of the SHA-256 of their number; each is kept while the held-out
+    images stay within a sixth of all, benign and malignant apart, so that both are there.
+
+    Args:
+      cases: of the training part.
+
+    Returns:
+      Patient numbers.
+    """
+    by_patient: Dict[int, List[Case]] = {}
+    for case in cases:
+        by_patient.setdefault(case.patient, []).append(case)
+    order = sorted(by_patient, key=lambda p: hashlib.sha256(str(p).encode()).hexdigest())
+    room = {
+        grade: VALIDATION_SHARE * sum(case.grade == grade for case in cases)
+        for grade in ('benign', 'malignant')
+    }
+    chosen = set()
+    for patient in order:
+        used = {g: sum(case.grade == g for case in by_patient[patient]) for g in room}
+        if all(used[grade] <= room[grade] for grade in room):
+            chosen.add(patient)
+            room = {grade: room[grade] - used[grade] for grade in room}
+    return chosen
+
+
+def read_labels(path: pathlib.Path) -> np.ndarray:
+    """A label image, [H, W] int32: 0 background, any other number an object.
+
+    A palette image's numbers are its indices, which most readers would turn into colours.
+
+    Raises:
+      UserError: the file cannot be read or has more than one channel.
+    """
+    labels = np.asarray(_open(path))
+    if labels.ndim != 2:
+        raise UserError(f'{path} has {labels.shape[2]} channels; a label image has one')
+    return labels.astype(np.int32)
+
+
+def _open(path: pathlib.Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+        return image
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f'{path} cannot be read ({error})') from error

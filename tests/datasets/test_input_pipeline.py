@@ -1,0 +1,144 @@
+"""Sizes, boxes and masks after scaling and flipping, and the order of examples."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gan_mrcnn import configs
+from gan_mrcnn.datasets import gland_demo, input_pipeline, records
+
+SIZE = [128, 192]
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    dataset = gland_demo.DemoGlands(seed=0)
+    return records.ensure_records(dataset, 'val', str(tmp_path_factory.mktemp('cache')))
+
+
+def make_parser(**changes):
+    model = configs.Generator(num_classes=2, input_size=[*SIZE, 3])
+    settings = {'train_short_side': [96, 128], 'test_short_side': 128, **changes}
+    return input_pipeline.Parser(model, configs.Parser(**settings), seed=7)
+
+
+def make_params(demo, **changes):
+    return configs.DataConfig(
+        input_path=demo.input_path,
+        num_examples=demo.num_examples,
+        global_batch_size=2,
+        **changes,
+    )
+
+
+def example(rectangle=(40, 60, 120, 240), size=(200, 300)):
+    """A decoded example with one rectangle, [y1, x1, y2, x2] in pixels."""
+    height, width = size
+    y1, x1, y2, x2 = rectangle
+    mask = np.zeros([1, height, width], np.float32)
+    mask[0, y1:y2, x1:x2] = 1
+    image = np.zeros([height, width, 3], np.uint8)
+    image[y1:y2, x1:x2] = 255
+    return {
+        'image': tf.constant(image),
+        'source_id': tf.constant('12'),
+        'groundtruth_boxes': tf.constant([[y1 / height, x1 / width, y2 / height, x2 / width]]),
+        'groundtruth_classes': tf.constant([1], tf.int64),
+        'groundtruth_is_crowd': tf.constant([False]),
+        'groundtruth_instance_masks': tf.constant(mask),
+    }
+
+
+@pytest.mark.parametrize('size', [(200, 300), (300, 200), (64, 640)])
+def test_test_images_have_the_wanted_shorter_side_and_fit(size):
+    image, labels = make_parser(test_short_side=100).parse_eval(example((8, 8, 40, 48), size))
+    original, scaled, scale, offset = labels['image_info'].numpy()
+    assert image.shape == (*SIZE, 3)
+    np.testing.assert_array_equal(original, size)
+    factor = min(100 / min(size), SIZE[0] / size[0], SIZE[1] / size[1])
+    np.testing.assert_allclose(scaled, np.array(size) * factor, atol=0.5)
+    np.testing.assert_allclose(scale, scaled / original)
+    assert (offset == 0).all()
+    outside = image.numpy().copy()
+    outside[: int(scaled[0]), : int(scaled[1])] = 0
+    assert (outside == 0).all()
+
+
+@pytest.mark.parametrize('hflip, vflip', [(False, False), (True, False), (False, True)])
+def test_boxes_and_masks_follow_the_image(hflip, vflip):
+    parser = make_parser(aug_rand_hflip=hflip, aug_rand_vflip=vflip)
+    seen = set()
+    for number in range(12):
+        image, labels = parser.parse_train(example(), tf.constant(number, tf.int64))
+        y1, x1, y2, x2 = labels['gt_boxes'].numpy()[0]
+        scale = labels['image_info'].numpy()[2]
+        assert 96 <= labels['image_info'].numpy()[1].min() <= 128
+        bright = image.numpy()[..., 0] > 0
+        rows, columns = np.where(bright.any(1))[0], np.where(bright.any(0))[0]
+        np.testing.assert_allclose(
+            [y1, x1, y2, x2], [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], atol=1.5
+        )
+        top_left = np.round(np.array([y1, x1]) / scale).astype(int)
+        seen.add(tuple(top_left))
+        assert labels['gt_masks'].numpy()[0].mean() > 0.98
+        assert (labels['gt_boxes'].numpy()[1:] == -1).all()
+    wanted = {(40, 60)} | ({(40, 60)} if not hflip else {(40, 300 - 240)})
+    wanted |= {(200 - 120, 60)} if vflip else set()
+    assert {(y // 2, x // 2) for y, x in seen} <= {
+        ((y + d) // 2, (x + e) // 2) for y, x in wanted for d in (-1, 0, 1) for e in (-1, 0, 1)
+    }
+    if vflip:
+        assert len({y > 60 for y, _ in seen}) == 2
+
+
+def test_positive_anchors_overlap_their_object_and_decode_to_it():
+    _, labels = make_parser().parse_train(example(), tf.constant(3, tf.int64))
+    box = labels['gt_boxes'].numpy()[0]
+    found = 0
+    for level, scores in labels['rpn_score_targets'].items():
+        stride = 2 ** int(level)
+        for y, x, a in np.argwhere(scores.numpy() == 1):
+            ratio = [0.5, 1.0, 2.0][a]  # width over height
+            height, width = 8 * stride / np.sqrt(ratio), 8 * stride * np.sqrt(ratio)
+            centre = (np.array([y, x]) + 0.5) * stride
+            ty, tx, th, tw = labels['rpn_box_targets'][level].numpy()[y, x, 4 * a : 4 * a + 4]
+            decoded_centre = centre + [ty * height, tx * width]
+            half = np.array([np.exp(th) * height, np.exp(tw) * width]) / 2
+            np.testing.assert_allclose(
+                np.concatenate([decoded_centre - half, decoded_centre + half]), box, atol=0.05
+            )
+            found += 1
+    assert found
+
+
+def ids(dataset, num_batches):
+    return [labels['source_id'].numpy().tolist() for _, labels in dataset.take(num_batches)]
+
+
+def test_every_epoch_has_every_image_once_in_its_own_order(demo):
+    dataset = input_pipeline.training_dataset(make_params(demo), make_parser(), seed=1)
+    steps = demo.num_examples // 2
+    seen = ids(dataset, 2 * steps)
+    first, second = sum(seen[:steps], []), sum(seen[steps:], [])
+    assert sorted(first) == sorted(second) == sorted(demo.image_ids)
+    assert first != second
+
+
+def test_resumed_order_goes_on_where_it_stopped(demo):
+    build = lambda first: input_pipeline.training_dataset(  # noqa: E731
+        make_params(demo), make_parser(), seed=1, first_example=first
+    )
+    whole = list(build(0).take(9))
+    for (image, labels), (image_again, labels_again) in zip(whole[5:], build(10).take(4)):
+        np.testing.assert_array_equal(image, image_again)
+        tf.nest.map_structure(np.testing.assert_array_equal, labels, labels_again)
+
+
+def test_evaluation_covers_every_image_once_and_fills_the_last_batch(demo):
+    params = make_params(demo)
+    params.global_batch_size = 5
+    seen = ids(input_pipeline.evaluation_dataset(params, make_parser()), 100)
+    assert all(len(batch) == 5 for batch in seen)
+    flat = sum(seen, [])
+    assert sorted(i for i in flat if i >= 0) == sorted(demo.image_ids)
+    assert flat.count(-1) == -demo.num_examples % 5

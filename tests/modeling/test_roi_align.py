@@ -1,0 +1,50 @@
+"""RoIAlign against its definition, written per bin and per sample."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gan_mrcnn.modeling import roi_align
+
+
+def bilinear(feature, y, x):
+    """Value at (y, x), nodes at integers, clamped at the border."""
+    height, width = feature.shape[:2]
+    y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
+    y0, x0 = min(int(y), height - 2), min(int(x), width - 2)
+    dy, dx = y - y0, x - x0
+    top = feature[y0, x0] * (1 - dx) + feature[y0, x0 + 1] * dx
+    bottom = feature[y0 + 1, x0] * (1 - dx) + feature[y0 + 1, x0 + 1] * dx
+    return top * (1 - dy) + bottom * dy
+
+
+def roi_align_slowly(feature, box, size, samples):
+    y1, x1, y2, x2 = box
+    bin_h, bin_w = (y2 - y1) / size, (x2 - x1) / size
+    out = np.zeros([size, size, feature.shape[-1]])
+    for i in range(size):
+        for j in range(size):
+            for a in range(samples):
+                for b in range(samples):
+                    y = y1 + (i + (a + 0.5) / samples) * bin_h
+                    x = x1 + (j + (b + 0.5) / samples) * bin_w
+                    out[i, j] += bilinear(feature, y, x) / samples**2
+    return out
+
+
+@pytest.mark.parametrize('samples', [1, 2])
+def test_equals_the_definition_on_the_level_of_the_box(samples):
+    rng = np.random.default_rng(0)
+    features = {
+        str(level): rng.normal(size=[1, 512 // 2**level, 512 // 2**level, 3]).astype(np.float32)
+        for level in range(2, 7)
+    }
+    # Lin et al. (2017), Eq. 1: level 4 + log2(sqrt(area) / 224); P6 is not pooled from.
+    boxes = {2: [10.0, 20.0, 50.5, 90.25], 3: [100, 100, 230, 240], 4: [3, 5, 260, 270], 5: [0, 0, 512, 500]}
+    aligner = roi_align.MultilevelRoIAligner(crop_size=7, samples_per_bin=samples)
+    found = aligner(features, tf.constant([list(boxes.values())], tf.float32)).numpy()[0]
+    for i, (level, box) in enumerate(boxes.items()):
+        wanted = roi_align_slowly(
+            features[str(level)][0].astype(float), np.array(box) / 2**level, 7, samples
+        )
+        np.testing.assert_allclose(found[i], wanted, atol=1e-4)

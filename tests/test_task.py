@@ -1,0 +1,331 @@
+"""The train step: who is trained by what, where gradients go, what a step without objects does."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from official.vision.modeling import maskrcnn_model
+from official.vision.tasks import maskrcnn as model_garden
+
+from gan_mrcnn import configs
+from gan_mrcnn import task as task_lib
+from gan_mrcnn.datasets import input_pipeline
+from gan_mrcnn.modeling import generator as generator_lib
+
+SIZE = [64, 128]
+
+
+def make_config(mode='combined', **losses):
+    config = configs.GanMaskRCNNTask()
+    config.override(
+        {
+            'model': {
+                'num_classes': 3,
+                'input_size': [*SIZE, 3],
+                'backbone': {
+                    'resnet': {'model_id': 18, 'bn_trainable': True},
+                    'freeze_stages': 0,
+                },
+                'decoder': {'fpn': {'num_filters': 32}},
+                'rpn_head': {'num_filters': 32},
+                'detection_head': {'fc_dims': 32},
+                'mask_head': {'num_convs': 1, 'num_filters': 32},
+                'roi_generator': {'num_proposals': 20, 'test_num_proposals': 20},
+                'roi_sampler': {'num_sampled_rois': 16},
+                'mask_sampler': {'num_sampled_masks': 4},
+            },
+            'gan': {'mode': mode, 'num_layers': 3},
+            'losses': losses,
+        }
+    )
+    return config
+
+
+def make_batch(config, num_objects=3, batch_size=2):
+    """Images with bright rectangles, through the real parser."""
+    parser_config = configs.Parser(train_short_side=[64, 64], max_num_instances=5)
+    parser = input_pipeline.Parser(config.model, parser_config, seed=5)
+    rng = np.random.default_rng(0)
+    examples = []
+    for number in range(batch_size):
+        image = rng.integers(0, 60, [*SIZE, 3]).astype(np.uint8)
+        masks, boxes = [], []
+        for i in range(num_objects):
+            y, x = 5 + 3 * i, 4 + 40 * i
+            image[y : y + 30, x : x + 30] += 150
+            masks.append(np.zeros(SIZE, np.float32))
+            masks[-1][y : y + 30, x : x + 30] = 1
+            boxes.append([y / 64, x / 128, (y + 30) / 64, (x + 30) / 128])
+        data = {
+            'image': tf.constant(image),
+            'source_id': tf.constant(str(100 + number)),
+            'groundtruth_boxes': tf.reshape(tf.constant(boxes, tf.float32), [-1, 4]),
+            'groundtruth_classes': tf.constant([1 + i % 2 for i in range(num_objects)], tf.int64),
+            'groundtruth_is_crowd': tf.zeros([num_objects], tf.bool),
+            'groundtruth_instance_masks': tf.reshape(tf.constant(masks, tf.float32), [-1, *SIZE]),
+        }
+        examples.append(parser.parse_train(data, tf.constant(number, tf.int64)))
+    images, labels = zip(*examples)
+    return tf.stack(images), tf.nest.map_structure(lambda *x: tf.stack(x), *labels)
+
+
+def sgd(rate=0.01):
+    return tf.keras.optimizers.SGD(rate, momentum=0.9)
+
+
+def make_task(mode='combined', **losses):
+    tf.keras.utils.set_random_seed(0)
+    config = make_config(mode, **losses)
+    task = task_lib.GanMaskRCNNTask(config)
+    model = task.build_model()
+    if task.has_discriminators:
+        task.build_discriminators(sgd())
+    return task, model
+
+
+@pytest.fixture(scope='module')
+def combined():
+    return make_task()
+
+
+def forward(task, model, batch):
+    images, labels = batch
+    return model(
+        images,
+        image_shape=labels['image_info'][:, 1],
+        gt_boxes=labels['gt_boxes'],
+        gt_classes=labels['gt_classes'],
+        gt_masks=labels['gt_masks'],
+        sampling_seed=labels['sampling_seed'],
+        training=True,
+    )
+
+
+def values(variables):
+    return [variable.numpy() for variable in variables]
+
+
+def changed(before, variables):
+    return [not np.array_equal(old, new) for old, new in zip(before, values(variables))]
+
+
+def test_predicted_boxes_are_the_rois_moved_by_their_own_class_deltas(combined):
+    task, model = combined
+    batch = make_batch(task.task_config)
+    outputs = forward(task, model, batch)
+    rois = outputs['mask_rois'].numpy()
+    deltas = outputs['box_outputs'].numpy()
+    classes = outputs['mask_class_targets'].numpy()
+    for b in range(2):
+        for k in range(4):
+            y1, x1, y2, x2 = rois[b, k]
+            c = classes[b, k]
+            dy, dx, dh, dw = deltas[b, k, 4 * c : 4 * c + 4] / [10, 10, 5, 5]
+            height, width = (y2 - y1) * np.exp(dh), (x2 - x1) * np.exp(dw)
+            cy = (y1 + y2) / 2 + dy * (y2 - y1)
+            cx = (x1 + x2) / 2 + dx * (x2 - x1)
+            wanted = [cy - height / 2, cx - width / 2, cy + height / 2, cx + width / 2]
+            wanted = np.clip(wanted, 0, [64, 128, 64, 128])
+            np.testing.assert_allclose(outputs['mask_predicted_boxes'][b, k], wanted, atol=1e-2)
+
+
+def test_adversarial_gradient_reaches_box_coordinates_and_mask_logits_alone(combined):
+    task, model = combined
+    outputs = forward(task, model, make_batch(task.task_config))
+    floating = {
+        name: tf.identity(value)
+        for name, value in outputs.items()
+        if name != 'mask_targets' and isinstance(value, tf.Tensor) and value.dtype.is_floating
+    }
+    features = {name: tf.identity(value) for name, value in outputs['decoder_features'].items()}
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([floating, features])
+        terms = task.generator_losses(
+            task.adversarial_samples({**outputs, **floating, 'decoder_features': features})
+        )
+    reached = {
+        name: {
+            source
+            for source, gradient in {
+                **tape.gradient(loss, floating),
+                **tape.gradient(loss, features),
+            }.items()
+            if gradient is not None and np.abs(gradient).max() > 0
+        }
+        for name, loss in terms.items()
+    }
+    assert reached == {
+        'box_generator_loss': {'mask_predicted_boxes'},
+        'mask_generator_loss': {'mask_outputs'},
+    }
+
+
+def test_each_half_trains_its_own_network_only(combined):
+    task, model = combined
+    batch = make_batch(task.task_config)
+    samples = task.adversarial_samples(forward(task, model, batch))
+    discriminators = task.box_discriminator.variables + task.mask_discriminator.variables
+
+    before, generator_before = values(discriminators), values(model.variables)
+    task._train_discriminators(samples, batch[1])
+    assert all(changed(before, discriminators))
+    assert not any(changed(generator_before, model.variables))
+
+    # The generator's half: forward and backward through the discriminators changes nothing there,
+    # their BatchNorm statistics included.
+    before = values(discriminators)
+    with tf.GradientTape() as tape:
+        samples = task.adversarial_samples(forward(task, model, batch))
+        total = tf.add_n(list(task.generator_losses(samples).values()))
+    gradients = tape.gradient(total, model.trainable_variables)
+    assert not any(changed(before, discriminators))
+    reached = {
+        variable.ref()
+        for variable, gradient in zip(model.trainable_variables, gradients)
+        if gradient is not None and np.abs(gradient).max() > 0
+    }
+    for head in (model.mask_head, model.detection_head[0]):
+        assert reached & {variable.ref() for variable in head.trainable_variables}
+
+
+def test_train_step_changes_both_networks_and_reports_every_term(combined):
+    task, model = combined
+    metrics = task.build_metrics()
+    before = values(model.trainable_variables), values(task.discriminator_variables)
+    task.train_step(make_batch(task.task_config), model, sgd(), metrics)
+    assert any(changed(before[0], model.trainable_variables))
+    assert all(changed(before[1], task.discriminator_variables))
+    report = {metric.name: metric.result().numpy() for metric in metrics}
+    assert all(np.isfinite(value) for value in report.values())
+    gan = task.task_config.gan
+    weight_decay = sum(
+        0.5e-4 * np.square(value).sum()
+        for value, variable in zip(before[0], model.trainable_variables)
+        if 'kernel' in variable.name
+    )
+    detection = sum(report[name] for name in task_lib.DETECTION_TERMS)
+    adversarial = (
+        gan.box_weight * report['box_generator_loss']
+        + gan.mask_weight * report['mask_generator_loss']
+    )
+    np.testing.assert_allclose(
+        report['total_loss'], detection + adversarial + weight_decay, rtol=1e-4
+    )
+
+
+def test_batch_without_objects_has_no_adversarial_loss_and_no_nan(combined):
+    task, model = combined
+    metrics = task.build_metrics()
+    task.train_step(make_batch(task.task_config, num_objects=0), model, sgd(), metrics)
+    report = {metric.name: metric.result().numpy() for metric in metrics}
+    for name in ('box_generator_loss', 'mask_generator_loss', 'box_discriminator_loss', 'mask_loss'):
+        assert report[name] == 0, name
+    assert all(np.isfinite(value).all() for value in values(model.variables))
+    assert all(np.isfinite(value).all() for value in values(task.mask_discriminator.variables))
+
+
+def test_adversarial_only_leaves_out_the_box_and_mask_losses():
+    task, model = make_task('adversarial_only')
+    batch = make_batch(task.task_config)
+    terms = task.detection_losses(forward(task, model, batch), batch[1])
+    assert terms['mask_loss'] > 0 and terms['frcnn_box_loss'] > 0
+    np.testing.assert_allclose(
+        terms['model_loss'],
+        terms['rpn_score_loss'] + terms['rpn_box_loss'] + terms['frcnn_cls_loss'],
+        rtol=1e-6,
+    )
+
+
+def test_baseline_has_no_discriminators():
+    task, model = make_task('baseline')
+    assert not task.has_discriminators
+    names = {metric.name for metric in task.build_metrics()}
+    assert not names & set(task_lib.ADVERSARIAL_TERMS)
+    metrics = task.build_metrics()
+    task.train_step(make_batch(task.task_config), model, sgd(), metrics)
+    assert all(np.isfinite(metric.result()) for metric in metrics)
+
+
+def test_losses_equal_the_model_gardens_where_its_settings_are_chosen():
+    task, _ = make_task('baseline', normalization='model_garden')
+    config = task.task_config
+    # All RoIs are sampled, so that the two samplers' different draws give the same set.
+    config.model.override(
+        {
+            'head_norm': 'batch_norm',
+            'backbone': {'padding': 'same'},
+            'roi_sampler': {'num_sampled_rois': 25, 'foreground_fraction': 1.0},
+            'mask_sampler': {'num_sampled_masks': 25},
+        }
+    )
+    model = task.build_model()
+    images, labels = make_batch(config)
+    parts = dict(model.get_config())
+    sampler = config.model.roi_sampler
+    parts['roi_sampler'] = model_garden_sampler(sampler)
+    theirs = maskrcnn_model.MaskRCNNModel(**parts)
+    their_task = model_garden.MaskRCNNTask(config)
+    their_outputs = theirs(
+        images,
+        image_shape=labels['image_info'][:, 1],
+        gt_boxes=labels['gt_boxes'],
+        gt_classes=labels['gt_classes'],
+        gt_masks=labels['gt_masks'],
+        training=True,
+    )
+    their_terms = their_task.build_losses(their_outputs, labels)
+    our_terms = task.detection_losses(forward(task, model, (images, labels)), labels)
+    for name, value in our_terms.items():
+        assert value > 0
+        np.testing.assert_allclose(value, their_terms[name], rtol=1e-4, err_msg=name)
+
+
+def model_garden_sampler(config):
+    from official.vision.modeling.layers import roi_sampler
+
+    return roi_sampler.ROISampler(
+        num_sampled_rois=config.num_sampled_rois, foreground_fraction=config.foreground_fraction
+    )
+
+
+def test_non_finite_gradient_stops_before_the_update_and_names_step_and_images(combined):
+    task, model = combined
+    images, labels = make_batch(task.task_config)
+    before = values(model.trainable_variables)
+    optimizer = sgd()
+    optimizer.build(model.trainable_variables)
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        tf.function(lambda x: task.train_step((x, labels), model, optimizer))(images * np.nan)
+    line = task_lib.parse_non_finite(str(error.value))
+    assert line.startswith(f'{task_lib.NON_FINITE}: step')
+    assert '100' in line and '101' in line
+    assert not any(changed(before, model.trainable_variables))
+
+
+def test_two_replicas_give_the_gradients_of_one():
+    cpus = tf.config.list_logical_devices('CPU')
+    if len(cpus) < 2:
+        pytest.skip('needs two logical CPU devices; tests/conftest.py makes them')
+    task, model = make_task()
+    batch = make_batch(task.task_config)
+    size = generator_lib.MASK_SIZE
+    assert size == 28
+    strategy = tf.distribute.MirroredStrategy([cpu.name for cpu in cpus[:2]])
+    with strategy.scope():
+        distributed_task, distributed_model = make_task()
+        optimizer = sgd()
+        optimizer.build(distributed_model.trainable_variables)
+    distributed_model.set_weights(model.get_weights())
+    for name in ('box_discriminator', 'mask_discriminator'):
+        getattr(distributed_task, name).set_weights(getattr(task, name).get_weights())
+    halves = tf.data.Dataset.from_tensors(batch).unbatch().batch(2)
+    inputs = next(iter(strategy.experimental_distribute_dataset(halves)))
+
+    @tf.function
+    def step(inputs):
+        strategy.run(distributed_task.train_step, (inputs, distributed_model, optimizer))
+
+    step(inputs)
+    for variable in distributed_model.trainable_variables:
+        first, second = (x.numpy() for x in strategy.experimental_local_results(variable))
+        np.testing.assert_array_equal(first, second)
+        assert np.isfinite(first).all()
