@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates a trained model: `python evaluate.py --dataset gland --data_dir DIR --model_dir RUN`."""
+"""Evaluates a trained model: `evaluate.py --dataset gland --data_dir DIR --model_dir RUN`."""
 
 import argparse
 

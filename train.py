@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Trains GAN Mask R-CNN: `python train.py --dataset gland --data_dir DIR --model_dir RUN`."""
+"""Trains GAN Mask R-CNN: `train.py --dataset gland --data_dir DIR --model_dir RUN`."""
 
 import argparse
 

@@ -7,7 +7,7 @@ values.
 """
 
 import dataclasses
-from typing import List, Optional
+from typing import Optional
 
 from official.core import config_definitions as cfg
 from official.core import exp_factory
@@ -25,7 +25,7 @@ class Parser(maskrcnn.Parser):
     would not fit into `model.input_size`) and padded at the bottom and right to that size.
     """
 
-    train_short_side: List[int] = dataclasses.field(default_factory=lambda: [800, 800])
+    train_short_side: list[int] = dataclasses.field(default_factory=lambda: [800, 800])
     test_short_side: int = 800
 
 
@@ -172,7 +172,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
 
 def optimizer_config(
-    learning_rate: float, boundaries: List[int], warmup_steps: int
+    learning_rate: float, boundaries: list[int], warmup_steps: int
 ) -> optimization.OptimizationConfig:
     """SGD, momentum 0.9, a tenth of the rate after each boundary, linear warm-up from a tenth."""
     values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
@@ -198,7 +198,7 @@ def optimizer_config(
 def gan_maskrcnn() -> cfg.ExperimentConfig:
     """The experiment that every YAML file of `configs/` changes into one row of the paper."""
     return cfg.ExperimentConfig(
-        runtime=cfg.RuntimeConfig(distribution_strategy='mirrored', mixed_precision_dtype='float32'),
+        runtime=cfg.RuntimeConfig(mixed_precision_dtype='float32'),
         task=GanMaskRCNNTask(),
         trainer=cfg.TrainerConfig(
             best_checkpoint_export_subdir='best',

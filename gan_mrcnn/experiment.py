@@ -8,7 +8,8 @@ own; an unknown key or a value of the wrong kind ends with one line that names i
 import argparse
 import os
 import pathlib
-from typing import Any, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 import yaml
@@ -39,7 +40,7 @@ def load_config(
     config = exp_factory.get_exp_config(configs.EXPERIMENT)
     path = pathlib.Path(flags.config_file or default_config_file(dataset))
     if not path.is_file():
-        raise UserError(f'--config_file {path} is not there; {CONFIGS_DIR} has the ones that come along')
+        raise UserError(f'--config_file {path} is not there; see {CONFIGS_DIR} for others')
     override(config, _read_yaml(path.read_text(), str(path)), str(path))
     for text in flags.params_override:
         override(config, _parse_overrides(text), '--params_override')
@@ -64,7 +65,7 @@ def load_config(
 
 def default_config_file(dataset: base.Dataset) -> pathlib.Path:
     """The paper's settings for real data, those for two CPU cores for the demo set."""
-    return CONFIGS_DIR / (f'{dataset.name}_small.yaml' if dataset.is_demo else f'{dataset.name}.yaml')
+    return CONFIGS_DIR / f'{dataset.name}{"_small" if dataset.is_demo else ""}.yaml'
 
 
 def override(config: hyperparams.Config, values: Mapping[str, Any], source: str) -> None:
@@ -93,7 +94,8 @@ def _check_keys(config, values, prefix, source):
             _check_keys(current, value, f'{key}.', source)
         elif not _same_kind(current, value):
             raise UserError(
-                f'{source}: {key} is {value!r}, a {type(current).__name__} like {current!r} is wanted'
+                f'{source}: {key} is {value!r}, but a {type(current).__name__} like {current!r} is '
+                'wanted'
             )
 
 
@@ -130,7 +132,7 @@ def _parse_overrides(text: str) -> Mapping[str, Any]:
         ) from error
 
 
-def prepare_records(config, dataset: base.Dataset, splits: List[str]) -> List[records.RecordSet]:
+def prepare_records(config, dataset: base.Dataset, splits: list[str]) -> list[records.RecordSet]:
     """Converts `splits` where that has not been done yet."""
     unknown = [split for split in splits if split not in dataset.splits]
     if unknown:

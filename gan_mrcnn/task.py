@@ -9,7 +9,8 @@ Shapes: B images and K RoIs with a mask per image.
 
 import collections
 import functools
-from typing import Any, Dict, List, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +31,13 @@ NON_FINITE = 'Non-finite loss or gradient'
 # Validation images that TensorBoard shows.
 NUM_PICTURES = 4
 
-DETECTION_TERMS = ('rpn_score_loss', 'rpn_box_loss', 'frcnn_cls_loss', 'frcnn_box_loss', 'mask_loss')
+DETECTION_TERMS = (
+    'rpn_score_loss',
+    'rpn_box_loss',
+    'frcnn_cls_loss',
+    'frcnn_box_loss',
+    'mask_loss',
+)
 ADVERSARIAL_TERMS = (
     'box_generator_loss',
     'mask_generator_loss',
@@ -110,7 +117,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return optimizer
 
     @property
-    def discriminator_variables(self) -> List[tf.Variable]:
+    def discriminator_variables(self) -> list[tf.Variable]:
         return (
             self.box_discriminator.trainable_variables
             + self.mask_discriminator.trainable_variables
@@ -143,7 +150,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     # Losses.
 
-    def detection_losses(self, outputs, labels) -> Dict[str, tf.Tensor]:
+    def detection_losses(self, outputs, labels) -> dict[str, tf.Tensor]:
         """The five losses of Mask R-CNN, unweighted, and their weighted sum `model_loss`."""
         if self.task_config.losses.normalization == 'model_garden':
             terms = super().build_losses(outputs, labels)
@@ -210,7 +217,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             weights=tf.reshape(tf.cast(positive, tf.float32), [-1]),
         )
 
-    def discriminator_losses(self, samples: Samples) -> Dict[str, tf.Tensor]:
+    def discriminator_losses(self, samples: Samples) -> dict[str, tf.Tensor]:
         """Eq. 3: the box discriminator's Eq. 5 and the mask discriminator's part of Eq. 6."""
         # Real and fake share one batch, so that BatchNorm cannot tell one from the other.
         box_real, box_fake = tf.split(
@@ -234,8 +241,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             'box_score_fake': losses.mean_over_rois(tf.sigmoid(box_fake), samples.weights),
         }
 
-    def generator_losses(self, samples: Samples) -> Dict[str, tf.Tensor]:
-        """Eq. 4 and 6. The discriminators run on their stored statistics, which stay as they are."""
+    def generator_losses(self, samples: Samples) -> dict[str, tf.Tensor]:
+        """Eq. 4 and 6. The discriminators use their stored statistics and leave them alone."""
         box_fake = self.box_discriminator(samples.box_fake, training=False)
         return {
             'box_generator_loss': losses.box_generator_loss(box_fake, samples.weights),
@@ -295,7 +302,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             metric.update_state(terms[metric.name])
         return {self.loss: total_loss}
 
-    def _train_discriminators(self, samples: Samples, labels) -> Dict[str, tf.Tensor]:
+    def _train_discriminators(self, samples: Samples, labels) -> dict[str, tf.Tensor]:
         """One step of both discriminators on detached samples."""
         samples = Samples(*(tf.stop_gradient(x) for x in samples))
         optimizer = self.discriminator_optimizer
@@ -338,7 +345,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
         return norm
 
-    def build_metrics(self, training: bool = True) -> List[tf.keras.metrics.Metric]:
+    def build_metrics(self, training: bool = True) -> list[tf.keras.metrics.Metric]:
         """Running means of every term that `train_step` reports; none for validation."""
         if not training:
             return []
@@ -349,7 +356,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     # Validation.
 
-    def validation_step(self, inputs, model, metrics=None) -> Dict[str, Any]:
+    def validation_step(self, inputs, model, metrics=None) -> dict[str, Any]:
         """Detections of one batch."""
         images, labels = inputs
         outputs = model(images, image_shape=labels['image_info'][:, 1], training=False)
@@ -359,7 +366,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             'labels': labels,
         }
 
-    def aggregate_logs(self, state=None, step_outputs=None) -> List[Dict[str, Any]]:
+    def aggregate_logs(self, state=None, step_outputs=None) -> list[dict[str, Any]]:
         """Adds one batch's detections, as COCO results at the images' own size, to `state`."""
         state = [] if state is None else state
         for replica in range(len(step_outputs['labels']['source_id'])):
@@ -379,7 +386,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                     )
         return state
 
-    def reduce_aggregated_logs(self, aggregated_logs, global_step=None) -> Dict[str, float]:
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None) -> dict[str, float]:
         """COCO AP of boxes and masks, as `box_AP`, `mask_AP50` and so on; writes pictures."""
         if self._validation_records:
             chosen = self._validation_records.image_ids[:NUM_PICTURES]

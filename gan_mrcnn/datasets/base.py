@@ -6,7 +6,7 @@ Records, caching, progress and pictures build on this alone (`records.py`).
 
 import abc
 import dataclasses
-from typing import Iterator, Tuple
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -42,8 +42,8 @@ class Dataset(abc.ABC):
     """
 
     name: str
-    class_names: Tuple[str, ...]
-    splits: Tuple[str, ...]
+    class_names: tuple[str, ...]
+    splits: tuple[str, ...]
     is_demo: bool = False
     notice: str = ''
 

@@ -13,7 +13,8 @@ import csv
 import hashlib
 import pathlib
 import re
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from collections.abc import Iterator
+from typing import NamedTuple, Optional
 
 import numpy as np
 from absl import logging
@@ -39,17 +40,17 @@ class Case(NamedTuple):
     grade: str
 
 
-def load(data_dir: Optional[str]) -> base.Dataset:
+def load(data_dir: Optional[str], seed: int = 0) -> base.Dataset:
     """The contest's data in `data_dir` or in `data/gland`, or the demo set where neither is.
 
     Raises:
       UserError: `data_dir` is given and does not hold the data.
     """
-    if data_dir:
+    if data_dir is not None:
         return Glands(data_dir)
     if (pathlib.Path(DEFAULT_DIR) / 'Grade.csv').is_file():
         return Glands(DEFAULT_DIR)
-    return gland_demo.DemoGlands()
+    return gland_demo.DemoGlands(seed)
 
 
 class Glands(base.Dataset):
@@ -69,7 +70,9 @@ class Glands(base.Dataset):
         if not self._dir.is_dir():
             raise UserError(f'--data_dir {data_dir} is no folder; {_EXPECTED}')
         if not (self._dir / 'Grade.csv').is_file():
-            raise UserError(f'--data_dir {data_dir} has no Grade.csv; {_EXPECTED}')
+            inner = [path.parent for path in sorted(self._dir.glob('*/Grade.csv'))]
+            hint = f'did you mean {inner[0]}? ' if inner else ''
+            raise UserError(f'--data_dir {data_dir} has no Grade.csv; {hint}{_EXPECTED}')
         self.cases = {case.name: case for case in read_grades(self._dir / 'Grade.csv')}
         if not any(self._find(name) for name in self.cases):
             raise UserError(
@@ -110,15 +113,30 @@ class Glands(base.Dataset):
         return digest.hexdigest()
 
     def examples(self, split: str, skip_bad: bool = False) -> Iterator[base.Example]:
+        if not skip_bad:
+            self._check_complete(split)
         for case in self._splits[split]:
             try:
-                yield self._read(case.name)
+                example = self._read(case.name)
             except UserError as error:
                 if not skip_bad:
                     raise UserError(f'{error}; --skip_bad leaves such pictures out') from error
                 logging.warning('left out: %s', error)
+                continue
+            yield example
 
-    def _part(self, part: str) -> List[Case]:
+    def _check_complete(self, split: str) -> None:
+        """Names a missing file before the first image is converted."""
+        names = [name for case in self._splits[split] for name in (case.name, f'{case.name}_anno')]
+        missing = [name for name in names if not self._find(name)]
+        if missing:
+            others = f', and {len(missing) - 1} more of {split} too' if len(missing) > 1 else ''
+            raise UserError(
+                f'{self._dir / missing[0]}.bmp (or .png) is missing{others}; --skip_bad leaves '
+                'such pictures out'
+            )
+
+    def _part(self, part: str) -> list[Case]:
         cases = [case for case in self.cases.values() if case.name.startswith(f'{part}_')]
         return sorted(cases, key=lambda case: image_id(case.name))
 
@@ -157,6 +175,8 @@ class Glands(base.Dataset):
         )
 
 
+# Pictures in each part; a file that lists fewer would pass for the paper's 85 and 80.
+_COUNTS = {'train': 85, 'testA': 60, 'testB': 20}
 _EXPECTED = (
     'expected there: Grade.csv, train_1.bmp and train_1_anno.bmp to train_85, testA_1 to testA_60 '
     'and testB_1 to testB_20, BMP or PNG'
@@ -169,13 +189,16 @@ def image_id(name: str) -> int:
     return PARTS[part] + int(number)
 
 
-def read_grades(path: pathlib.Path) -> List[Case]:
+def read_grades(path: pathlib.Path) -> list[Case]:
     """Rows of Grade.csv, whatever its line ends (the contest's are bare carriage returns).
 
     Raises:
-      UserError: a line does not have name, patient and grade.
+      UserError: unreadable, a line without name, patient and grade, or not the 165 pictures.
     """
-    lines = re.split(r'[\r\n]+', path.read_text(encoding='utf-8-sig').strip())
+    try:
+        lines = re.split(r'[\r\n]+', path.read_text(encoding='utf-8-sig').strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{path} cannot be read ({error}); download it again') from error
     cases = []
     for number, row in enumerate(csv.reader(lines[1:], skipinitialspace=True), start=2):
         row = [field.strip() for field in row]
@@ -185,14 +208,27 @@ def read_grades(path: pathlib.Path) -> List[Case]:
         if row[2] not in ('benign', 'malignant'):
             raise UserError(f'{path}, line {number}: grade {row[2]!r} is not benign or malignant')
         cases.append(Case(row[0], int(row[1]), row[2]))
+    names = [case.name for case in cases]
+    wanted = [f'{part}_{k}' for part, count in _COUNTS.items() for k in range(1, count + 1)]
+    odd = [n for n in wanted if names.count(n) != 1] + [n for n in names if n not in wanted]
+    if odd:
+        raise UserError(
+            f'{path} has {names.count(odd[0])} rows of {odd[0]}, unlike the file of the contest; '
+            'download it again'
+        )
     return cases
 
 
-def validation_patients(cases: List[Case]) -> set:
+def validation_patients(cases: list[Case]) -> set:
     """Patients held out of training, the same for the same `cases`.
 
     Patients are taken in the order of the SHA-256 of their number; each is kept while the held-out
     images stay within a sixth of all, benign and malignant apart, so that both are there.
+
+    Of the contest's 85 these are the patients 4, 8, 11, 13, 14, 15 and 16 with 14 images (8
+    malignant, 6 benign); 8 patients with 71 images (40, 31) are left to train on. The contest
+    itself has patients on both sides of train and test: 11 of the 15 in its training part are in
+    its test parts too, and only patient 12 is in the test parts alone.
 
     Args:
       cases: of the training part.
@@ -200,7 +236,7 @@ def validation_patients(cases: List[Case]) -> set:
     Returns:
       Patient numbers.
     """
-    by_patient: Dict[int, List[Case]] = {}
+    by_patient: dict[int, list[Case]] = {}
     for case in cases:
         by_patient.setdefault(case.patient, []).append(case)
     order = sorted(by_patient, key=lambda p: hashlib.sha256(str(p).encode()).hexdigest())
@@ -236,5 +272,5 @@ def _open(path: pathlib.Path) -> Image.Image:
         image = Image.open(path)
         image.load()
         return image
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise UserError(f'{path} cannot be read ({error})') from error

@@ -181,7 +181,8 @@ def training_dataset(
             tf.data.TFRecordDataset, cycle_length=min(len(files), 16)
         )
         blocks = records.batch(params.shuffle_buffer_size)
-        return blocks.map(lambda block: shuffle(block, 1)).unbatch().enumerate(number * num_examples)
+        shuffled = blocks.map(lambda block: shuffle(block, 1)).unbatch()
+        return shuffled.enumerate(number * num_examples)
 
     first_epoch, skipped = divmod(first_example, num_examples)
     dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(skipped)

@@ -7,13 +7,14 @@ renamed when whole, so that what is there can be read and a second run starts at
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import uuid
-from typing import Any, Dict, List, Tuple
+from typing import Any, Optional
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ from gan_mrcnn.datasets import base
 from gan_mrcnn.errors import UserError
 
 # Raise it when what is written changes.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXAMPLES_PER_SHARD = 32
 
 
@@ -45,7 +46,7 @@ class RecordSet:
     num_examples: int
     annotation_file: str
     fingerprint: str
-    image_ids: Tuple[int, ...]
+    image_ids: list[int]
 
 
 def ensure_records(
@@ -60,30 +61,35 @@ def ensure_records(
       skip_bad: leave out examples that cannot be used, and name them.
 
     Raises:
-      UserError: an example cannot be used, or none is left.
+      UserError: an example cannot be used, none is left, or the cache cannot be written.
     """
     key = f'{FORMAT_VERSION}:{dataset.fingerprint(split)}:{skip_bad}'
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = pathlib.Path(cache_dir) / f'{dataset.name}-{split}-{fingerprint[:16]}'
-    if not (folder / 'manifest.json').is_file():
-        _convert(dataset, split, skip_bad, fingerprint, folder)
-    manifest = json.loads((folder / 'manifest.json').read_text())
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        try:
+            _convert(dataset, split, skip_bad, fingerprint, folder)
+        except (OSError, tf.errors.OpError) as error:
+            reason = ' '.join(str(error).split())
+            raise UserError(
+                f'records cannot be written to {folder} ({reason}); give a folder with room and '
+                'permission by --cache_dir'
+            ) from error
+        manifest = _read_manifest(folder)
     return RecordSet(
-        input_path=str(folder / 'records-*.tfrecord'),
+        input_path=f'{glob.escape(str(folder))}/records-*.tfrecord',
         num_examples=len(manifest['image_ids']),
         annotation_file=str(folder / 'annotations.json'),
         fingerprint=manifest['fingerprint'],
-        image_ids=tuple(manifest['image_ids']),
+        image_ids=manifest['image_ids'],
     )
 
 
 def _convert(dataset, split, skip_bad, fingerprint, folder):
     """Writes `folder`, whole or not at all."""
     unfinished = folder.with_name(f'{folder.name}.{uuid.uuid4().hex}.unfinished')
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f'--cache_dir {folder.parent} cannot be written ({error})') from error
+    unfinished.mkdir(parents=True)
     try:
         ground_truth = _write_shards(dataset, split, skip_bad, unfinished)
         image_ids = [image['id'] for image in ground_truth['images']]
@@ -97,17 +103,40 @@ def _convert(dataset, split, skip_bad, fingerprint, folder):
             'fingerprint': fingerprint,
             'num_objects': len(ground_truth['annotations']),
             'image_ids': image_ids,
+            'file_sizes': {path.name: path.stat().st_size for path in unfinished.iterdir()},
         }
         (unfinished / 'manifest.json').write_text(json.dumps(manifest, indent=1))
-        # Where another process was faster, its folder is as good.
-        with contextlib.suppress(OSError):
-            os.rename(unfinished, folder)
+        _move_into_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_shards(dataset, split, skip_bad, folder) -> Dict[str, Any]:
-    ground_truth: Dict[str, Any] = {
+def _move_into_place(unfinished, folder):
+    """Renames; a damaged `folder` goes, a whole one of a faster process is as good and stays."""
+    if folder.exists() and _read_manifest(folder) is None:
+        shutil.rmtree(folder)
+    try:
+        os.rename(unfinished, folder)
+    except OSError:
+        if _read_manifest(folder) is None:
+            raise
+
+
+def _read_manifest(folder) -> Optional[dict[str, Any]]:
+    """The manifest of a whole `folder`; None where something is missing or cut short."""
+    try:
+        manifest = json.loads((folder / 'manifest.json').read_text())
+        sizes = manifest['file_sizes']
+        if all((folder / name).stat().st_size == size for name, size in sizes.items()):
+            return manifest
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def _write_shards(dataset, split, skip_bad, folder) -> dict[str, Any]:
+    ground_truth: dict[str, Any] = {
+        'info': {'description': f'{dataset.name} {split} {dataset.notice}'.strip()},
         'images': [],
         'annotations': [],
         'categories': [
@@ -142,7 +171,7 @@ def _write_shards(dataset, split, skip_bad, folder) -> Dict[str, Any]:
     return ground_truth
 
 
-def coco_annotations(example: base.Example, first_id: int) -> List[Dict[str, Any]]:
+def coco_annotations(example: base.Example, first_id: int) -> list[dict[str, Any]]:
     """COCO annotations of one example, `bbox` [x, y, width, height] in pixels around the mask."""
     annotations = []
     for i, mask in enumerate(example.masks):
@@ -161,7 +190,7 @@ def coco_annotations(example: base.Example, first_id: int) -> List[Dict[str, Any
     return annotations
 
 
-def tf_example(example: base.Example, annotations: List[Dict[str, Any]]) -> tf.train.Example:
+def tf_example(example: base.Example, annotations: list[dict[str, Any]]) -> tf.train.Example:
     """One record, as the Model Garden's `TfExampleDecoder` reads it."""
     height, width = example.image.shape[:2]
     x, y, w, h = np.array([a['bbox'] for a in annotations]).reshape(-1, 4).T

@@ -2,7 +2,8 @@
 """Image, truth and prediction side by side, for examples chosen by id."""
 
 import collections
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +13,7 @@ from gan_mrcnn import visualization
 from gan_mrcnn.datasets import records
 
 
-def read_images(record_set: records.RecordSet, image_ids: Sequence[int]) -> Dict[int, Dict]:
+def read_images(record_set: records.RecordSet, image_ids: Sequence[int]) -> dict[int, dict]:
     """Decoded examples (the Model Garden's dictionaries, as NumPy) by image id."""
     wanted = {str(image_id).encode() for image_id in image_ids}
     decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
@@ -29,7 +30,7 @@ def read_images(record_set: records.RecordSet, image_ids: Sequence[int]) -> Dict
 
 
 def contact_sheet(
-    record_set: records.RecordSet, image_ids: Sequence[int], predictions: List[Dict[str, Any]]
+    record_set: records.RecordSet, image_ids: Sequence[int], predictions: list[dict[str, Any]]
 ) -> np.ndarray:
     """One row per image: the image, its ground truth and its predictions.
 

@@ -6,7 +6,8 @@ always ends in BatchNorm and makes P6 with a strided convolution; it serves wher
 'batch_norm', this one everywhere else.
 """
 
-from typing import Mapping, Optional
+from collections.abc import Mapping
+from typing import Optional
 
 import tensorflow as tf
 

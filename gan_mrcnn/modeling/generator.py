@@ -5,7 +5,8 @@ Shapes: B images, N sampled RoIs and K of them with a mask per image, M ground-t
 boxes in pixels of the network's input.
 """
 
-from typing import Dict, Mapping, Optional
+from collections.abc import Mapping
+from typing import Optional
 
 import tensorflow as tf
 from official.vision.modeling import factory, maskrcnn_model
@@ -33,7 +34,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         gt_masks: Optional[tf.Tensor] = None,
         sampling_seed: Optional[tf.Tensor] = None,
         training: Optional[bool] = None,
-    ) -> Dict[str, tf.Tensor]:
+    ) -> dict[str, tf.Tensor]:
         """Runs the network.
 
         Args:

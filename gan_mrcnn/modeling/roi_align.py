@@ -6,7 +6,7 @@ from P6. Averaging 2x2 of its samples at twice the resolution puts samples exact
 with `sampling_ratio=2` has them.
 """
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import tensorflow as tf
 from official.vision.modeling.layers import roi_aligner

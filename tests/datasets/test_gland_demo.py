@@ -78,7 +78,7 @@ def test_malignant_like_outlines_are_more_ragged(validation):
 
 
 def test_glands_look_unlike_the_stroma_but_not_trivially(validation):
-    """A gland has darker pixels (nuclei) than the stroma; brightness alone does not give it away."""
+    """Nuclei make a gland darker than the stroma; brightness alone does not give it away."""
     for example in validation:
         inside = example.masks.any(0)
         gray = example.image.mean(-1)
@@ -88,7 +88,8 @@ def test_glands_look_unlike_the_stroma_but_not_trivially(validation):
 
 
 def test_fingerprint_follows_seed_and_split():
-    prints = {gland_demo.DemoGlands(seed).fingerprint(s) for seed in (0, 1) for s in ('val', 'test')}
+    pairs = [(seed, split) for seed in (0, 1) for split in ('val', 'test')]
+    prints = {gland_demo.DemoGlands(seed).fingerprint(split) for seed, split in pairs}
     assert len(prints) == 4
     assert gland_demo.DemoGlands(0).fingerprint('val') in prints
 

@@ -26,7 +26,7 @@ class Blocks(base.Dataset):
     splits = ('train', 'empty')
     notice = 'NOTICE'
 
-    def __init__(self, count=30, stop_after=None, version='1'):
+    def __init__(self, count=40, stop_after=None, version='1'):
         self.count, self.stop_after, self.version, self.conversions = count, stop_after, version, 0
 
     def num_examples(self, split):
@@ -80,7 +80,7 @@ def files_and_times(cache):
 def test_the_model_gardens_decoder_gives_back_the_source(tmp_path):
     record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
     decoded = decode(record_set)
-    assert len(decoded) == record_set.num_examples == 30
+    assert len(decoded) == record_set.num_examples == 40
     assert len(tf.io.gfile.glob(record_set.input_path)) == 2
     for k, data in enumerate(decoded):
         source = make_example(k)
@@ -101,11 +101,11 @@ def test_the_model_gardens_decoder_gives_back_the_source(tmp_path):
 def test_coco_ground_truth(tmp_path):
     record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
     truth = load_coco(record_set.annotation_file)
-    assert truth.getImgIds() == record_set.image_ids == list(range(100, 130))
+    assert truth.getImgIds() == record_set.image_ids == list(range(100, 140))
     assert truth.loadCats([1, 2]) == [{'id': 1, 'name': 'gland'}, {'id': 2, 'name': 'other'}]
     assert 'NOTICE' in truth.dataset['info']['description']
-    assert sorted(truth.anns) == list(range(1, 91))
-    for k in range(30):
+    assert sorted(truth.anns) == list(range(1, 121))
+    for k in range(40):
         source = make_example(k)
         height, width = source.image.shape[:2]
         image = truth.imgs[100 + k]
@@ -136,19 +136,19 @@ def test_what_the_records_depend_on_is_in_the_key(tmp_path, monkeypatch):
     paths = {records.ensure_records(Blocks(), 'train', cache).input_path}
     paths.add(records.ensure_records(Blocks(version='2'), 'train', cache).input_path)
     skipped = records.ensure_records(Blocks(), 'train', cache, skip_bad=True)
-    assert skipped.num_examples == 29 and 103 not in skipped.image_ids
-    assert len(decode(skipped)) == 29
+    assert skipped.num_examples == 39 and 103 not in skipped.image_ids
+    assert len(decode(skipped)) == 39
     paths.add(skipped.input_path)
-    monkeypatch.setattr(records, 'RECORD_VERSION', records.RECORD_VERSION + 1)
+    monkeypatch.setattr(records, 'FORMAT_VERSION', records.FORMAT_VERSION + 1)
     paths.add(records.ensure_records(Blocks(), 'train', cache).input_path)
     assert len(paths) == 4
 
 
 def test_an_interrupted_conversion_leaves_nothing_and_is_not_read(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        records.ensure_records(Blocks(stop_after=27), 'train', str(tmp_path))
+        records.ensure_records(Blocks(stop_after=37), 'train', str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert records.ensure_records(Blocks(), 'train', str(tmp_path)).num_examples == 30
+    assert records.ensure_records(Blocks(), 'train', str(tmp_path)).num_examples == 40
 
 
 @pytest.mark.parametrize('damage', ['shard gone', 'shard cut', 'no manifest', 'half a manifest'])
@@ -156,7 +156,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
     expected = [data['image'].numpy() for data in decode(record_set)]
     folder = pathlib.Path(record_set.annotation_file).parent
-    shard = folder / 'examples-00001.tfrecord'
+    shard = folder / 'records-00001.tfrecord'
     if damage == 'shard gone':
         shard.unlink()
     elif damage == 'shard cut':
@@ -167,7 +167,9 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
         (folder / 'manifest.json').write_text((folder / 'manifest.json').read_text()[:40])
     again = records.ensure_records(Blocks(), 'train', str(tmp_path))
     assert again == record_set
-    for data, image in zip(decode(again), expected):
+    found = decode(again)
+    assert len(found) == len(expected) == 40
+    for data, image in zip(found, expected):
         np.testing.assert_array_equal(data['image'], image)
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -187,7 +189,7 @@ def test_whoever_is_whole_first_stays(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
     for path, time in files_and_times(folder).items():
         assert source.theirs[path] == time
-    assert len(decode(record_set)) == 30
+    assert len(decode(record_set)) == 40
 
 
 def _convert_in_process(cache, results):
@@ -207,12 +209,12 @@ def test_two_processes_at_once(tmp_path):
     answers = [results.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
-    assert answers[0] == answers[1] and answers[0][0] == 30
+    assert answers[0] == answers[1] and answers[0][0] == 40
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_split_without_a_usable_image(tmp_path):
-    with pytest.raises(UserError, match='empty of blocks has no usable image'):
+    with pytest.raises(UserError, match='blocks/empty has no usable image'):
         records.ensure_records(Blocks(), 'empty', str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -234,10 +236,9 @@ def test_manifest_tells_what_is_inside(tmp_path):
     record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
     folder = pathlib.Path(record_set.annotation_file).parent
     manifest = json.loads((folder / 'manifest.json').read_text())
-    assert manifest['class_names'] == ['gland', 'other']
-    assert (manifest['num_examples'], manifest['num_objects']) == (30, 90)
-    assert manifest['fingerprint'] == record_set.fingerprint == 'train 1'
-    assert manifest['notice'] == 'NOTICE'
+    assert manifest['classes'] == ['gland', 'other']
+    assert (len(manifest['image_ids']), manifest['num_objects']) == (40, 120)
+    assert manifest['fingerprint'] == record_set.fingerprint
 
 
 def test_moving_the_cache_does_not_spoil_it(tmp_path):

@@ -40,7 +40,12 @@ def test_equals_the_definition_on_the_level_of_the_box(samples):
         for level in range(2, 7)
     }
     # Lin et al. (2017), Eq. 1: level 4 + log2(sqrt(area) / 224); P6 is not pooled from.
-    boxes = {2: [10.0, 20.0, 50.5, 90.25], 3: [100, 100, 230, 240], 4: [3, 5, 260, 270], 5: [0, 0, 512, 500]}
+    boxes = {
+        2: [10.0, 20.0, 50.5, 90.25],
+        3: [100, 100, 230, 240],
+        4: [3, 5, 260, 270],
+        5: [0, 0, 512, 500],
+    }
     aligner = roi_align.MultilevelRoIAligner(crop_size=7, samples_per_bin=samples)
     found = aligner(features, tf.constant([list(boxes.values())], tf.float32)).numpy()[0]
     for i, (level, box) in enumerate(boxes.items()):
