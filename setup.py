@@ -31,6 +31,8 @@ _INSTALL_REQUIRES = [
     # Image files and drawing. The headless build, because tf-models-official already requires
     # it: two OpenCV wheels overwrite each other's files.
     'opencv-python-headless>=4.5',
+    # Label images with a palette, whose indices OpenCV would turn into colours.
+    'pillow>=9',
     # Progress bars.
     'tqdm>=4.60',
 ]

@@ -17,6 +17,13 @@ _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='session')
+def two_replicas():
+    """A strategy on two logical CPU devices; one for all, since the keys of their collective
+    operations would clash."""
+    return tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+
+
+@pytest.fixture(scope='session')
 def glas_dir():
     """Folder of the real gland data; the tests that need it skip where it is missing."""
     folder = pathlib.Path(os.environ.get('GLAS_DIR', _REPOSITORY.parent / 'shared/data/glas'))

@@ -139,9 +139,9 @@ def test_sixteen_bits_do_not_overflow():
     assert loss.dtype == tf.float32 and loss == 2
 
 
-def test_mean_is_over_the_rois_of_all_replicas():
+def test_mean_is_over_the_rois_of_all_replicas(two_replicas):
     """Replicas with 3 and 1 valid RoIs: their losses over two sum to the mean of all four."""
-    strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+    strategy = two_replicas
     values = [np.array([1.0, 2, 4, 7]), np.array([10.0, 20, 40, 70])]
     weights = [np.array([1.0, 1, 1, 0]), np.array([0.0, 1, 0, 0])]
 

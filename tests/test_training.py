@@ -1,0 +1,259 @@
+"""A whole run on a few small images: what it leaves behind, going on after a stop, evaluation."""
+
+import argparse
+import glob
+import hashlib
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gan_mrcnn import evaluating, experiment, training
+from gan_mrcnn import task as task_lib
+from gan_mrcnn.datasets import base
+from gan_mrcnn.errors import UserError
+
+HEIGHT, WIDTH = 64, 96
+STEPS = 4
+
+SETTINGS = """
+task:
+  model:
+    input_size: [64, 128, 3]
+    backbone: {resnet: {model_id: 18}}
+    decoder: {fpn: {num_filters: 32}}
+    rpn_head: {num_filters: 32}
+    detection_head: {fc_dims: 32}
+    mask_head: {num_convs: 1, num_filters: 32}
+    roi_generator: {num_proposals: 20, test_num_proposals: 20}
+    roi_sampler: {num_sampled_rois: 16}
+    mask_sampler: {num_sampled_masks: 4}
+    detection_generator: {max_num_detections: 10}
+  gan: {num_layers: 3}
+  train_data:
+    global_batch_size: 2
+    shuffle_buffer_size: 3
+    parser: {train_short_side: [50, 64], aug_rand_hflip: true, max_num_instances: 5}
+  validation_data:
+    global_batch_size: 2
+    parser: {test_short_side: 64}
+trainer:
+  steps_per_loop: 1
+  summary_interval: 1
+  checkpoint_interval: 2
+  validation_interval: 4
+  optimizer_config:
+    learning_rate:
+      type: stepwise
+      stepwise: {boundaries: [3], values: [0.01, 0.001]}
+    warmup:
+      type: linear
+      linear: {warmup_steps: 2, warmup_learning_rate: 0.001}
+"""
+
+
+class Rectangles(base.Dataset):
+    """Bright rectangles in noise; an odd number of images in every split, against full batches."""
+
+    name = 'rectangles'
+    class_names = ('rectangle',)
+    splits = ('train', 'val', 'test')
+    notice = 'RECTANGLES: not tissue'
+    ids = {'train': range(1, 6), 'val': range(6, 7), 'test': range(7, 10)}
+
+    def num_examples(self, split):
+        return len(self.ids[split])
+
+    def fingerprint(self, split):
+        return hashlib.sha256(f'{self.name} {split}'.encode()).hexdigest()
+
+    def examples(self, split, skip_bad=False):
+        for image_id in self.ids[split]:
+            rng = np.random.default_rng(image_id)
+            image = rng.integers(0, 60, [HEIGHT, WIDTH, 3]).astype(np.uint8)
+            masks = np.zeros([2, HEIGHT, WIDTH], np.uint8)
+            for i in range(2):
+                y, x = rng.integers(0, 30), 45 * i + rng.integers(0, 15)
+                masks[i, y : y + 30, x : x + 30] = 1
+                image[y : y + 30, x : x + 30] += 150
+            yield base.Example(
+                image_id=image_id,
+                file_name=f'{image_id}.png',
+                image=image,
+                masks=masks,
+                classes=np.ones(2, np.int32),
+                is_crowd=np.zeros(2, bool),
+            )
+
+
+DATASET = Rectangles()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('training')
+
+
+def make_config(folder, *overrides):
+    path = folder / 'tiny.yaml'
+    path.write_text(SETTINGS)
+    flags = argparse.Namespace(
+        dataset='gland',
+        data_dir=None,
+        config_file=str(path),
+        params_override=list(overrides),
+        gan=None,
+        seed=3,
+        skip_bad=False,
+        cache_dir=str(folder / 'cache'),
+    )
+    return experiment.load_config(flags, DATASET)
+
+
+def train(folder, name, steps, mode='train'):
+    # Draws of whatever ran before in this process must not matter.
+    tf.random.set_seed(steps)
+    config = make_config(folder, f'trainer.train_steps={steps}')
+    training.train(config, DATASET, str(folder / name), mode)
+    return folder / name
+
+
+@pytest.fixture(scope='module')
+def run(folder):
+    """The folder of a run of `STEPS` steps without a stop."""
+    return train(folder, 'whole', STEPS, 'train_and_eval')
+
+
+def variables(model_dir):
+    """Every value in the last checkpoint, by its key."""
+    path = tf.train.latest_checkpoint(str(model_dir))
+    assert path.endswith(f'-{STEPS}')
+    reader = tf.train.load_checkpoint(path)
+    names = reader.get_variable_to_shape_map()
+    return {
+        name: reader.get_tensor(name)
+        for name in names
+        if name not in ('_CHECKPOINTABLE_OBJECT_GRAPH', 'save_counter/.ATTRIBUTES/VARIABLE_VALUE')
+    }
+
+
+def test_checkpoint_holds_both_networks_both_optimizers_and_the_step(run):
+    found = variables(run)
+    parts = {name.split('/')[0] for name in found}
+    assert parts >= {
+        'backbone',
+        'decoder',
+        'box_discriminator',
+        'mask_discriminator',
+        'optimizer',
+        'discriminator_optimizer',
+        'global_step',
+    }
+    assert found['global_step/.ATTRIBUTES/VARIABLE_VALUE'] == STEPS
+    for name in ('optimizer', 'discriminator_optimizer'):
+        momenta = [
+            value
+            for key, value in found.items()
+            if key.startswith(f'{name}/') and np.ndim(value) == 4
+        ]
+        assert momenta and all(np.abs(momentum).max() > 0 for momentum in momenta), name
+        iterations = [
+            value for key, value in found.items() if key.startswith(f'{name}/_iterations')
+        ]
+        assert iterations == [STEPS]
+
+
+@pytest.mark.slow
+def test_run_that_was_stopped_ends_where_the_whole_one_does(run, folder):
+    """Stopped in the middle of an epoch, of the warm-up and before the lower learning rate.
+
+    The values are equal to the last bit on one thread; with more, sums of a convolution's gradient
+    may be added in another order.
+    """
+    train(folder, 'stopped', STEPS // 2)
+    stopped = variables(train(folder, 'stopped', STEPS))
+    whole = variables(run)
+    assert set(stopped) == set(whole)
+    for name, value in whole.items():
+        np.testing.assert_allclose(stopped[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def events(folder):
+    """Values by tag and step."""
+    found = {}
+    for path in glob.glob(f'{folder}/events.out.tfevents.*'):
+        for event in tf.compat.v1.train.summary_iterator(path):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor)
+    return found
+
+
+def test_tensorboard_shows_every_term_at_every_step(run):
+    found = events(run / 'train')
+    terms = task_lib.DETECTION_TERMS + task_lib.ADVERSARIAL_TERMS + ('total_loss', 'gradient_norm')
+    for name in terms:
+        assert set(found[name]) == {1, 2, 3, 4}, name
+        assert all(np.isfinite(value) for value in found[name].values()), name
+    # Step 4 is beyond the boundary at 3; the discriminators' rate is a fifth.
+    for step, rate in ((2, 0.01), (4, 0.001)):
+        assert found['learning_rate'][step] == pytest.approx(rate)
+        assert found['discriminator_learning_rate'][step] == pytest.approx(rate / 5)
+
+
+def test_tensorboard_shows_validation_and_its_pictures(run):
+    found = events(run / 'validation')
+    assert set(found['mask_AP']) == set(found['box_AP']) == {STEPS}
+    assert any('image_truth_prediction' in tag for tag in found)
+
+
+def test_evaluation_covers_every_image_and_carries_the_notice(run, folder, capsys):
+    results = evaluating.evaluate(make_config(folder), DATASET, 'test', str(run), 'best')
+    output = run / 'eval' / 'test'
+    assert json.loads((output / 'results.json').read_text()) == results
+    assert results['notice'] == DATASET.notice
+    assert results['num_images'] == 3 and results['step'] == STEPS
+    assert '/best/' in results['checkpoint']
+    for kind in ('box', 'mask'):
+        assert 0 <= results['figures'][kind]['AP'] <= 1
+    predictions = json.loads((output / 'predictions.json').read_text())
+    assert {prediction['image_id'] for prediction in predictions} == set(DATASET.ids['test'])
+    keys = [(p['image_id'], p['score'], tuple(p['bbox'])) for p in predictions]
+    # The last batch is filled up with images that must not count twice.
+    assert len(keys) == len(set(keys)) <= 10 * 3
+    assert all(p['segmentation']['size'] == [HEIGHT, WIDTH] for p in predictions)
+    picture = cv2.imread(str(output / 'pictures.png'))
+    assert picture.shape[0] >= 3 * HEIGHT and picture.shape[1] >= 3 * WIDTH
+    assert DATASET.notice in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'setting',
+    ['task.model.backbone.resnet.model_id=34', 'task.model.mask_head.num_filters=16'],
+)
+def test_evaluation_of_another_network_says_so_in_one_line(setting, run, folder):
+    with pytest.raises(UserError) as error:
+        evaluating.evaluate(make_config(folder, setting), DATASET, 'test', str(run), 'last')
+    message = str(error.value)
+    assert '\n' not in message and '--config_file' in message and str(run) in message
+
+
+def test_training_does_not_go_on_from_another_network(run, folder):
+    settings = (run / 'params.yaml').read_text()
+    config = make_config(folder, 'task.model.detection_head.fc_dims=16', 'trainer.train_steps=5')
+    with pytest.raises(UserError) as error:
+        training.train(config, DATASET, str(run), 'train')
+    message = str(error.value)
+    assert '\n' not in message and str(run) in message
+    # What the run was trained with is still on record.
+    assert (run / 'params.yaml').read_text() == settings
+
+
+def test_missing_checkpoints_are_said_in_one_line(tmp_path):
+    with pytest.raises(UserError, match='holds no checkpoint'):
+        evaluating.find_checkpoint(str(tmp_path), 'best')
+    with pytest.raises(UserError, match='nosuch'):
+        evaluating.find_checkpoint(str(tmp_path), str(tmp_path / 'nosuch'))
+    with pytest.raises(UserError, match='params.yaml'):
+        evaluating.saved_config_file(str(tmp_path))
