@@ -26,9 +26,9 @@ def main() -> None:
     options = parse_flags()
     from gan_mrcnn import evaluating, experiment
 
-    dataset = experiment.load_dataset(options)
     if options.config_file is None:
-        options.config_file = evaluating.saved_config_file(options.model_dir)
+        evaluating.take_saved_settings(options)
+    dataset = experiment.load_dataset(options)
     config = experiment.load_config(options, dataset)
     evaluating.evaluate(config, dataset, options.split, options.model_dir, options.checkpoint)
 

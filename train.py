@@ -24,6 +24,8 @@ def main() -> None:
     options = parse_flags()
     from gan_mrcnn import evaluating, experiment, training
 
+    if options.mode == 'eval' and options.model_dir and not options.config_file:
+        evaluating.take_saved_settings(options)
     dataset = experiment.load_dataset(options)
     config = experiment.load_config(options, dataset)
     model_dir = options.model_dir or f'runs/{dataset.name}-{config.task.gan.mode}'

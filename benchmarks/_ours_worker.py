@@ -40,8 +40,10 @@ def build_task(settings, seed):
                 'num_classes': 2,
                 'input_size': [*settings['canvas'], 3],
                 'backbone': {
-                    'resnet': {'model_id': 34},
-                    'freeze_stages': {3: 2, 4: 1, 5: 0}[settings['trainable_layers']],
+                    'resnet': {
+                        'model_id': 34,
+                        'freeze_stages': {3: 2, 4: 1, 5: 0}[settings['trainable_layers']],
+                    },
                 },
                 'roi_generator': {
                     'pre_nms_top_k': settings['pre_nms'],

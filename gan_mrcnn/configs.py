@@ -74,23 +74,26 @@ class DetectionGenerator(maskrcnn.DetectionGenerator):
 
 
 @dataclasses.dataclass
-class Backbone(backbones.Backbone):
-    """`resnet.model_id` chooses 18, 34, 50 or 101.
+class ResNet(backbones.ResNet):
+    """`model_id` chooses 18, 34, 50 or 101.
 
-    `resnet.bn_trainable` and `freeze_stages` are for a network that starts from weights; one that
-    starts from scratch is trained whole (`experiment.load_config` sees to it).
+    `bn_trainable` and `freeze_stages` are for a network that starts from weights; one that starts
+    from scratch is trained whole (`experiment.load_config` sees to it).
 
     padding: 'symmetric' as in the networks that torchvision's weights were trained in, 'same' for
       TensorFlow's own.
     freeze_stages: 0 none, 1 the stem, 2 the stem and stage 1.
     """
 
-    type: Optional[str] = 'resnet'
-    resnet: backbones.ResNet = dataclasses.field(
-        default_factory=lambda: backbones.ResNet(bn_trainable=False)
-    )
+    bn_trainable: bool = False
     padding: str = 'symmetric'
     freeze_stages: int = 2
+
+
+@dataclasses.dataclass
+class Backbone(backbones.Backbone):
+    type: Optional[str] = 'resnet'
+    resnet: ResNet = dataclasses.field(default_factory=ResNet)
 
 
 @dataclasses.dataclass

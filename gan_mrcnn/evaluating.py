@@ -5,11 +5,13 @@ Writes into `MODEL_DIR/eval/SPLIT`: `predictions.json` (COCO results), `results.
 all that made them) and `pictures.png` (image, truth and prediction side by side).
 """
 
+import argparse
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 import tqdm
+import yaml
 from official.core import train_utils
 
 from gan_mrcnn import experiment, visualization
@@ -134,13 +136,18 @@ def _spread(image_ids):
     return [image_ids[int(round(place))] for place in places]
 
 
-def saved_config_file(model_dir: str) -> str:
-    """The settings that a run was trained with.
+def take_saved_settings(options: argparse.Namespace) -> None:
+    """Puts the settings that a run was trained with, and where its data were, into `options`.
 
     Raises:
-      UserError: `model_dir` is not the folder of a run.
+      UserError: `options.model_dir` is not the folder of a run.
     """
-    path = pathlib.Path(model_dir) / 'params.yaml'
+    path = pathlib.Path(options.model_dir) / 'params.yaml'
     if not path.is_file():
-        raise UserError(f'--model_dir {model_dir} has no params.yaml: not the folder of a run')
-    return str(path)
+        raise UserError(
+            f'--model_dir {options.model_dir} has no params.yaml: not the folder of a run'
+        )
+    options.config_file = str(path)
+    if options.data_dir is None:
+        saved = yaml.safe_load(path.read_text(encoding='utf-8'))
+        options.data_dir = saved['task']['data_dir'] or None

@@ -18,9 +18,11 @@ from official.modeling import hyperparams
 from official.modeling.hyperparams import params_dict
 
 from gan_mrcnn import configs, datasets
+from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base, records
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.flags import GAN_MODES
+from gan_mrcnn.modeling import backbone, discriminators, heads
 
 CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
@@ -53,14 +55,37 @@ def load_config(
         task.gan.mode = flags.gan
     if flags.seed is not None:
         task.seed = flags.seed
-    if task.gan.mode not in GAN_MODES:
-        raise UserError(f'task.gan.mode is {task.gan.mode!r}, not one of {", ".join(GAN_MODES)}')
+    _check_values(task)
     task.backbone_weights = os.path.expanduser(task.backbone_weights)
     if not task.backbone_weights:
         # Frozen random layers and BatchNorm that never sees a statistic would learn nothing.
-        task.model.backbone.freeze_stages = 0
+        task.model.backbone.resnet.freeze_stages = 0
         task.model.backbone.resnet.bn_trainable = True
     return config
+
+
+def _check_values(task: configs.GanMaskRCNNTask) -> None:
+    """Raises UserError where a setting is none of its few possible values."""
+    resnet = task.model.backbone.resnet
+    for key, value, choices in (
+        ('gan.mode', task.gan.mode, GAN_MODES),
+        ('gan.num_layers', task.gan.num_layers, discriminators.NUM_LAYERS),
+        ('losses.normalization', task.losses.normalization, task_lib.NORMALIZATIONS),
+        ('model.head_norm', task.model.head_norm, heads.NORMALIZATIONS),
+        ('model.backbone.resnet.model_id', resnet.model_id, backbone.MODEL_IDS),
+        ('model.backbone.resnet.padding', resnet.padding, backbone.PADDINGS),
+        ('model.backbone.resnet.freeze_stages', resnet.freeze_stages, (0, 1, 2)),
+    ):
+        if value not in choices:
+            raise UserError(
+                f'task.{key} is {value!r}, not one of {", ".join(map(str, choices))}'
+            )
+    size, stride = task.model.input_size, 2**task.model.max_level
+    if len(size) != 3 or size[0] % stride or size[1] % stride or size[2] != 3:
+        raise UserError(
+            f'task.model.input_size is {size}, but [height, width, 3] with multiples of {stride} '
+            'is wanted'
+        )
 
 
 def default_config_file(dataset: base.Dataset) -> pathlib.Path:

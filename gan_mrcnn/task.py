@@ -31,6 +31,9 @@ NON_FINITE = 'Non-finite loss or gradient'
 # Validation images that TensorBoard shows.
 NUM_PICTURES = 4
 
+# How `task.losses.normalization` can be; see `gan_mrcnn.losses`.
+NORMALIZATIONS = ('paper', 'model_garden')
+
 DETECTION_TERMS = (
     'rpn_score_loss',
     'rpn_box_loss',

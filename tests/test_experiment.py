@@ -221,6 +221,7 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path):
         ('task.skip_bad=1', 'task.skip_bad'),
         ('task.train_data.parser.train_short_side=400', 'task.train_data.parser.train_short_side'),
         ('task.gan=3', 'task.gan'),
+        ('task.model.backbone.type=resnett', 'resnett'),
     ],
 )
 def test_wrong_kind_of_value_is_named(text, key):

@@ -21,8 +21,7 @@ def make_config(mode='combined', **losses):
                 'num_classes': 3,
                 'input_size': [*SIZE, 3],
                 'backbone': {
-                    'resnet': {'model_id': 18, 'bn_trainable': True},
-                    'freeze_stages': 0,
+                    'resnet': {'model_id': 18, 'bn_trainable': True, 'freeze_stages': 0},
                 },
                 'decoder': {'fpn': {'num_filters': 32}},
                 'rpn_head': {'num_filters': 32},
@@ -252,7 +251,7 @@ def test_losses_equal_the_model_gardens_where_its_settings_are_chosen():
     config.model.override(
         {
             'head_norm': 'batch_norm',
-            'backbone': {'padding': 'same'},
+            'backbone': {'resnet': {'padding': 'same'}},
             'roi_sampler': {'num_sampled_rois': 25, 'foreground_fraction': 1.0},
             'mask_sampler': {'num_sampled_masks': 25},
         }

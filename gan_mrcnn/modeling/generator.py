@@ -172,32 +172,23 @@ def build_generator(
     """Builds the generator with the Model Garden's factory and puts the paper's parts in.
 
     Args:
-      config: see `configs.Generator`; `input_size` must be divisible by 64 (P6).
+      config: see `configs.Generator`; height and width must be multiples of 64 (P6).
       kernel_regularizer: of every kernel that is trained.
 
     Returns:
       The network, its variables made.
-
-    Raises:
-      ValueError: `input_size` does not fit the pyramid.
     """
-    height, width, _ = config.input_size
-    if height % 2**config.max_level or width % 2**config.max_level:
-        raise ValueError(
-            f'model.input_size is {config.input_size[:2]}, but P{config.max_level} needs multiples '
-            f'of {2**config.max_level}'
-        )
-    norm = config.norm_activation
+    norm, resnet = config.norm_activation, config.backbone.get()
     input_specs = tf.keras.layers.InputSpec(shape=[None] + list(config.input_size))
     backbone = backbone_lib.build_backbone(
         input_specs,
-        model_id=config.backbone.resnet.model_id,
-        padding=config.backbone.padding,
+        model_id=resnet.model_id,
+        padding=resnet.padding,
         norm_epsilon=norm.norm_epsilon,
         norm_momentum=norm.norm_momentum,
         use_sync_bn=norm.use_sync_bn,
-        bn_trainable=config.backbone.resnet.bn_trainable,
-        frozen_stages=config.backbone.freeze_stages,
+        bn_trainable=resnet.bn_trainable,
+        frozen_stages=resnet.freeze_stages,
         kernel_regularizer=kernel_regularizer,
     )
     paper_heads = config.head_norm != 'batch_norm'
