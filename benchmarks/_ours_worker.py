@@ -45,6 +45,11 @@ def build_task(settings, seed):
                         'freeze_stages': {3: 2, 4: 1, 5: 0}[settings['trainable_layers']],
                     },
                 },
+                # The paper's widths; the small configuration has half of them.
+                'decoder': {'fpn': {'num_filters': 256}},
+                'rpn_head': {'num_filters': 256},
+                'detection_head': {'fc_dims': 1024},
+                'mask_head': {'num_filters': 256},
                 'roi_generator': {
                     'pre_nms_top_k': settings['pre_nms'],
                     'test_pre_nms_top_k': settings['pre_nms'],

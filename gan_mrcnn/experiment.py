@@ -6,6 +6,7 @@ own; an unknown key or a value of the wrong kind ends with one line that names i
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -102,6 +103,7 @@ def override(config: hyperparams.Config, values: Mapping[str, Any], source: str)
     _check_keys(config, values, '', source)
     try:
         config.override(values)
+        config.as_dict()  # Looks whether every `type` exists.
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f'{source}: {" ".join(str(error).split())}') from error
 
@@ -109,7 +111,8 @@ def override(config: hyperparams.Config, values: Mapping[str, Any], source: str)
 def _check_keys(config, values, prefix, source):
     if not isinstance(values, Mapping):
         raise UserError(f'{source}: {prefix or "the file"} wants keys and values, not {values!r}')
-    names = set(config.as_dict())
+    # Not `as_dict`: a choice between several configurations exports the chosen one only.
+    names = {field.name for field in dataclasses.fields(config)}
     for name, value in values.items():
         key = f'{prefix}{name}'
         if name not in names:

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training run from settings to checkpoints: data, resume, the loop, and how it ends."""
 
+import contextlib
 import pathlib
 
 import tensorflow as tf
-from absl import logging
+import yaml
 from official.core import train_lib, train_utils
 
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.errors import UserError
+
+# Every reported term of every loop, as text.
+LOG_NAME = 'train.log'
 
 
 def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
@@ -23,7 +27,8 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
       mode: 'train' or 'train_and_eval'.
 
     Raises:
-      UserError: a loss or gradient is not finite; the message names step, terms and images.
+      UserError: a loss or gradient is not finite (the message names step, terms and images), or
+        the checkpoint is of another network.
     """
     task_config = config.task
     train_set, validation_set = experiment.prepare_records(
@@ -32,12 +37,12 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
     experiment.use_records(task_config.train_data, train_set)
     experiment.use_records(task_config.validation_data, validation_set)
     task_config.annotation_file = validation_set.annotation_file
+    step = resumed_step(config, model_dir)
     pathlib.Path(model_dir).mkdir(parents=True, exist_ok=True)
     train_utils.serialize_config(config, model_dir)
 
     tf.keras.utils.set_random_seed(task_config.seed)
     strategy = experiment.make_strategy(config)
-    step = _resumed_step(model_dir)
     say_what_runs(config, dataset, train_set, validation_set, strategy, step, model_dir)
     with strategy.scope():
         task = task_lib.GanMaskRCNNTask(
@@ -48,8 +53,10 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
         )
         runner = trainer.make_trainer(config, task, True, 'eval' in mode, model_dir)
     bar = trainer.ProgressBar(config, step)
-    try:
-        controller = train_lib.OrbitExperimentRunner(
+    # Orbit prints every term of every report; the terminal has the bar.
+    log = open(f'{model_dir}/{LOG_NAME}', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    with contextlib.closing(bar), log, contextlib.redirect_stdout(log):
+        experiment_runner = train_lib.OrbitExperimentRunner(
             strategy,
             task,
             mode,
@@ -58,16 +65,21 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
             trainer=runner,
             train_actions=[bar.update],
             eval_actions=[bar.evaluated],
-        ).controller
+        )
         with strategy.scope():
-            if mode == 'train':
-                controller.train(config.trainer.train_steps)
-            else:
-                controller.train_and_evaluate(
-                    config.trainer.train_steps,
-                    config.trainer.validation_steps,
-                    config.trainer.validation_interval,
-                )
+            _run(experiment_runner.controller, config.trainer, mode)
+
+
+def _run(controller, trainer_config, mode) -> None:
+    try:
+        if mode == 'train':
+            controller.train(trainer_config.train_steps)
+        else:
+            controller.train_and_evaluate(
+                trainer_config.train_steps,
+                trainer_config.validation_steps,
+                trainer_config.validation_interval,
+            )
     except tf.errors.InvalidArgumentError as error:
         line = task_lib.parse_non_finite(str(error))
         if line is None:
@@ -76,13 +88,31 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
             f'{line}. Nothing of this step was applied; look at these images, or lower the '
             'learning rate or raise the warm-up steps'
         ) from error
-    finally:
-        bar.close()
 
 
-def _resumed_step(model_dir: str) -> int:
+def resumed_step(config, model_dir: str) -> int:
+    """The step of the newest checkpoint in `model_dir`, 0 without one.
+
+    Raises:
+      UserError: that run's network was another one.
+    """
     path = tf.train.latest_checkpoint(model_dir)
-    return int(train_utils.read_global_step_from_checkpoint(path)) if path else 0
+    if path is None:
+        return 0
+    saved_file = pathlib.Path(model_dir) / 'params.yaml'
+    if saved_file.is_file():
+        saved = yaml.safe_load(saved_file.read_text(encoding='utf-8'))['task']
+        now = config.as_dict()['task']
+        for key in ('model', 'gan'):
+            if saved[key] != now[key]:
+                changed = sorted(
+                    name for name in now[key] if saved[key].get(name) != now[key][name]
+                )
+                raise UserError(
+                    f'{model_dir} holds a run with another task.{key}.{changed[0]}; give another '
+                    '--model_dir, or the settings of its params.yaml'
+                )
+    return int(train_utils.read_global_step_from_checkpoint(path))
 
 
 def say_what_runs(config, dataset, train_set, validation_set, strategy, step, model_dir) -> None:
@@ -96,19 +126,32 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
         else f'{gan.num_layers} layers, weights mask {gan.mask_weight}, box {gan.box_weight}'
     )
     lines = [
-        ('data', f'{dataset.name}{" (demo)" if dataset.is_demo else ""}: {train_set.num_examples} '
-         f'images to train on, {validation_set.num_examples} to choose the checkpoint'),
+        (
+            'data',
+            f'{dataset.name}{" (demo)" if dataset.is_demo else ""}: {train_set.num_examples} '
+            f'images to train on, {validation_set.num_examples} to choose the checkpoint',
+        ),
         ('classes', ', '.join(dataset.class_names)),
-        ('network', f'Mask R-CNN, ResNet-{task.model.backbone.resnet.model_id} FPN, input '
-         f'{task.model.input_size[0]}x{task.model.input_size[1]}'),
+        (
+            'network',
+            f'Mask R-CNN, ResNet-{task.model.backbone.resnet.model_id} FPN, input '
+            f'{task.model.input_size[0]}x{task.model.input_size[1]}',
+        ),
         ('backbone', weights),
         ('GAN', f'{gan.mode}: {adversarial}'),
-        ('steps', f'{config.trainer.train_steps} of {task.train_data.global_batch_size} images'
-         + (f', going on from step {step}' if step else '')),
-        ('devices', f'{strategy.num_replicas_in_sync} x '
-         f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}'),
+        (
+            'steps',
+            f'{config.trainer.train_steps} of {task.train_data.global_batch_size} images'
+            + (f', going on from step {step}' if step else ''),
+        ),
+        (
+            'devices',
+            f'{strategy.num_replicas_in_sync} x '
+            f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}',
+        ),
         ('output', f'{model_dir} (tensorboard --logdir {model_dir})'),
     ]
+    if task.train_data.split == 'trainval' and task.validation_data.split == 'val':
+        lines.append(('note', 'validation images are trained on: evaluate with --checkpoint last'))
     for name, text in lines:
         print(f'{name:>9}: {text}', flush=True)
-    logging.info('%s', config.as_dict())

@@ -102,11 +102,11 @@ def test_there_are_config_files_for_real_and_demo_data():
 
 
 def test_saved_settings_load_again_unchanged(tmp_path):
-    config = load('task.gan.num_layers=3,task.model.backbone.padding=same', seed=7)
+    config = load('task.gan.num_layers=3,task.model.backbone.resnet.padding=same', seed=7)
     train_utils.serialize_config(config, str(tmp_path))
     again = load(config_file=str(tmp_path / 'params.yaml'))
     assert again.as_dict() == config.as_dict()
-    assert again.task.model.backbone.padding == 'same'
+    assert again.task.model.backbone.resnet.padding == 'same'
 
 
 # Overrides.
@@ -169,14 +169,14 @@ def test_flags_say_where_data_and_cache_are():
 
 
 def test_from_scratch_the_whole_backbone_is_trained():
-    backbone = load('task.model.backbone.freeze_stages=2').task.model.backbone
-    assert backbone.freeze_stages == 0
+    backbone = load('task.model.backbone.resnet.freeze_stages=2').task.model.backbone
+    assert backbone.resnet.freeze_stages == 0
     assert backbone.resnet.bn_trainable is True
 
 
 def test_backbone_weights_keep_stem_stage_1_and_batch_norm_frozen():
     backbone = load('task.backbone_weights=weights.npz').task.model.backbone
-    assert backbone.freeze_stages == 2
+    assert backbone.resnet.freeze_stages == 2
     assert backbone.resnet.bn_trainable is False
 
 
