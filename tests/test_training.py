@@ -165,7 +165,6 @@ def test_checkpoint_holds_both_networks_both_optimizers_and_the_step(run):
         assert iterations == [STEPS]
 
 
-@pytest.mark.slow
 def test_run_that_was_stopped_ends_where_the_whole_one_does(run, folder):
     """Stopped in the middle of an epoch, of the warm-up and before the lower learning rate.
 
@@ -258,4 +257,4 @@ def test_missing_checkpoints_are_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match='nosuch'):
         evaluating.find_checkpoint(str(tmp_path), str(tmp_path / 'nosuch'))
     with pytest.raises(UserError, match='params.yaml'):
-        evaluating.saved_config_file(str(tmp_path))
+        evaluating.take_saved_settings(argparse.Namespace(model_dir=str(tmp_path)))
