@@ -5,6 +5,7 @@ One checkpoint holds both networks, both optimizers and the step. The best check
 the validation split is kept apart.
 """
 
+import sys
 import time
 
 import orbit
@@ -94,7 +95,8 @@ class ProgressBar:
             f'{kind} AP {float(output[f"{kind}_AP"]):.3f}' for kind in ('box', 'mask')
         )
         self._figures['val'] = figures
-        self._bar.write(f'step {_current_step()}: validation {figures}')
+        # Beside the bar: standard output is orbit's during a run.
+        self._bar.write(f'step {_current_step()}: validation {figures}', file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
