@@ -14,7 +14,6 @@ from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from official.core import task_factory
 from official.modeling import optimization
 from official.vision.tasks import maskrcnn
@@ -135,9 +134,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         """Loads the backbone where one is given; called where there is no checkpoint yet."""
         path = self.task_config.backbone_weights
         if path:
-            logging.info('%s', backbone_weights.load_backbone(model.backbone, path))
+            print(backbone_weights.load_backbone(model.backbone, path))
         else:
-            logging.info('No backbone weights given: all networks are trained from scratch.')
+            print('No backbone weights given: all networks are trained from scratch.')
 
     # Inputs.
 

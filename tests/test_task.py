@@ -344,3 +344,24 @@ def freeze_batch_norm(model):
     for layer in model.submodules:
         if isinstance(layer, tf.keras.layers.BatchNormalization):
             layer.trainable = False
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_mixed_precision_takes_a_step(dtype):
+    tf.keras.mixed_precision.set_global_policy(f'mixed_{dtype}')
+    try:
+        task, model = make_task()
+        optimizer = sgd()
+        if dtype == 'float16':
+            optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+            task.discriminator_optimizer = tf.keras.mixed_precision.LossScaleOptimizer(sgd())
+        before = values(model.trainable_variables)
+        # The first steps in float16 may only find the loss scale.
+        for _ in range(3 if dtype == 'float16' else 1):
+            task.train_step(make_batch(task.task_config), model, optimizer)
+    finally:
+        tf.keras.mixed_precision.set_global_policy('float32')
+    assert any(changed(before, model.trainable_variables))
+    for variable in model.variables + task.discriminator_variables:
+        assert variable.dtype == tf.float32 or not variable.dtype.is_floating
+        assert np.isfinite(variable.numpy()).all(), variable.name

@@ -54,7 +54,10 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         """
         backbone_features = self.backbone(images)
         features = self.decoder(backbone_features)
-        rpn_scores, rpn_boxes = self.rpn_head(features)
+        rpn_scores, rpn_boxes = (
+            {level: tf.cast(x, tf.float32) for level, x in part.items()}
+            for part in self.rpn_head(features)
+        )
         rois, _ = self.roi_generator(
             rpn_boxes,
             rpn_scores,
@@ -149,8 +152,8 @@ class Generator(maskrcnn_model.MaskRCNNModel):
     def _detections(self, features, rois, image_shape):
         class_logits, deltas = self.detection_head[0](self.roi_aligner(features, rois))
         detections = self.detection_generator(
-            deltas,
-            class_logits,
+            tf.cast(deltas, tf.float32),
+            tf.cast(class_logits, tf.float32),
             rois,
             image_shape,
             BOX_WEIGHTS,
@@ -211,7 +214,11 @@ def build_generator(
         foreground_iou_threshold=sampler.foreground_iou_threshold,
         background_iou_high_threshold=sampler.background_iou_high_threshold,
         background_iou_low_threshold=sampler.background_iou_low_threshold,
+        dtype='float32',
     )
+    # 16 bits are too few for pixel coordinates, and NMS takes float32 only.
+    proposals = parts['roi_generator']
+    parts['roi_generator'] = type(proposals)(**proposals.get_config(), dtype='float32')
     if paper_heads:
         for name, head_class in (
             ('rpn_head', heads.RPNHead),
@@ -222,7 +229,11 @@ def build_generator(
         for name in ('roi_aligner', 'mask_roi_aligner'):
             aligner = getattr(config, name)
             parts[name] = roi_align.MultilevelRoIAligner(
-                aligner.crop_size, aligner.samples_per_bin, sample_offset=aligner.sample_offset
+                aligner.crop_size,
+                aligner.samples_per_bin,
+                sample_offset=aligner.sample_offset,
+                # Features may have 16 bits, boxes keep 32.
+                autocast=False,
             )
     model = Generator(**parts)
     # A symbolic call makes the variables without running anything.
