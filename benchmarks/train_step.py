@@ -67,17 +67,8 @@ def seconds(function, *arguments):
 
 def time_parts(run, inputs, repeats):
     """Median seconds of the adversarial parts of the step, each compiled alone."""
-    images, labels = inputs
-    task = run.task
-    outputs = run.model(
-        images,
-        image_shape=labels['image_info'][:, 1],
-        gt_boxes=labels['gt_boxes'],
-        gt_classes=labels['gt_classes'],
-        gt_masks=labels['gt_masks'],
-        sampling_seed=labels['sampling_seed'],
-        training=True,
-    )
+    task, labels = run.task, inputs[1]
+    outputs = task.forward(inputs, run.model)
     names = [name for name in outputs if name.startswith('mask_')]
     kept = {name: outputs[name] for name in names}
     kept['decoder_features'] = outputs['decoder_features']

@@ -258,6 +258,22 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     # Steps.
 
+    def forward(self, inputs, model) -> dict[str, tf.Tensor]:
+        """The generator's training outputs on a batch, in float32 whatever it computes in."""
+        images, labels = inputs
+        outputs = model(
+            images,
+            image_shape=labels['image_info'][:, 1],
+            gt_boxes=labels['gt_boxes'],
+            gt_classes=labels['gt_classes'],
+            gt_masks=labels['gt_masks'],
+            sampling_seed=labels['sampling_seed'],
+            training=True,
+        )
+        return tf.nest.map_structure(
+            lambda x: tf.cast(x, tf.float32) if x.dtype.is_floating else x, outputs
+        )
+
     def train_step(self, inputs, model, optimizer, metrics=None):
         """Trains the discriminators, then the generator against them, on one batch.
 
@@ -270,19 +286,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         Returns:
           A dictionary with the generator's whole loss.
         """
-        images, labels = inputs
-        gan = self.task_config.gan
+        labels, gan = inputs[1], self.task_config.gan
         with tf.GradientTape() as generator_tape:
-            outputs = model(
-                images,
-                image_shape=labels['image_info'][:, 1],
-                gt_boxes=labels['gt_boxes'],
-                gt_classes=labels['gt_classes'],
-                gt_masks=labels['gt_masks'],
-                sampling_seed=labels['sampling_seed'],
-                training=True,
-            )
-            outputs = tf.nest.map_structure(_to_float32, outputs)
+            outputs = self.forward(inputs, model)
             terms = self.detection_losses(outputs, labels)
             total_loss = terms['model_loss'] + tf.add_n(model.losses or [0.0])
 
@@ -408,10 +414,6 @@ def _repeat_positive(positive):
     count = tf.reduce_sum(tf.cast(positive, tf.int32), axis=1, keepdims=True)
     place = tf.range(tf.shape(positive)[1])[tf.newaxis]
     return tf.where(count > 0, place % tf.maximum(count, 1), place)
-
-
-def _to_float32(x):
-    return tf.cast(x, tf.float32) if x.dtype.is_floating else x
 
 
 def _share_of_replica(loss, optimizer):

@@ -85,19 +85,6 @@ def combined():
     return make_task()
 
 
-def forward(task, model, batch):
-    images, labels = batch
-    return model(
-        images,
-        image_shape=labels['image_info'][:, 1],
-        gt_boxes=labels['gt_boxes'],
-        gt_classes=labels['gt_classes'],
-        gt_masks=labels['gt_masks'],
-        sampling_seed=labels['sampling_seed'],
-        training=True,
-    )
-
-
 def values(variables):
     return [variable.numpy() for variable in variables]
 
@@ -109,7 +96,7 @@ def changed(before, variables):
 def test_predicted_boxes_are_the_rois_moved_by_their_own_class_deltas(combined):
     task, model = combined
     batch = make_batch(task.task_config)
-    outputs = forward(task, model, batch)
+    outputs = task.forward(batch, model)
     rois = outputs['mask_rois'].numpy()
     deltas = outputs['box_outputs'].numpy()
     classes = outputs['mask_class_targets'].numpy()
@@ -128,7 +115,7 @@ def test_predicted_boxes_are_the_rois_moved_by_their_own_class_deltas(combined):
 
 def test_adversarial_gradient_reaches_box_coordinates_and_mask_logits_alone(combined):
     task, model = combined
-    outputs = forward(task, model, make_batch(task.task_config))
+    outputs = task.forward(make_batch(task.task_config), model)
     floating = {
         name: tf.identity(value)
         for name, value in outputs.items()
@@ -160,7 +147,7 @@ def test_adversarial_gradient_reaches_box_coordinates_and_mask_logits_alone(comb
 def test_each_half_trains_its_own_network_only(combined):
     task, model = combined
     batch = make_batch(task.task_config)
-    samples = task.adversarial_samples(forward(task, model, batch))
+    samples = task.adversarial_samples(task.forward(batch, model))
     discriminators = task.box_discriminator.variables + task.mask_discriminator.variables
 
     before, generator_before = values(discriminators), values(model.variables)
@@ -172,7 +159,7 @@ def test_each_half_trains_its_own_network_only(combined):
     # their BatchNorm statistics included.
     before = values(discriminators)
     with tf.GradientTape() as tape:
-        samples = task.adversarial_samples(forward(task, model, batch))
+        samples = task.adversarial_samples(task.forward(batch, model))
         total = tf.add_n(list(task.generator_losses(samples).values()))
     gradients = tape.gradient(total, model.trainable_variables)
     assert not any(changed(before, discriminators))
@@ -225,7 +212,7 @@ def test_batch_without_objects_has_no_adversarial_loss_and_no_nan(combined):
 def test_adversarial_only_leaves_out_the_box_and_mask_losses():
     task, model = make_task('adversarial_only')
     batch = make_batch(task.task_config)
-    terms = task.detection_losses(forward(task, model, batch), batch[1])
+    terms = task.detection_losses(task.forward(batch, model), batch[1])
     assert terms['mask_loss'] > 0 and terms['frcnn_box_loss'] > 0
     np.testing.assert_allclose(
         terms['model_loss'],
@@ -272,7 +259,7 @@ def test_losses_equal_the_model_gardens_where_its_settings_are_chosen():
         training=True,
     )
     their_terms = their_task.build_losses(their_outputs, labels)
-    our_terms = task.detection_losses(forward(task, model, (images, labels)), labels)
+    our_terms = task.detection_losses(task.forward((images, labels), model), labels)
     for name, value in our_terms.items():
         assert value > 0
         np.testing.assert_allclose(value, their_terms[name], rtol=1e-4, err_msg=name)
