@@ -2,7 +2,9 @@
 """One training run from settings to checkpoints: data, resume, the loop, and how it ends."""
 
 import contextlib
+import json
 import pathlib
+import re
 
 import tensorflow as tf
 import yaml
@@ -10,7 +12,7 @@ from official.core import train_lib, train_utils
 
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import base
+from gan_mrcnn.datasets import base, records
 from gan_mrcnn.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -67,10 +69,10 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
             eval_actions=[bar.evaluated],
         )
         with strategy.scope():
-            _run(experiment_runner.controller, config.trainer, mode)
+            _run(experiment_runner.controller, config.trainer, mode, train_set)
 
 
-def _run(controller, trainer_config, mode) -> None:
+def _run(controller, trainer_config, mode, train_set) -> None:
     try:
         if mode == 'train':
             controller.train(trainer_config.train_steps)
@@ -85,9 +87,20 @@ def _run(controller, trainer_config, mode) -> None:
         if line is None:
             raise
         raise UserError(
-            f'{line}. Nothing of this step was applied; look at these images, or lower the '
-            'learning rate or raise the warm-up steps'
+            f'{name_images(line, train_set)}. The generator was not changed by this step; look at '
+            'these images, or lower the learning rate or raise the warm-up steps'
         ) from error
+
+
+def name_images(line: str, record_set: records.RecordSet) -> str:
+    """`line` with the ids after 'images' replaced by the names of the files."""
+    images = json.loads(pathlib.Path(record_set.annotation_file).read_text())['images']
+    names = {str(image['id']): image['file_name'] for image in images}
+    return re.sub(
+        r'(?<=images )\d+(?: \d+)*',
+        lambda found: ', '.join(names.get(i, i) for i in found.group().split()),
+        line,
+    )
 
 
 def resumed_step(config, model_dir: str) -> int:

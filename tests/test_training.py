@@ -4,6 +4,7 @@ import argparse
 import glob
 import hashlib
 import json
+import re
 
 import cv2
 import numpy as np
@@ -249,6 +250,22 @@ def test_training_does_not_go_on_from_another_network(setting, run, folder):
     assert '\n' not in message and str(run) in message
     # What the run was trained with is still on record.
     assert (run / 'params.yaml').read_text() == settings
+
+
+def test_non_finite_loss_names_the_images_in_one_line(folder):
+    """A learning rate far too high, in a run of its own."""
+    config = make_config(
+        folder,
+        'trainer.train_steps=4',
+        'task.clip_norm=0.0',
+        'trainer.optimizer_config.learning_rate.stepwise.values=[1.0e+30, 1.0e+30]',
+        'trainer.optimizer_config.warmup.linear.warmup_learning_rate=1.0e+30',
+    )
+    with pytest.raises(UserError) as error:
+        training.train(config, DATASET, str(folder / 'blown'), 'train')
+    message = str(error.value)
+    assert '\n' not in message and message.startswith(task_lib.NON_FINITE)
+    assert re.search(r'step [12] images \d\.png, \d\.png ', message), message
 
 
 def test_missing_checkpoints_are_said_in_one_line(tmp_path):
