@@ -134,10 +134,16 @@ class Parser:
         return image, boxes, masks
 
     def _cut_masks(self, masks, normalized_boxes):
+        """Masks [N, S, S] inside their boxes, sampled at the centres of S x S cells of the box."""
         size = self._config.mask_crop_size
+        shape = tf.cast(tf.shape(masks)[1:], tf.float32)
+        low, high = tf.split(normalized_boxes * tf.tile(shape, [2]), 2, axis=1)
+        half_cell = (high - low) / (2 * size)
+        # `crop_and_resize` takes the first and the last sample, as indices over the last index.
+        samples = tf.concat([low + half_cell, high - half_cell], axis=1) - 0.5
         return tf.image.crop_and_resize(
             masks[..., tf.newaxis],
-            normalized_boxes,
+            samples / tf.tile(shape - 1.0, [2]),
             tf.range(tf.shape(masks)[0]),
             [size, size],
         )[..., 0]

@@ -91,6 +91,23 @@ def test_boxes_and_masks_follow_the_image(hflip, vflip):
         assert len({y > 60 for y, _ in seen}) == 2
 
 
+def test_masks_are_sampled_at_the_centres_of_the_cells():
+    rng = np.random.default_rng(0)
+    data = example((0, 0, 200, 300))
+    mask = rng.random([1, 200, 300]).astype(np.float32)
+    data['groundtruth_instance_masks'] = tf.constant(mask)
+    y1, x1, y2, x2 = 21, 33, 98, 174
+    data['groundtruth_boxes'] = tf.constant([[y1 / 200, x1 / 300, y2 / 200, x2 / 300]])
+    found = make_parser().parse_train(data, tf.constant(0, tf.int64))[1]['gt_masks'].numpy()[0]
+    ys = y1 + (np.arange(112) + 0.5) * (y2 - y1) / 112 - 0.5
+    xs = x1 + (np.arange(112) + 0.5) * (x2 - x1) / 112 - 0.5
+    y, x = np.floor(ys).astype(int), np.floor(xs).astype(int)
+    dy, dx = (ys - y)[:, None], (xs - x)[None]
+    rows = mask[0][y] * (1 - dy) + mask[0][y + 1] * dy
+    wanted = rows[:, x] * (1 - dx) + rows[:, x + 1] * dx
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
 def test_positive_anchors_overlap_their_object_and_decode_to_it():
     _, labels = make_parser().parse_train(example(), tf.constant(3, tf.int64))
     box = labels['gt_boxes'].numpy()[0]
