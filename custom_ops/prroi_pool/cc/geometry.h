@@ -7,7 +7,9 @@
 // (docs/prroi_pool.md has the derivation). All of this is computed once per box, in double
 // precision, whatever the features are.
 //
-// No header of TensorFlow or CUDA is included, so that g++ and nvcc both compile it.
+// No header of TensorFlow or CUDA is included, so that g++ and nvcc both compile it. The functions are
+// static: the CPU kernels are compiled once per instruction set, and a linker that keeps one copy of
+// an inline function may keep the one that an older processor cannot run.
 #ifndef PRROI_POOL_GEOMETRY_H_
 #define PRROI_POOL_GEOMETRY_H_
 
@@ -48,13 +50,13 @@ struct Span {
 
 // Most (bin, node) pairs that an axis can have: a bin touches the two nodes around each of its
 // points, and one more for every node strictly inside.
-PRROI_HOST_DEVICE inline int64_t MaxPairs(int64_t num_bins, int64_t num_nodes) {
+PRROI_HOST_DEVICE static inline int64_t MaxPairs(int64_t num_bins, int64_t num_nodes) {
   return 2 * num_bins + num_nodes;
 }
 
 // Both axes of a box in pixels, y1 x1 y2 x2. A box that is empty, reversed or infinitely large has
 // no bins with an area; neither has one with a NaN.
-PRROI_HOST_DEVICE inline void BoxAxes(const double box[4], const Shape& shape, Axis* y, Axis* x) {
+PRROI_HOST_DEVICE static inline void BoxAxes(const double box[4], const Shape& shape, Axis* y, Axis* x) {
   const double height = (box[2] - box[0]) * shape.spatial_scale;
   const double width = (box[3] - box[1]) * shape.spatial_scale;
   const double largest = 1e300;
@@ -67,12 +69,12 @@ PRROI_HOST_DEVICE inline void BoxAxes(const double box[4], const Shape& shape, A
 
 // Distance of edge i from a node. First from the node to the box, then along its bins: these are
 // small numbers, which keep their digits far from the origin too.
-PRROI_HOST_DEVICE inline double EdgeFromNode(const Axis& axis, int64_t i, int64_t node) {
+PRROI_HOST_DEVICE static inline double EdgeFromNode(const Axis& axis, int64_t i, int64_t node) {
   return (axis.start - static_cast<double>(node)) + static_cast<double>(i) * axis.bin;
 }
 
 // The nodes that bin i has weight on; none for a bin without area or outside the map.
-PRROI_HOST_DEVICE inline Span TouchedNodes(const Axis& axis, int64_t i, int64_t num_nodes) {
+PRROI_HOST_DEVICE static inline Span TouchedNodes(const Axis& axis, int64_t i, int64_t num_nodes) {
   // Compared as double first: the integer types do not hold every coordinate.
   const double last_node = static_cast<double>(num_nodes - 1);
   const double low = floor(EdgeFromNode(axis, i, 0));
@@ -85,19 +87,19 @@ PRROI_HOST_DEVICE inline Span TouchedNodes(const Axis& axis, int64_t i, int64_t 
   return span;
 }
 
-PRROI_HOST_DEVICE inline double Tent(double u) {
+PRROI_HOST_DEVICE static inline double Tent(double u) {
   const double distance = fabs(u);
   return distance < 1 ? 1 - distance : 0;
 }
 
 // Integral of the tent from 0 to u.
-PRROI_HOST_DEVICE inline double TentIntegral(double u) {
+PRROI_HOST_DEVICE static inline double TentIntegral(double u) {
   const double inside = u < -1 ? -1 : (u > 1 ? 1 : u);
   return inside - 0.5 * inside * fabs(inside);
 }
 
 // Mean of the node's tent over bin i.
-PRROI_HOST_DEVICE inline double Weight(const Axis& axis, int64_t i, int64_t node) {
+PRROI_HOST_DEVICE static inline double Weight(const Axis& axis, int64_t i, int64_t node) {
   return (TentIntegral(EdgeFromNode(axis, i + 1, node)) -
           TentIntegral(EdgeFromNode(axis, i, node))) /
          axis.bin;
@@ -107,7 +109,7 @@ PRROI_HOST_DEVICE inline double Weight(const Axis& axis, int64_t i, int64_t node
 //
 // With edges e_i = start + i / h (stop - start), the integral changes by the tent at its two edges
 // as these move, and the division by the size of the bin by weight / h.
-PRROI_HOST_DEVICE inline void WeightGradient(const Axis& axis, int64_t i, int64_t node,
+PRROI_HOST_DEVICE static inline void WeightGradient(const Axis& axis, int64_t i, int64_t node,
                                              int64_t num_bins, double spatial_scale,
                                              double* d_start, double* d_stop) {
   const double lower = Tent(EdgeFromNode(axis, i, node));
