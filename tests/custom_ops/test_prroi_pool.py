@@ -8,48 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom_ops.prroi_pool import prroi_pool
+from tests.custom_ops.reference import integrate
 
 OUTPUT = (3, 4)
-
-
-def interpolate(image, y, x):
-    """Bilinear interpolant of one image [H, W, C] at a point; nodes outside are 0."""
-    padded = np.pad(image, [(1, 1), (1, 1), (0, 0)])
-    y, x = y + 1, x + 1
-    top, left = int(np.floor(y)), int(np.floor(x))
-    if not (0 <= top < padded.shape[0] - 1 and 0 <= left < padded.shape[1] - 1):
-        return np.zeros(image.shape[-1])
-    dy, dx = y - top, x - left
-    above = (1 - dx) * padded[top, left] + dx * padded[top, left + 1]
-    below = (1 - dx) * padded[top + 1, left] + dx * padded[top + 1, left + 1]
-    return (1 - dy) * above + dy * below
-
-
-def segments(start, stop):
-    """Midpoints and lengths of an interval cut at the integers, between which all is linear."""
-    inner = np.arange(np.floor(start) + 1, np.ceil(stop))
-    cuts = np.concatenate([[start], inner, [stop]])
-    return list(zip((cuts[1:] + cuts[:-1]) / 2, np.diff(cuts)))
-
-
-def integrate(features, boxes, box_indices, output_size, spatial_scale):
-    """PrRoIPool by the midpoint rule on every unit cell, which is exact for bilinear functions."""
-    h, w = output_size
-    pooled = np.zeros([len(boxes), h, w, features.shape[-1]])
-    for n, (box, image) in enumerate(zip(np.asarray(boxes, np.float64), box_indices)):
-        y1, x1, y2, x2 = box * spatial_scale
-        bin_h, bin_w = (y2 - y1) / h, (x2 - x1) / w
-        if bin_h <= 0 or bin_w <= 0:
-            continue
-        for i in range(h):
-            for j in range(w):
-                total = sum(
-                    dy * dx * interpolate(features[image], y, x)
-                    for y, dy in segments(y1 + i * bin_h, y1 + (i + 1) * bin_h)
-                    for x, dx in segments(x1 + j * bin_w, x1 + (j + 1) * bin_w)
-                )
-                pooled[n, i, j] = total / (bin_h * bin_w)
-    return pooled
 
 
 def random_features(seed=0, batch=2):
