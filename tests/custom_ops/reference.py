@@ -1,117 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PrRoIPool by numerical integration in float64 NumPy, and its gradients, apart from our formulas.
+"""PrRoIPool and its gradients in float64 NumPy, by numerical integration.
 
-A box is cut at its bins' edges and at the map's nodes. On each piece the interpolant is bilinear,
-so that the midpoint rule is exact: no weights, no tent functions, nothing that the implementations
-use. The derivative of a bin's mean to one of its edges is the mean along that edge minus the bin's
-mean, over the bin's size; the integral along the edge is again made of midpoints.
+Nothing here knows of weights per node: the bilinear interpolant is evaluated at points, by the
+midpoint rule on every unit cell, which is exact for it. Derivatives to a box come from the
+integral's limits (Leibniz), those to the features from adding each point's share to its four nodes.
+
+Shapes: B images, H x W feature map, C channels, N boxes, h x w bins, P x Q points of one box.
 """
 
 import numpy as np
 
+# The map continues with zeros. A point between -1 and H has its two rows among those of the map
+# with one more above and two more below.
+_PADDING = [(1, 2), (1, 2), (0, 0)]
 
-def corners(image_shape, y, x):
-    """The four nodes around points, as (rows, columns, weights), each [P, Q]; outside weighs 0."""
-    height, width = image_shape
-    y, x = np.meshgrid(y, x, indexing='ij')
+
+def _points(start, stop, num_bins, num_nodes):
+    """Midpoints [P] of the pieces of all bins between integers, their lengths and their bins."""
+    points, lengths, bins = [], [], []
+    edges = start + np.arange(num_bins + 1) * ((stop - start) / num_bins)
+    edges = np.clip(edges, -1, num_nodes)  # Outside there is nothing to add up.
+    for i, (lower, upper) in enumerate(zip(edges[:-1], edges[1:])):
+        cuts = np.concatenate([[lower], np.arange(np.floor(lower) + 1, np.ceil(upper)), [upper]])
+        points.append((cuts[1:] + cuts[:-1]) / 2)
+        lengths.append(np.diff(cuts))
+        bins.append(np.full(len(cuts) - 1, i))
+    return np.concatenate(points), np.concatenate(lengths), np.concatenate(bins)
+
+
+def _corners(y, x):
+    """The four nodes around points: rows [P, 1] and columns [1, Q] of the padded map, and each
+    node's share of each point, [P, Q]."""
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
-    dy, dx = y - top, x - left
-    for row, weight_y in ((top, 1 - dy), (top + 1, dy)):
-        for column, weight_x in ((left, 1 - dx), (left + 1, dx)):
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            yield (
-                np.where(inside, row, 0),
-                np.where(inside, column, 0),
-                np.where(inside, weight_y * weight_x, 0.0),
-            )
+    dy, dx = (y - top)[:, None], (x - left)[None]
+    for row, share_y in ((0, 1 - dy), (1, dy)):
+        for column, share_x in ((0, 1 - dx), (1, dx)):
+            yield (top + 1 + row)[:, None], (left + 1 + column)[None], share_y * share_x
 
 
-def sample(image, y, x):
-    """Bilinear interpolant of one image [H, W, C] at the grid of y [P] and x [Q]: [P, Q, C]."""
-    return sum(
-        image[row, column] * weight[..., None]
-        for row, column, weight in corners(image.shape[:2], y, x)
-    )
+def _interpolate(image, y, x):
+    """Bilinear interpolant of one image [H, W, C] on a grid of points, [P, Q, C]."""
+    padded = np.pad(image, _PADDING)
+    return sum(padded[row, column] * share[..., None] for row, column, share in _corners(y, x))
 
 
-def pieces(start, stop, num_bins, num_nodes):
-    """Midpoint, length and bin of every piece of an axis; outside the map all is 0, uncut."""
-    edges = start + (stop - start) / num_bins * np.arange(num_bins + 1)
-    nodes = np.arange(-1, num_nodes + 1)
-    cuts = np.unique(np.concatenate([edges, nodes[(nodes > edges[0]) & (nodes < edges[-1])]]))
-    middle = (cuts[1:] + cuts[:-1]) / 2
-    bins = np.clip(np.searchsorted(edges, middle) - 1, 0, num_bins - 1)
-    return middle, np.diff(cuts), bins
+def _in_nodes(boxes, spatial_scale):
+    """y1, x1, y2, x2 of every box that has an area, with its index."""
+    for n, box in enumerate(np.asarray(boxes, np.float64) * spatial_scale):
+        if box[2] > box[0] and box[3] > box[1]:
+            yield n, box
 
 
-def _sum_by_bin(values, bins, num_bins):
-    """Sums the rows of `values` [P, ...] that have the same bin."""
-    total = np.zeros([num_bins, *values.shape[1:]])
-    np.add.at(total, bins, values)
-    return total
-
-
-def _cut(features, box, output_size):
-    """`pieces` of both axes of a box in nodes."""
-    height, width = features.shape[1:3]
-    return (
-        pieces(box[0], box[2], output_size[0], height),
-        pieces(box[1], box[3], output_size[1], width),
-    )
-
-
-def _has_area(box):
-    return box[2] > box[0] and box[3] > box[1]
-
-
-def pool(features, boxes, box_indices, output_size, spatial_scale):
-    """[N, h, w, C] float64."""
-    h, w = output_size
-    features = np.asarray(features, np.float64)
+def integrate(features, boxes, box_indices, output_size, spatial_scale):
+    """PrRoIPool of features [B, H, W, C] and boxes [N, 4], in pixels: [N, h, w, C]."""
+    features, (h, w) = np.asarray(features, np.float64), output_size
     pooled = np.zeros([len(boxes), h, w, features.shape[-1]])
-    for n, (box, image) in enumerate(zip(np.asarray(boxes, np.float64), box_indices)):
-        if not _has_area(box):
-            continue
-        y1, x1, y2, x2 = box * spatial_scale
-        (y, dy, row), (x, dx, column) = _cut(features, box * spatial_scale, output_size)
-        integral = sample(features[image], y, x) * (dy[:, None] * dx)[..., None]
-        by_row = _sum_by_bin(integral, row, h)
-        by_bin = _sum_by_bin(np.moveaxis(by_row, 1, 0), column, w)
-        pooled[n] = np.moveaxis(by_bin, 0, 1) / ((y2 - y1) / h * (x2 - x1) / w)
+    for n, (y1, x1, y2, x2) in _in_nodes(boxes, spatial_scale):
+        y, dy, bin_y = _points(y1, y2, h, features.shape[1])
+        x, dx, bin_x = _points(x1, x2, w, features.shape[2])
+        values = _interpolate(features[box_indices[n]], y, x) * (dy[:, None] * dx)[..., None]
+        np.add.at(pooled[n], (bin_y[:, None], bin_x[None]), values)
+        pooled[n] *= h * w / ((y2 - y1) * (x2 - x1))
     return pooled
 
 
-def gradients(features, boxes, box_indices, output_size, spatial_scale, upstream):
-    """Gradients of sum(pooled * upstream): to features [B, H, W, C] and boxes [N, 4], in pixels."""
-    h, w = output_size
-    features = np.asarray(features, np.float64)
-    d_features, d_boxes = np.zeros_like(features), np.zeros([len(boxes), 4])
-    pooled = pool(features, boxes, box_indices, output_size, spatial_scale)
-    for n, (box, image) in enumerate(zip(np.asarray(boxes, np.float64), box_indices)):
-        if not _has_area(box):
-            continue
-        y1, x1, y2, x2 = box * spatial_scale
-        (y, dy, row), (x, dx, column) = _cut(features, box * spatial_scale, output_size)
-        bin_h, bin_w = (y2 - y1) / h, (x2 - x1) / w
-        share = upstream[n][row][:, column] * (dy[:, None] * dx)[..., None] / (bin_h * bin_w)
-        for rows, columns, weight in corners(features.shape[1:3], y, x):
-            np.add.at(d_features[image], (rows, columns), share * weight[..., None])
-        # Means along the edges of the bins: [h + 1, w, C] and [h, w + 1, C].
-        on_y = sample(features[image], y1 + bin_h * np.arange(h + 1), x) * dx[:, None]
-        on_y = np.moveaxis(_sum_by_bin(np.moveaxis(on_y, 1, 0), column, w), 0, 1) / bin_w
-        on_x = sample(features[image], y, x1 + bin_w * np.arange(w + 1)) * dy[:, None, None]
-        on_x = _sum_by_bin(on_x, row, h) / bin_h
-        to_y = upstream[n] * np.stack([pooled[n] - on_y[:-1], on_y[1:] - pooled[n]]) / bin_h
-        to_x = upstream[n] * np.stack([pooled[n] - on_x[:, :-1], on_x[:, 1:] - pooled[n]]) / bin_w
-        # Edge i is at y1 + i / h (y2 - y1).
-        at_y, at_x = np.arange(h + 1) / h, np.arange(w + 1) / w
-        to_y, to_x = to_y.sum((2, 3)), to_x.sum((1, 3))
-        d_boxes[n] = spatial_scale * np.array(
-            [
-                (to_y[0] * (1 - at_y[:-1]) + to_y[1] * (1 - at_y[1:])).sum(),
-                (to_x[0] * (1 - at_x[:-1]) + to_x[1] * (1 - at_x[1:])).sum(),
-                (to_y[0] * at_y[:-1] + to_y[1] * at_y[1:]).sum(),
-                (to_x[0] * at_x[:-1] + to_x[1] * at_x[1:]).sum(),
-            ]
-        )
-    return d_features, d_boxes
+def box_gradient(features, boxes, box_indices, upstream, spatial_scale):
+    """Derivatives of sum(upstream * pooled) to the boxes' coordinates in pixels, [N, 4]."""
+    features, upstream = np.asarray(features, np.float64), np.asarray(upstream, np.float64)
+    h, w = upstream.shape[1:3]
+    pooled = integrate(features, boxes, box_indices, (h, w), spatial_scale)
+    d_boxes = np.zeros([len(boxes), 4])
+    for n, (y1, x1, y2, x2) in _in_nodes(boxes, spatial_scale):
+        image = features[box_indices[n]]
+        along = [(1, y1, y2, x1, x2, w), (0, x1, x2, y1, y2, h)]
+        for first, (other, start, stop, other_start, other_stop, num_other) in enumerate(along):
+            # The mean over the other axis, as a function of this one, at the edges of the bins.
+            num_bins = upstream.shape[1 + first]
+            edges = start + np.arange(num_bins + 1) * ((stop - start) / num_bins)
+            inside = np.flatnonzero((edges > -1) & (edges < image.shape[first]))
+            points, lengths, bins = _points(other_start, other_stop, num_other, image.shape[other])
+            grid = (edges[inside], points) if first == 0 else (points, edges[inside])
+            values = np.moveaxis(_interpolate(image, *grid), first, 0) * lengths[:, None]
+            means = np.zeros([num_bins + 1, num_other, image.shape[-1]])
+            np.add.at(means, (inside[:, None], bins[None]), values)
+            means *= num_other / (other_stop - other_start)
+            # d/db of the mean over [a, b] is (f(b) - mean) / (b - a), and d/da the other way round.
+            mean, gradient = (np.moveaxis(a[n], first, 0) for a in (pooled, upstream))
+            per_bin = num_bins / (stop - start) * spatial_scale
+            d_lower = per_bin * np.sum(gradient * (mean - means[:-1]), axis=(1, 2))
+            d_upper = per_bin * np.sum(gradient * (means[1:] - mean), axis=(1, 2))
+            share = np.arange(num_bins + 1) / num_bins
+            d_boxes[n, first] = d_lower @ (1 - share[:-1]) + d_upper @ (1 - share[1:])
+            d_boxes[n, first + 2] = d_lower @ share[:-1] + d_upper @ share[1:]
+    return d_boxes
+
+
+def feature_gradient(map_shape, boxes, box_indices, upstream, spatial_scale):
+    """Derivatives of sum(upstream * pooled) to the features, of shape `map_shape`."""
+    upstream = np.asarray(upstream, np.float64)
+    batch, height, width, channels = map_shape
+    h, w = upstream.shape[1:3]
+    padded = np.zeros([batch, height + 3, width + 3, channels])
+    for n, (y1, x1, y2, x2) in _in_nodes(boxes, spatial_scale):
+        y, dy, bin_y = _points(y1, y2, h, height)
+        x, dx, bin_x = _points(x1, x2, w, width)
+        area = (y2 - y1) * (x2 - x1) / (h * w)
+        values = upstream[n][bin_y[:, None], bin_x[None]] * (dy[:, None] * dx / area)[..., None]
+        for row, column, share in _corners(y, x):
+            np.add.at(padded[box_indices[n]], (row, column), values * share[..., None])
+    return padded[:, 1:-2, 1:-2]
