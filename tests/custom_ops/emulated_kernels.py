@@ -15,19 +15,11 @@ import pathlib
 import subprocess
 import sys
 
-import ml_dtypes
 import numpy as np
 
-from tests.custom_ops.launchers import Launchers, Shape
+from tests.custom_ops import launchers
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-KERNELS = _ROOT / 'custom_ops/prroi_pool/cc/kernels_cuda.cu'
-DTYPES = {
-    'float16': np.dtype(np.float16),
-    'bfloat16': np.dtype(ml_dtypes.bfloat16),
-    'float32': np.dtype(np.float32),
-    'float64': np.dtype(np.float64),
-}
+_HEADERS = pathlib.Path(__file__).with_name('cuda_emulation')
 _POISON = 0x5B
 # Of an input, in bytes; larger ones are mostly virtual memory and are used where they are.
 _LARGEST_COPY = 1 << 30
@@ -36,8 +28,8 @@ _LARGEST_COPY = 1 << 30
 def build(library, *flags):
     """Compiles the kernels for the CPU; raises CalledProcessError with the compiler's words."""
     command = ['g++', '-std=c++17', '-O1', '-fPIC', '-shared', '-Wall', '-Wno-unknown-pragmas']
-    command += [*flags, '-I', str(_ROOT / 'tests/custom_ops/cuda_emulation')]
-    command += ['-x', 'c++', str(KERNELS), '-o', str(library)]
+    command += [*flags, '-I', str(_HEADERS), '-x', 'c++', str(launchers.KERNELS)]
+    command += ['-o', str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
@@ -67,15 +59,14 @@ class _Guarded:
         assert np.all(outside == _POISON), 'written out of bounds'
 
 
-class EmulatedKernels:
-    """The three passes, NumPy in and out.
+class EmulatedKernels(launchers.Kernels):
+    """The passes of a library that `build` made.
 
-    features [B, H, W, C]; boxes [N, 4], pixels, float32 or float64; box_indices [N]; upstream
-    [N, h, w, C]. `shift` moves features and results off their 16-byte boundary, by bytes.
+    They take `shift`: features, upstream and results lie so many bytes off a 16-byte boundary.
     """
 
     def __init__(self, library, guard=256):
-        self._launchers, self._guard = Launchers(library), guard
+        self._launchers, self._guard = launchers.Launchers(library), guard
         self._emulation = ctypes.CDLL(str(library))
 
     def set_seed(self, seed):
@@ -86,28 +77,8 @@ class EmulatedKernels:
         """Launches get at most so many blocks; 0 for all that they ask for."""
         self._emulation.EmulationSetMaxGrid(ctypes.c_int64(blocks))
 
-    def forward(self, features, boxes, box_indices, output_size, scale, shift=0):
-        shape = Shape(*features.shape, len(boxes), *output_size, scale)
-        result_shape = (len(boxes), *output_size, features.shape[-1])
-        inputs = [features, boxes, np.asarray(box_indices, np.int32)]
-        return self._run('Forward', shape, features.dtype, boxes.dtype, inputs, result_shape, shift)
-
-    def feature_gradient(self, map_shape, boxes, box_indices, upstream, scale, shift=0):
-        shape = Shape(*map_shape, len(boxes), *upstream.shape[1:3], scale)
-        inputs = [boxes, np.asarray(box_indices, np.int32), upstream]
-        types = upstream.dtype, boxes.dtype
-        return self._run('FeatureGradient', shape, *types, inputs, map_shape, shift)
-
-    def box_gradient(self, features, boxes, box_indices, upstream, scale, shift=0):
-        shape = Shape(*features.shape, len(boxes), *upstream.shape[1:3], scale)
-        inputs = [features, boxes, np.asarray(box_indices, np.int32), upstream]
-        types = features.dtype, boxes.dtype
-        return self._run('BoxGradient', shape, *types, inputs, boxes.shape, shift, boxes.dtype)
-
-    def _run(
-        self, name, shape, dtype, boxes_dtype, inputs, result_shape, shift=0, result_dtype=None
-    ):
-        result_dtype = result_dtype or dtype
+    def _call(self, name, shape, dtype, inputs, result_shape, result_dtype, shift=0):
+        (boxes_dtype,) = {value.dtype.name for value in inputs if value.ndim == 2}
         held, pointers = [], []
         for value in inputs:
             if value.nbytes > _LARGEST_COPY:
@@ -118,60 +89,21 @@ class EmulatedKernels:
             pointers.append(held[-1].pointer)
         workspace = _Guarded(self._launchers.workspace_size(name, shape, dtype.name), self._guard)
         size = int(np.prod(result_shape)) * result_dtype.itemsize
-        result = _Guarded(size, self._guard, shift if name != 'BoxGradient' else 0)
-        self._launchers.launch(
-            name, shape, dtype.name, boxes_dtype.name, *pointers, workspace.pointer, result.pointer
-        )
+        result = _Guarded(size, self._guard, shift if len(result_shape) == 4 else 0)
+        pointers += [workspace.pointer, result.pointer]
+        self._launchers.launch(name, shape, dtype.name, boxes_dtype, *pointers)
         for buffer in (*held, workspace, result):
             buffer.check()
         return result.array(result_dtype, result_shape).copy()
-
-
-def cases():
-    """Named arguments of fixed cases that reach every kernel, dtype, path and kind of box."""
-    rng = np.random.default_rng(5)
-    boxes = np.array(
-        [
-            [3.3, 2.1, 9.2, 12.7],
-            [-5, -7, 4, 30],  # Over the border.
-            [2, 4, 10, 14],  # On nodes.
-            [-40000, -3000, 50000, 5000],  # Thousands wide.
-            [5.2, 6.1, 5.9, 6.3],  # Inside a cell.
-            [100, 3, 120, 9],  # Outside.
-            [4, 3, 4, 9],  # Without area.
-            [9, 9, 2, 3],  # Reversed.
-            [np.nan, 1, 5, 5],
-            [1, 1, np.inf, 5],
-            [1, 1, 5, 5],  # Of an image that is not there.
-            [1, 1, 5, 5],
-            [1e300, 1e300, 1.0000001e300, 1.1e300],
-            [0, 0, 13.9, 17.9],
-        ]
-    )
-    indices = np.array([0, 2, 0, 2, 0, 0, 2, 0, 0, 2, 3, -1, 0, 2])
-    for dtype in DTYPES:
-        for channels in (1, 3, 8, 520):
-            features = rng.normal(size=(3, 7, 9, channels)).astype(DTYPES[dtype])
-            upstream = rng.normal(size=(len(boxes), 3, 4, channels)).astype(DTYPES[dtype])
-            yield f'{dtype}-{channels}', (features, boxes, indices, upstream, 0.5)
-
-
-def run_case(kernels, features, boxes, indices, upstream, scale):
-    """Forward, gradient to the features, gradient to the boxes."""
-    return (
-        kernels.forward(features, boxes, indices, upstream.shape[1:3], scale),
-        kernels.feature_gradient(features.shape, boxes, indices, upstream, scale),
-        kernels.box_gradient(features, boxes, indices, upstream, scale),
-    )
 
 
 def main(library, results):
     kernels = EmulatedKernels(library, guard=0)
     kernels.set_max_grid(3)
     arrays = {}
-    for name, case in cases():
-        for part, value in zip(('forward', 'features', 'boxes'), run_case(kernels, *case)):
-            arrays[f'{name}-{part}'] = value.view(np.uint8)
+    for name, case in launchers.fixed_cases():
+        for part, result in enumerate(kernels.all(*case)):
+            arrays[f'{name}, {part}'] = result.view(np.uint8)
     np.savez(results, **arrays)
 
 

@@ -5,6 +5,9 @@ Nothing here knows of weights per node: the bilinear interpolant is evaluated at
 midpoint rule on every unit cell, which is exact for it. Derivatives to a box come from the
 integral's limits (Leibniz), those to the features from adding each point's share to its four nodes.
 
+A box with a coordinate that is not finite, or with the index of an image that is not there, has no
+values: NaN, as of the kernels. The gradient to the features leaves it out.
+
 Shapes: B images, H x W feature map, C channels, N boxes, h x w bins, P x Q points of one box.
 """
 
@@ -44,10 +47,17 @@ def _interpolate(image, y, x):
     return sum(padded[row, column] * share[..., None] for row, column, share in _corners(y, x))
 
 
-def _in_nodes(boxes, spatial_scale):
-    """y1, x1, y2, x2 of every box that has an area, with its index."""
+def _defined(boxes, box_indices, num_images):
+    """[N], whether a box has values."""
+    box_indices = np.asarray(box_indices)
+    return np.all(np.isfinite(boxes), 1) & (box_indices >= 0) & (box_indices < num_images)
+
+
+def _in_nodes(boxes, box_indices, num_images, spatial_scale):
+    """Index and y1, x1, y2, x2 of every box that has values and an area."""
+    defined = _defined(boxes, box_indices, num_images)
     for n, box in enumerate(np.asarray(boxes, np.float64) * spatial_scale):
-        if box[2] > box[0] and box[3] > box[1]:
+        if defined[n] and box[2] > box[0] and box[3] > box[1]:
             yield n, box
 
 
@@ -55,7 +65,8 @@ def integrate(features, boxes, box_indices, output_size, spatial_scale):
     """PrRoIPool of features [B, H, W, C] and boxes [N, 4], in pixels: [N, h, w, C]."""
     features, (h, w) = np.asarray(features, np.float64), output_size
     pooled = np.zeros([len(boxes), h, w, features.shape[-1]])
-    for n, (y1, x1, y2, x2) in _in_nodes(boxes, spatial_scale):
+    pooled[~_defined(boxes, box_indices, len(features))] = np.nan
+    for n, (y1, x1, y2, x2) in _in_nodes(boxes, box_indices, len(features), spatial_scale):
         y, dy, bin_y = _points(y1, y2, h, features.shape[1])
         x, dx, bin_x = _points(x1, x2, w, features.shape[2])
         values = _interpolate(features[box_indices[n]], y, x) * (dy[:, None] * dx)[..., None]
@@ -70,7 +81,8 @@ def box_gradient(features, boxes, box_indices, upstream, spatial_scale):
     h, w = upstream.shape[1:3]
     pooled = integrate(features, boxes, box_indices, (h, w), spatial_scale)
     d_boxes = np.zeros([len(boxes), 4])
-    for n, (y1, x1, y2, x2) in _in_nodes(boxes, spatial_scale):
+    d_boxes[~_defined(boxes, box_indices, len(features))] = np.nan
+    for n, (y1, x1, y2, x2) in _in_nodes(boxes, box_indices, len(features), spatial_scale):
         image = features[box_indices[n]]
         along = [(1, y1, y2, x1, x2, w), (0, x1, x2, y1, y2, h)]
         for first, (other, start, stop, other_start, other_stop, num_other) in enumerate(along):
@@ -101,7 +113,7 @@ def feature_gradient(map_shape, boxes, box_indices, upstream, spatial_scale):
     batch, height, width, channels = map_shape
     h, w = upstream.shape[1:3]
     padded = np.zeros([batch, height + 3, width + 3, channels])
-    for n, (y1, x1, y2, x2) in _in_nodes(boxes, spatial_scale):
+    for n, (y1, x1, y2, x2) in _in_nodes(boxes, box_indices, batch, spatial_scale):
         y, dy, bin_y = _points(y1, y2, h, height)
         x, dx, bin_x = _points(x1, x2, w, width)
         area = (y2 - y1) * (x2 - x1) / (h * w)
@@ -109,3 +121,13 @@ def feature_gradient(map_shape, boxes, box_indices, upstream, spatial_scale):
         for row, column, share in _corners(y, x):
             np.add.at(padded[box_indices[n]], (row, column), values * share[..., None])
     return padded[:, 1:-2, 1:-2]
+
+
+def all_passes(features, boxes, box_indices, upstream, spatial_scale):
+    """Pooled features, gradient to the features, gradient to the boxes."""
+    output_size = upstream.shape[1:3]
+    return (
+        integrate(features, boxes, box_indices, output_size, spatial_scale),
+        feature_gradient(features.shape, boxes, box_indices, upstream, spatial_scale),
+        box_gradient(features, boxes, box_indices, upstream, spatial_scale),
+    )

@@ -19,9 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.custom_ops import emulated_kernels, reference
-from tests.custom_ops.launchers import LaunchError, Launchers, Shape
+from tests.custom_ops.launchers import (
+    DTYPES,
+    KERNELS,
+    TOLERANCES,
+    LaunchError,
+    Launchers,
+    Shape,
+    fixed_cases,
+)
 
-DTYPES = emulated_kernels.DTYPES
 OUTPUT = (3, 4)
 MAP = (2, 7, 9)
 
@@ -44,31 +51,21 @@ def kernels(library):
 
 
 def random_case(seed, dtype, boxes, channels, output_size=OUTPUT, map_shape=MAP):
-    """Arguments of run_case at scale 0.5, boxes on images in turn."""
+    """Arguments of Kernels.all at scale 0.5, boxes on images in turn."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(*map_shape, channels)).astype(DTYPES[dtype])
     upstream = rng.normal(size=(len(boxes), *output_size, channels)).astype(DTYPES[dtype])
     return features, np.asarray(boxes), np.arange(len(boxes)) % map_shape[0], upstream, 0.5
 
 
-def expected_results(features, boxes, indices, upstream, scale):
-    inputs = features.astype(np.float64), boxes.astype(np.float64), indices
-    upstream = upstream.astype(np.float64)
-    return (
-        reference.integrate(*inputs, upstream.shape[1:3], scale),
-        reference.feature_gradient(features.shape, *inputs[1:], upstream, scale),
-        reference.box_gradient(*inputs, upstream, scale),
-    )
-
-
 def assert_close(result, expected, tolerance):
     """Relative to the largest value: sums of terms of both signs have no better scale."""
-    result = result.astype(np.float64)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    result, largest = result.astype(np.float64), np.nanmax(np.abs(expected))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * largest)
 
 
 def assert_all_close(results, case, tolerance):
-    for result, expected in zip(results, expected_results(*case)):
+    for result, expected in zip(results, reference.all_passes(*case)):
         assert_close(result, expected, tolerance)
 
 
@@ -100,9 +97,9 @@ def test_equals_numerical_integration(
     kernels = emulated_kernels.EmulatedKernels(library)
     boxes = np.array(boxes, boxes_dtype)
     case = random_case(seed, dtype, boxes, channels, output_size)
-    results = emulated_kernels.run_case(kernels, *case)
+    results = kernels.all(*case)
     assert [result.dtype for result in results] == [dtype, dtype, boxes_dtype]
-    expected = expected_results(*case)
+    expected = reference.all_passes(*case)
     assert_close(results[0], expected[0], tolerance)
     assert_close(results[1], expected[1], tolerance)
     # Small boxes have derivatives of opposite sign that cancel: what is left has the rounding
@@ -145,8 +142,8 @@ def test_boxes_on_nodes_have_one_derivative(kernels):
 def test_sixteen_bits_are_rounded_once(kernels, dtype, step):
     """Results are the exact ones rounded to the nearest, give or take float32's own error."""
     case = random_case(2, dtype, random_boxes(2, 12), 8)
-    expected = expected_results(*case)
-    results = emulated_kernels.run_case(kernels, *case)
+    expected = reference.all_passes(*case)
+    results = kernels.all(*case)
     for result, exact in zip(results[:2], expected):
         assert result.dtype == DTYPES[dtype]
         error = np.abs(result.astype(np.float64) - exact)
@@ -154,27 +151,37 @@ def test_sixteen_bits_are_rounded_once(kernels, dtype, step):
     assert_close(results[2], expected[2], 1e-5)
 
 
+@pytest.mark.parametrize('case', [pytest.param(case, id=name) for name, case in fixed_cases()])
+def test_every_kind_of_box(kernels, case):
+    results = kernels.all(*case)
+    # The gradient to the boxes is not of the features' dtype and therefore not rounded to it.
+    narrow, wide = TOLERANCES[case[0].dtype.name]
+    expected = reference.all_passes(*case)
+    for result, exact, tolerance in zip(results, expected, (narrow, narrow, wide)):
+        assert_close(result, exact, tolerance)
+
+
 @pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-5), ('float64', 1e-11)])
 def test_many_boxes_and_channels(kernels, dtype, tolerance):
     """More boxes than a block has threads, more channels than it takes at once."""
     case = random_case(3, dtype, random_boxes(3, 530), 3)
-    assert_all_close(emulated_kernels.run_case(kernels, *case), case, tolerance)
+    assert_all_close(kernels.all(*case), case, tolerance)
     boxes = random_boxes(4, 3, 60)
     case = random_case(4, dtype, boxes, 516, map_shape=(2, 20, 33))
-    assert_all_close(emulated_kernels.run_case(kernels, *case), case, tolerance)
+    assert_all_close(kernels.all(*case), case, tolerance)
 
 
 def test_boxes_thousands_wide(kernels):
     boxes = [[-40000.0, -3000, 50000, 5000], [-3, -70000, 9, 70000], [-2e9, -2e9, 3e9, 3e9]]
     case = random_case(5, 'float64', boxes, 4, (5, 28))
-    assert_all_close(emulated_kernels.run_case(kernels, *case), case, 1e-11)
+    assert_all_close(kernels.all(*case), case, 1e-11)
 
 
 def test_far_from_the_origin_in_float32(kernels):
     """Tiny bins at large coordinates keep their digits."""
     boxes = np.array([[1100.25, 1000.5, 1104.5, 1003.5]], np.float32)
     case = random_case(6, 'float32', boxes, 1, (28, 28), (1, 560, 510))
-    results = emulated_kernels.run_case(kernels, *case)
+    results = kernels.all(*case)
     assert_all_close(results[:2], case, 1e-5)
 
 
@@ -186,7 +193,7 @@ def test_no_area_or_outside_gives_zero(kernels, dtype):
     boxes += [[-1e308, -1e308, 1e308, 1e308], [1e308, 1, np.nextafter(1e308, 2e308), 5]]
     case = random_case(7, dtype, boxes, 4)
     case = *case[:-1], 4.0
-    for result in emulated_kernels.run_case(kernels, *case):
+    for result in kernels.all(*case):
         assert not np.any(result)
 
 
@@ -201,9 +208,9 @@ def test_undefined_boxes_give_nan_and_leave_others_alone(kernels, dtype, boxes_d
         boxes[n, n] = value
     boxes[4] = np.nan
     indices = np.array([0, 0, 1, 1, 0, 2, -1, 1])
-    results = emulated_kernels.run_case(kernels, features, boxes, indices, upstream, scale)
+    results = kernels.all(features, boxes, indices, upstream, scale)
     alone = features, boxes[7:], indices[7:], upstream[7:], scale
-    expected = emulated_kernels.run_case(kernels, *alone)
+    expected = kernels.all(*alone)
     assert np.all(np.isnan(results[0][:7])) and np.all(np.isnan(results[2][:7]))
     np.testing.assert_array_equal(results[0][7:], expected[0])
     np.testing.assert_array_equal(results[1], expected[1])
@@ -214,19 +221,15 @@ def test_undefined_boxes_give_nan_and_leave_others_alone(kernels, dtype, boxes_d
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_no_boxes_no_channels_no_images(kernels, dtype):
     features, boxes, indices, upstream, scale = random_case(9, dtype, np.zeros((0, 4)), 4)
-    pooled, d_features, d_boxes = emulated_kernels.run_case(
-        kernels, features, boxes, indices, upstream, scale
-    )
+    pooled, d_features, d_boxes = kernels.all(features, boxes, indices, upstream, scale)
     assert pooled.shape == (0, *OUTPUT, 4) and d_boxes.shape == (0, 4)
     assert not np.any(d_features)
     case = random_case(9, dtype, [[1.0, 2, 9, 11], [np.nan, 2, 9, 11]], 0)
-    d_boxes = emulated_kernels.run_case(kernels, *case)[2]
+    d_boxes = kernels.all(*case)[2]
     assert not np.any(d_boxes[0]) and np.all(np.isnan(d_boxes[1]))
     features = np.zeros((0, 7, 9, 4), DTYPES[dtype])
     upstream = np.ones((1, *OUTPUT, 4), DTYPES[dtype])
-    pooled, _, d_boxes = emulated_kernels.run_case(
-        kernels, features, np.ones((1, 4)), [0], upstream, scale
-    )
+    pooled, _, d_boxes = kernels.all(features, np.ones((1, 4)), [0], upstream, scale)
     assert np.all(np.isnan(pooled)) and np.all(np.isnan(d_boxes))
 
 
@@ -236,7 +239,7 @@ def test_images_without_boxes_get_no_gradient(kernels):
     )
     indices = np.array([3, 1, 1, 3, 3, 1])
     case = features, boxes, indices, upstream, scale
-    results = emulated_kernels.run_case(kernels, *case)
+    results = kernels.all(*case)
     assert not np.any(results[1][[0, 2]]) and np.all(np.any(results[1][[1, 3]], axis=(1, 2, 3)))
     assert_all_close(results, case, 1e-5)
 
@@ -273,11 +276,11 @@ def test_unaligned_arrays(kernels, dtype, shift):
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_same_bits_for_every_grid_and_order_of_threads(kernels, dtype, channels):
     case = random_case(13, dtype, random_boxes(13, 70), channels, map_shape=(2, 17, 23))
-    expected = emulated_kernels.run_case(kernels, *case)
+    expected = kernels.all(*case)
     for seed, max_grid in ((1, 0), (2, 0), (3, 1), (4, 3)):
         kernels.set_seed(seed)
         kernels.set_max_grid(max_grid)
-        for result, other in zip(expected, emulated_kernels.run_case(kernels, *case)):
+        for result, other in zip(expected, kernels.all(*case)):
             np.testing.assert_array_equal(result.view(np.uint8), other.view(np.uint8))
 
 
@@ -339,10 +342,10 @@ def test_sanitizers_find_nothing(library, kernels, tmp_path):
     )
     assert run.returncode == 0, run.stderr[-4000:]
     found = np.load(results)
-    for name, case in emulated_kernels.cases():
-        plain = emulated_kernels.run_case(kernels, *case)
-        for part, result in zip(('forward', 'features', 'boxes'), plain):
-            np.testing.assert_array_equal(found[f'{name}-{part}'], result.view(np.uint8))
+    for name, case in fixed_cases():
+        plain = kernels.all(*case)
+        for part, result in enumerate(plain):
+            np.testing.assert_array_equal(found[f'{name}, {part}'], result.view(np.uint8))
 
 
 def test_errors_are_returned(library):
@@ -361,7 +364,7 @@ def test_errors_are_returned(library):
 
 def test_no_header_of_tensorflow():
     """Newer nvcc cannot parse them; the op's other files may include them."""
-    folder = emulated_kernels.KERNELS.parent
+    folder = KERNELS.parent
     for name in ('kernels_cuda.cu', 'kernels_cuda.h', 'geometry.h'):
         included = re.findall(r'#include [<"](.*)[>"]', (folder / name).read_text('utf-8'))
         assert included and not [path for path in included if '/' in path]
@@ -373,7 +376,7 @@ def test_nvcc_compiles_it(tmp_path):
         pytest.skip('there is no nvcc')
     path = tmp_path / 'kernels.so'
     command = [nvcc, '-std=c++17', '-O3', '-Xcompiler', '-fPIC', '-cudart', 'static', '-shared']
-    command += ['-arch=sm_80', '-Werror', 'all-warnings', str(emulated_kernels.KERNELS)]
+    command += ['-arch=sm_80', '-Werror', 'all-warnings', str(KERNELS)]
     subprocess.run([*command, '-o', path], check=True, capture_output=True, text=True)
     launchers = Launchers(path)
     shape = Shape(1, 7, 9, 4, 1, *OUTPUT, 1.0)

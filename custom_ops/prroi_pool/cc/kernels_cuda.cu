@@ -4,20 +4,22 @@
 // A kernel per pass, after a small one that writes what does not depend on the channels (nodes that
 // each bin touches, weights, derivatives) into the workspace, once per box. The passes then only
 // move features: threads lie along the channels, 16 bytes each, and what a thread decides depends
-// on the box and the bin alone, so that warps stay together. Neither shared memory nor atomics add
-// anything up across boxes: every result has one owner that sums in a fixed order.
+// on the box and the bin alone, so that warps stay together. There are no atomics: every result has
+// one owner, which sums in a fixed order.
 //
 // Compiled alone, without TensorFlow's headers, by for example
 //   nvcc -std=c++17 -O3 -Xcompiler -fPIC -cudart static -c kernels_cuda.cu -o kernels_cuda.o
 //     -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
-// with a -gencode for each architecture that the toolkit has (CUDA 13 begins at 75) and PTX of the
-// newest; never with --use_fast_math, which drops the checks for NaN.
+// with a -gencode for each architecture that the toolkit has (`nvcc --list-gpu-arch`; CUDA 13
+// begins at 75) and PTX of the newest. CUDA 11.8 is the oldest with cudaLaunchKernelEx. Never with
+// --use_fast_math, which drops the checks for NaN.
 #include "kernels_cuda.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <math.h>
 #include <string.h>
 
 #include <algorithm>

@@ -1,0 +1,538 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PrRoIPool's CUDA kernels on a GPU: checked, timed, and beside the published kernel.
+
+    python benchmarks/prroi_pool_gpu.py [--json FILE] [--published FILE.cu]
+    python benchmarks/prroi_pool_gpu.py --check_only | --sanitize
+
+Wants a GPU, nvcc, NumPy, ml_dtypes and tqdm; TensorFlow is not needed. The kernels are built for
+the card at hand and called through their C launchers. First they are held against numerical
+integration in float64; a mistake ends the run. Then every pass is timed at the sizes that the
+discriminators need: 28 x 28 bins of 256 channels of P2 of two images.
+
+A time is the median over replays of a CUDA graph with several launches in a row, so that it holds
+no time of the host; the launches take turns on copies of the features that together exceed the L2
+cache. It stands beside the fewest bytes that the pass can move (touched nodes and bins once,
+results once) and the share that these have of the card's own copy bandwidth, measured here.
+
+`--published` is the file `src/prroi_pooling_gpu_impl.cu` of github.com/vacancy/PreciseRoIPooling
+with the `.cuh` beside it: float32, features as [B, C, H, W].
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from gan_mrcnn.errors import UserError  # noqa: E402
+from tests.custom_ops import launchers, reference  # noqa: E402
+
+IMAGES = {'544x800': (544, 800), '800x1344': (800, 1344)}
+NUM_BOXES = (128, 512)
+TIMED_DTYPES = ('float32', 'float16')
+BATCH, CHANNELS, SIZE, SCALE = 2, 256, 28, 0.25
+PASSES = ('forward', 'feature gradient', 'box gradient')
+LAUNCHES, REPLAYS = 8, 15
+COPY_BYTES = 1 << 29
+PUBLISHED_TOLERANCE = 1e-2  # All in float32, and for no more than to know that it is the right one.
+SANITIZER_TOOLS = ('memcheck', 'racecheck', 'synccheck', 'initcheck')
+GUARD_BYTES = 256
+POISON = 0x5B  # No value that a check expects, in any dtype.
+
+
+def find_nvcc():
+    nvcc = shutil.which('nvcc') or shutil.which('nvcc', path='/usr/local/cuda/bin')
+    if nvcc is None:
+        raise UserError('there is no nvcc: install the CUDA toolkit, or put it on PATH')
+    return pathlib.Path(nvcc).resolve()
+
+
+def build(nvcc, source, library):
+    """Compiles a .cu file for the card at hand."""
+    flags = ['-std=c++17', '-O3', '-arch=native', '-Xcompiler', '-fPIC', '-cudart', 'static']
+    run = subprocess.run(
+        [str(nvcc), *flags, '-shared', str(source), '-o', str(library)],
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode:
+        lines = [line for line in run.stderr.splitlines() if 'error' in line] or ['no message']
+        raise UserError(f'nvcc cannot compile {source}: {lines[0]}')
+
+
+class Device:
+    """The first GPU, through libcudart: memory, one stream, graphs and events."""
+
+    _COMPUTE_MAJOR, _COMPUTE_MINOR, _L2_BYTES = 75, 76, 38  # cudaDeviceAttr
+    _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
+
+    def __init__(self, nvcc):
+        self._runtime = ctypes.CDLL(str(self._find_runtime(nvcc)))
+        self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
+        try:
+            self._call('cudaSetDevice', 0)
+            self.stream = self._new('cudaStreamCreate')
+            self._events = [self._new('cudaEventCreate') for _ in range(2)]
+        except RuntimeError as error:
+            raise UserError(f'there is no GPU to run on: {error}') from None
+
+    @staticmethod
+    def _find_runtime(nvcc):
+        for root in (nvcc.parents[1], pathlib.Path('/usr/local/cuda')):
+            for folder in ('lib64', 'lib', 'targets/x86_64-linux/lib'):
+                found = sorted((root / folder).glob('libcudart.so*'))
+                if found:
+                    return found[0]
+        raise UserError(f'there is no libcudart.so beside {nvcc}: install the whole CUDA toolkit')
+
+    def _call(self, name, *arguments):
+        error = getattr(self._runtime, name)(*arguments)
+        if error:
+            text = self._runtime.cudaGetErrorString(error).decode()
+            raise RuntimeError(f'{name}: {text}')
+
+    def _new(self, name, *arguments):
+        """What a call stores behind its first argument, a pointer."""
+        value = ctypes.c_void_p()
+        self._call(name, ctypes.byref(value), *arguments)
+        return value.value
+
+    def _attribute(self, code):
+        value = ctypes.c_int()
+        self._call('cudaDeviceGetAttribute', ctypes.byref(value), code, 0)
+        return value.value
+
+    def describe(self):
+        """Name, compute capability, bytes of L2 cache."""
+        properties = ctypes.create_string_buffer(1 << 14)  # Begins with the name in every version.
+        self._call('cudaGetDeviceProperties', properties, 0)
+        capability = self._attribute(self._COMPUTE_MAJOR), self._attribute(self._COMPUTE_MINOR)
+        return {
+            'card': properties.value.decode(),
+            'compute_capability': '.'.join(map(str, capability)),
+            'l2_bytes': self._attribute(self._L2_BYTES),
+        }
+
+    @contextlib.contextmanager
+    def memory(self):
+        """Gives `allocate(size)` and frees at the end what it has given."""
+        given = []
+
+        def allocate(size):
+            given.append(self._new('cudaMalloc', ctypes.c_size_t(max(size, 1))))
+            return given[-1]
+
+        try:
+            yield allocate
+        finally:
+            for pointer in given:
+                self._call('cudaFree', ctypes.c_void_p(pointer))
+
+    def write(self, pointer, array):
+        array = np.ascontiguousarray(array)
+        self._copy(pointer, array.ctypes.data, array.nbytes, self._TO_DEVICE)
+
+    def read(self, pointer, size):
+        array = np.empty(size, np.uint8)
+        self._copy(array.ctypes.data, pointer, size, self._TO_HOST)
+        return array
+
+    def _copy(self, to, source, size, kind):
+        self._call(
+            'cudaMemcpy', ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), kind
+        )
+
+    def fill(self, pointer, size):
+        self._call('cudaMemset', ctypes.c_void_p(pointer), POISON, ctypes.c_size_t(size))
+
+    def enqueue_copy(self, to, source, size):
+        pointers = ctypes.c_void_p(to), ctypes.c_void_p(source)
+        self._call(
+            'cudaMemcpyAsync',
+            *pointers,
+            ctypes.c_size_t(size),
+            self._ON_DEVICE,
+            ctypes.c_void_p(self.stream),
+        )
+
+    def synchronize(self):
+        self._call('cudaDeviceSynchronize')
+
+    def seconds(self, enqueue):
+        """Median and quartiles of the time of one launch.
+
+        Args:
+            enqueue: enqueue(k) puts launch k, in [0, LAUNCHES), on the stream.
+        """
+        stream, thread_local = ctypes.c_void_p(self.stream), 1
+        self._call('cudaStreamBeginCapture', stream, thread_local)
+        for k in range(LAUNCHES):
+            enqueue(k)
+        graph = ctypes.c_void_p()
+        self._call('cudaStreamEndCapture', stream, ctypes.byref(graph))
+        # CUDA 11 takes five arguments and 12 three, of which the third is 0 in both.
+        nothing = ctypes.c_void_p(None)
+        executable = ctypes.c_void_p(
+            self._new('cudaGraphInstantiate', graph, nothing, nothing, nothing)
+        )
+        first, last = map(ctypes.c_void_p, self._events)
+        times = []
+        for _ in range(2 + REPLAYS):
+            self._call('cudaEventRecord', first, stream)
+            self._call('cudaGraphLaunch', executable, stream)
+            self._call('cudaEventRecord', last, stream)
+            self._call('cudaEventSynchronize', last)
+            elapsed = ctypes.c_float()
+            self._call('cudaEventElapsedTime', ctypes.byref(elapsed), first, last)
+            times.append(elapsed.value / 1e3 / LAUNCHES)
+        self._call('cudaGraphExecDestroy', executable)
+        self._call('cudaGraphDestroy', graph)
+        return statistics.quantiles(times[2:], n=4)  # The first two warm up.
+
+
+class DeviceKernels(launchers.Kernels):
+    """The passes on a GPU, with guard bytes behind the workspace and the result."""
+
+    def __init__(self, device, library):
+        self._device, self._launchers = device, launchers.Launchers(library)
+
+    def _call(self, name, shape, dtype, inputs, result_shape, result_dtype):
+        (boxes_dtype,) = {value.dtype.name for value in inputs if value.ndim == 2}
+        workspace_size = self._launchers.workspace_size(name, shape, dtype.name)
+        size = int(np.prod(result_shape)) * result_dtype.itemsize
+        with self._device.memory() as allocate:
+            pointers = []
+            for value in inputs:
+                pointers.append(allocate(value.nbytes))
+                self._device.write(pointers[-1], value)
+            for guarded in (workspace_size, size):
+                pointers.append(allocate(guarded + GUARD_BYTES))
+                self._device.fill(pointers[-1], guarded + GUARD_BYTES)
+            self._launchers.launch(
+                name, shape, dtype.name, boxes_dtype, *pointers, stream=self._device.stream
+            )
+            self._device.synchronize()
+            for pointer, guarded in zip(pointers[-2:], (workspace_size, size)):
+                if np.any(self._device.read(pointer + guarded, GUARD_BYTES) != POISON):
+                    raise AssertionError(f'{name} wrote out of bounds')
+            return self._device.read(pointers[-1], size).view(result_dtype).reshape(result_shape)
+
+
+def random_cases():
+    """Names and arguments of Kernels.all on maps of many blocks, with more boxes than threads."""
+    rng = np.random.default_rng()  # Others in every run.
+    for name, dtype in launchers.DTYPES.items():
+        for channels, num_boxes in ((256, 20), (5, 600)):
+            features = rng.normal(size=(BATCH, 50, 76, channels)).astype(dtype)
+            corner = rng.uniform(-40, [200, 304], (num_boxes, 2))
+            sides = np.exp(rng.uniform(np.log(2), np.log(400), (num_boxes, 2)))
+            boxes = np.concatenate([corner, corner + sides], 1)
+            upstream = rng.normal(size=(num_boxes, SIZE, SIZE, channels)).astype(dtype)
+            indices = rng.integers(0, BATCH, num_boxes)
+            case = features, boxes, indices, upstream, SCALE
+            yield f'{name}, {channels} channels, {num_boxes} random boxes', case
+
+
+def relative_error(result, expected):
+    """Largest difference over the largest value; infinite where NaN is not on both sides."""
+    result = result.astype(np.float64)
+    if np.any(np.isnan(result) != np.isnan(expected)):
+        return float('inf')
+    return float(np.nanmax(np.abs(result - expected)) / np.nanmax(np.abs(expected)))
+
+
+def check(kernels):
+    """Largest errors by dtype; raises AssertionError for a wrong or changing result."""
+    errors = {}
+    cases = [*launchers.fixed_cases(), *random_cases()]
+    for name, case in tqdm(cases, desc='check'):
+        dtype = case[0].dtype.name
+        results, again = kernels.all(*case), kernels.all(*case)
+        narrow, wide = launchers.TOLERANCES[dtype]
+        for part, result, other, expected, tolerance in zip(
+            PASSES, results, again, reference.all_passes(*case), (narrow, narrow, wide)
+        ):
+            error = relative_error(result, expected)
+            if not error <= tolerance:
+                raise AssertionError(f'{part}, {name}: relative error {error:.2g}')
+            if np.any(result.view(np.uint8) != other.view(np.uint8)):
+                raise AssertionError(f'{part}, {name}: other bits on the second run')
+            errors[dtype, part] = max(error, errors.get((dtype, part), 0))
+    return errors
+
+
+class Published:
+    """The published kernel: float32, [B, C, H, W], boxes as image, x1, y1, x2, y2."""
+
+    def __init__(self, nvcc, source, folder):
+        library = folder / 'published.so'
+        build(nvcc, source, library)
+        self._library = ctypes.CDLL(str(library))
+
+    def enqueue(self, name, stream, pointers, shape):
+        """Puts a pass on the stream; pointers are those of the published function."""
+        sizes = [shape.channels, shape.height, shape.width, SIZE, SIZE]
+        bins = shape.num_boxes * shape.channels * SIZE * SIZE
+        counts = {
+            'forward': [bins],
+            'feature gradient': [
+                bins,
+                shape.num_images * shape.channels * shape.height * shape.width,
+            ],
+            'box gradient': [bins, 5 * shape.num_boxes],
+        }
+        function = {
+            'forward': 'PrRoIPoolingForwardGpu',
+            'feature gradient': 'PrRoIPoolingBackwardGpu',
+            'box gradient': 'PrRoIPoolingCoorBackwardGpu',
+        }
+        getattr(self._library, function[name])(
+            ctypes.c_void_p(stream),
+            *(ctypes.c_void_p(pointer) for pointer in pointers),
+            *map(ctypes.c_int, sizes),
+            ctypes.c_float(shape.spatial_scale),
+            *map(ctypes.c_int, counts[name]),
+        )
+
+
+def check_published(device, published):
+    """Raises UserError if the file is not what is called here: its times would mean nothing."""
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(1, 20, 30, 8)).astype(np.float32)
+    boxes = np.array([[9.0, 14, 61, 87], [3, 30, 75, 52]], np.float32)
+    upstream = rng.normal(size=(2, SIZE, SIZE, 8)).astype(np.float32)
+    indices = np.zeros(2, int)
+    expected = reference.all_passes(features, boxes, indices, upstream, SCALE)
+    shape = launchers.Shape(*features.shape, 2, SIZE, SIZE, SCALE)
+    rows = np.concatenate([indices[:, None], boxes[:, [1, 0, 3, 2]]], 1).astype(np.float32)
+    planes, bins = (np.moveaxis(array, -1, 1) for array in (features, upstream))
+    with device.memory() as allocate:
+        given = planes, rows, bins
+        feature, row, bin_ = (allocate(array.nbytes) for array in given)
+        for pointer, array in zip((feature, row, bin_), given):
+            device.write(pointer, array)
+        pooled, d_features, d_boxes = (allocate(a.nbytes) for a in (upstream, features, rows))
+        passes = {
+            'forward': [feature, row, pooled],
+            'feature gradient': [feature, row, pooled, bin_, d_features],
+            'box gradient': [feature, row, pooled, bin_, d_boxes],
+        }
+        for name, pointers in passes.items():
+            published.enqueue(name, device.stream, pointers, shape)
+        device.synchronize()
+        found = (
+            np.moveaxis(_read(device, pooled, bins.shape), 1, -1),
+            np.moveaxis(_read(device, d_features, planes.shape), 1, -1),
+            _read(device, d_boxes, rows.shape)[:, [2, 1, 4, 3]],
+        )
+    for name, result, exact in zip(PASSES, found, expected):
+        error = relative_error(result, exact)
+        if not error < PUBLISHED_TOLERANCE:
+            raise UserError(
+                f'--published: its {name} has a relative error of {error:.2g}: '
+                'take the file of github.com/vacancy/PreciseRoIPooling as it is there'
+            )
+
+
+def _read(device, pointer, shape):
+    return device.read(pointer, 4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+
+
+def make_boxes(image_size, num_boxes):
+    """Boxes whose sides are spread evenly on a logarithmic scale, and their images."""
+    rng = np.random.default_rng(0)
+    sides = np.exp(rng.uniform(np.log(16), np.log(400), [num_boxes, 2]))
+    centres = rng.uniform(0, 1, [num_boxes, 2]) * image_size
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], 1)
+    boxes = np.clip(boxes, 0, [*image_size, *image_size]).astype(np.float32)
+    return boxes, np.repeat(np.arange(BATCH, dtype=np.int32), num_boxes // BATCH)
+
+
+def fewest_bytes(shape, boxes, indices, itemsize):
+    """Pass -> bytes: touched nodes and all bins once, and the result once."""
+    touched = np.zeros([BATCH, shape.height, shape.width], bool)
+    for (y1, x1, y2, x2), image in zip(boxes * SCALE, indices):
+        touched[image, int(y1) : int(np.ceil(y2)) + 1, int(x1) : int(np.ceil(x2)) + 1] = True
+    nodes, bins = touched.sum(), len(boxes) * SIZE * SIZE
+    moved = {
+        'forward': nodes + bins,
+        'feature gradient': bins + touched.size,
+        'box gradient': nodes + bins,
+    }
+    return {name: int(count) * CHANNELS * itemsize for name, count in moved.items()}
+
+
+def time_passes(device, library, published, image_size, num_boxes, dtype, l2_bytes):
+    """Pass -> seconds of ours and of the published kernel, as quartiles, and fewest bytes."""
+    dtype = launchers.DTYPES[dtype]
+    height, width = (int(side * SCALE) for side in image_size)
+    shape = launchers.Shape(BATCH, height, width, CHANNELS, num_boxes, SIZE, SIZE, SCALE)
+    boxes, indices = make_boxes(image_size, num_boxes)
+    rows = np.concatenate([indices[:, None], boxes[:, [1, 0, 3, 2]]], 1).astype(np.float32)
+    rng = np.random.default_rng(1)
+    map_values = rng.standard_normal([BATCH * height * width * CHANNELS], np.float32).astype(dtype)
+    bin_values = rng.standard_normal([num_boxes * SIZE * SIZE * CHANNELS], np.float32)
+    bin_values = bin_values.astype(dtype)
+    with device.memory() as allocate:
+
+        def put(array):
+            pointer = allocate(array.nbytes)
+            device.write(pointer, array)
+            return pointer
+
+        copies = [put(map_values) for _ in range(2 + 2 * l2_bytes // map_values.nbytes)]
+        upstream, box, image, row = map(put, (bin_values, boxes, indices, rows))
+        pooled, d_features = allocate(bin_values.nbytes), allocate(map_values.nbytes)
+        d_boxes = allocate(rows.nbytes)
+        names = dict(zip(PASSES, ('Forward', 'FeatureGradient', 'BoxGradient')))
+        compiled = launchers.Launchers(library)
+        sizes = [compiled.workspace_size(name, shape, dtype.name) for name in names.values()]
+        workspace = allocate(max(sizes))
+
+        def ours(name, features):
+            pointers = {
+                'forward': [features, box, image, workspace, pooled],
+                'feature gradient': [box, image, upstream, workspace, d_features],
+                'box gradient': [features, box, image, upstream, workspace, d_boxes],
+            }[name]
+            compiled.launch(
+                names[name], shape, dtype.name, 'float32', *pointers, stream=device.stream
+            )
+
+        def theirs(name, features):
+            pointers = {
+                'forward': [features, row, pooled],
+                'feature gradient': [features, row, pooled, upstream, d_features],
+                'box gradient': [features, row, pooled, upstream, d_boxes],
+            }[name]
+            published.enqueue(name, device.stream, pointers, shape)
+
+        def seconds(enqueue, name):
+            return device.seconds(lambda k: enqueue(name, copies[k % len(copies)]))
+
+        moved = fewest_bytes(shape, boxes, indices, dtype.itemsize)
+        with_published = published is not None and dtype == np.float32
+        return {
+            name: {
+                'seconds': seconds(ours, name),
+                'published_seconds': seconds(theirs, name) if with_published else None,
+                'bytes': moved[name],
+            }
+            for name in PASSES
+        }
+
+
+def copy_bandwidth(device):
+    """Bytes read and written per second by a large copy on the card."""
+    with device.memory() as allocate:
+        source, target = allocate(COPY_BYTES), allocate(COPY_BYTES)
+        device.fill(source, COPY_BYTES)
+        _, median, _ = device.seconds(lambda _: device.enqueue_copy(target, source, COPY_BYTES))
+    return 2 * COPY_BYTES / median
+
+
+def time_all(device, library, published):
+    """The card's figures and one row per size, number of boxes, dtype and pass."""
+    card = device.describe()
+    card['copy_bytes_per_second'] = copy_bandwidth(device)
+    cases = [(i, n, d) for i in IMAGES for n in NUM_BOXES for d in TIMED_DTYPES]
+    rows = []
+    for image, num_boxes, dtype in tqdm(cases, desc='time'):
+        passes = time_passes(
+            device, library, published, IMAGES[image], num_boxes, dtype, card['l2_bytes']
+        )
+        for name, row in passes.items():
+            rate = row['bytes'] / row['seconds'][1]
+            share = rate / card['copy_bytes_per_second']
+            case = {'image': image, 'boxes': num_boxes, 'dtype': dtype, 'pass': name}
+            rows.append({**case, **row, 'share_of_copy_bandwidth': share})
+    return card, rows
+
+
+def print_table(card, rows):
+    print(f'{card["card"]}, copies {card["copy_bytes_per_second"] / 1e9:.0f} GB/s')
+    print('| P2 of | boxes | dtype | pass | ms | fewest MB | of copy | published ms | ratio |')
+    print('|---|---|---|---|---|---|---|---|---|')
+    for row in rows:
+        _, ours, _ = row['seconds']
+        theirs = row['published_seconds'] and row['published_seconds'][1]
+        cells = [row['image'], row['boxes'], row['dtype'], row['pass'], f'{1e3 * ours:.3f}']
+        cells += [f'{row["bytes"] / 1e6:.0f}', f'{row["share_of_copy_bandwidth"]:.0%}']
+        cells += [f'{1e3 * theirs:.2f}', f'{theirs / ours:.1f}'] if theirs else ['-', '-']
+        print(f'| {" | ".join(map(str, cells))} |')
+
+
+def sanitize():
+    """Runs the checks under every tool of compute-sanitizer."""
+    program = shutil.which('compute-sanitizer') or shutil.which(
+        'compute-sanitizer', path='/usr/local/cuda/bin'
+    )
+    if program is None:
+        raise UserError('there is no compute-sanitizer: install the whole CUDA toolkit')
+    for tool in SANITIZER_TOOLS:
+        print(f'compute-sanitizer --tool {tool}', flush=True)
+        command = [program, '--tool', tool, '--error-exitcode', '1', sys.executable, __file__]
+        if subprocess.run([*command, '--check_only']).returncode:
+            raise UserError(f'compute-sanitizer --tool {tool} has found errors: see above')
+
+
+def parse_flags():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--json', type=pathlib.Path, help='a file for the figures')
+    parser.add_argument(
+        '--published', type=pathlib.Path, help='the .cu file of the published kernel'
+    )
+    parser.add_argument('--check_only', action='store_true', help='do not time')
+    parser.add_argument(
+        '--sanitize', action='store_true', help='check under compute-sanitizer, do not time'
+    )
+    options = parser.parse_args()
+    if options.published and not options.published.is_file():
+        raise UserError(f'--published {options.published}: there is no such file')
+    return options
+
+
+def run(options):
+    nvcc = find_nvcc()
+    device = Device(nvcc)
+    if options.sanitize:
+        sanitize()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        library = folder / 'kernels.so'
+        build(nvcc, launchers.KERNELS, library)
+        published = options.published and Published(nvcc, options.published, folder)
+        if published:
+            check_published(device, published)
+        errors = check(DeviceKernels(device, library))
+        for (dtype, part), error in errors.items():
+            print(f'{dtype}, {part}: largest relative error {error:.1e}')
+        if options.check_only:
+            return
+        card, rows = time_all(device, library, published)
+    print_table(card, rows)
+    if options.json:
+        checks = [{'dtype': d, 'pass': p, 'error': error} for (d, p), error in errors.items()]
+        figures = {**card, 'checks': checks, 'rows': rows}
+        options.json.write_text(json.dumps(figures, indent=2) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    try:
+        run(parse_flags())
+    except UserError as error:
+        print(f'prroi_pool_gpu.py: {error}', file=sys.stderr)
+        sys.exit(2)
