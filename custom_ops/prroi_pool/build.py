@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles PrRoIPool for the TensorFlow that is installed.
 
-    python custom_ops/prroi_pool/build.py [--cuda auto|yes|no] [--native]
+    python custom_ops/prroi_pool/build.py [--cuda auto|yes|no]
 
 `make` and `pip install` run it, and so does the first use where no library is there yet. It takes a
 C++ compiler (g++, or the one that CXX names); with nvcc and a TensorFlow made for CUDA the library
@@ -91,14 +91,11 @@ def find_nvcc() -> Optional[str]:
     return shutil.which('nvcc') or shutil.which('nvcc', path=f'{home}/bin')
 
 
-def build_library(
-    cuda: str = 'auto', native: bool = False, folder: Optional[pathlib.Path] = None
-) -> pathlib.Path:
-    """Compiles and links; replaces libraries of other versions in the same folder.
+def build_library(cuda: str = 'auto', folder: Optional[pathlib.Path] = None) -> pathlib.Path:
+    """Compiles and links; replaces what the folder has of other sources for this TensorFlow.
 
     Args:
       cuda: 'yes', 'no', or 'auto': with nvcc and a TensorFlow that was made for CUDA.
-      native: compile for this machine's processor only, as well as the compiler can.
       folder: where to; the first of `folders()` that can be written to.
 
     Returns:
@@ -113,22 +110,24 @@ def build_library(
     folder = folder or _writable_folder()
     with_cuda = _wants_cuda(cuda)
     try:
-        path = _build(compiler, folder, with_cuda, native)
+        path = _build(compiler, folder, with_cuda)
     except BuildError as error:
         if not with_cuda or cuda == 'yes':
             raise
         print(f'PrRoIPool is built without CUDA: {error}', file=sys.stderr)
-        path = _build(compiler, folder, False, native)
-    for other in folder.glob('prroi_pool-tf*'):
-        if other.name not in (library_name(True), library_name(False)):
+        path = _build(compiler, folder, False)
+    current = (library_name(True), library_name(False))
+    version = current[0].partition('-cuda-')[0]
+    for other in folder.glob(f'{version}-*'):
+        if other.name not in current:
             other.unlink()
     return path
 
 
-def _build(compiler, folder, with_cuda, native):
+def _build(compiler, folder, with_cuda):
     path = folder / library_name(with_cuda)
     with tempfile.TemporaryDirectory() as scratch:
-        commands = _compile_commands(compiler, pathlib.Path(scratch), with_cuda, native)
+        commands = _compile_commands(compiler, pathlib.Path(scratch), with_cuda)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         objects = [command[-1] for command in commands]
@@ -160,15 +159,15 @@ def _writable_folder() -> pathlib.Path:
     raise BuildError(f'none of {", ".join(map(str, folders()))} can be written to')
 
 
-def _compile_commands(compiler, scratch, with_cuda, native):
+def _compile_commands(compiler, scratch, with_cuda):
     """One command per source file, each ending with its object file."""
     import tensorflow as tf
 
     is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
     common = [compiler, '-std=c++17', '-fPIC', '-fvisibility=hidden']
-    kernels = {'baseline': ['-march=native'] if native else []}
+    kernels = {'baseline': []}
     definitions = []
-    if is_x86 and not native:
+    if is_x86:
         kernels.update(_X86_FLAGS)
         definitions = ['-DPRROI_POOL_X86']
     if with_cuda:
@@ -225,13 +224,12 @@ def _run(command):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--cuda', choices=('auto', 'yes', 'no'), default='auto')
-    parser.add_argument('--native', action='store_true', help="for this machine's processor only")
     parser.add_argument('--folder', type=pathlib.Path, help='where to (default: beside build.py)')
     flags = parser.parse_args()
     # TensorFlow's lines about itself at import.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     try:
-        print(f'PrRoIPool: built {build_library(flags.cuda, flags.native, flags.folder)}')
+        print(f'PrRoIPool: built {build_library(flags.cuda, flags.folder)}')
     except (BuildError, ImportError) as error:
         sys.exit(f'PrRoIPool was not built: {error}')
 

@@ -108,11 +108,13 @@ def test_no_folder_can_be_written_to(monkeypatch, tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
-def test_builds_and_replaces_older_libraries(empty_folder):
-    old = empty_folder / 'prroi_pool-tf2.14.0-00000000.so'
-    old.write_bytes(b'')
+def test_builds_and_replaces_older_sources_of_the_same_tensorflow(empty_folder):
+    other = empty_folder / 'prroi_pool-tf2.14.0-00000000.so'
+    older = empty_folder / f'prroi_pool-tf{tf.__version__}-00000000.so'
+    for path in (other, older):
+        path.write_bytes(b'')
     path = build.build_library('no')
-    assert os.listdir(empty_folder) == [path.name]
+    assert sorted(os.listdir(empty_folder)) == sorted([path.name, other.name])
     assert build.find_library() == path
 
 
