@@ -88,6 +88,8 @@ def ensure_records(
 
 def _convert(dataset, split, skip_bad, fingerprint, folder):
     """Writes `folder`, whole or not at all."""
+    if not skip_bad:
+        dataset.stop_at_problems(split)
     unfinished = folder.with_name(f'{folder.name}.{uuid.uuid4().hex}.unfinished')
     unfinished.mkdir(parents=True)
     try:
@@ -174,8 +176,7 @@ def _write_shards(dataset, split, skip_bad, folder) -> dict[str, Any]:
 def coco_annotations(example: base.Example, first_id: int) -> list[dict[str, Any]]:
     """COCO annotations of one example, `bbox` [x, y, width, height] in pixels around the mask."""
     annotations = []
-    for i, mask in enumerate(example.masks):
-        rle = mask_api.encode(np.asfortranarray(mask, np.uint8))
+    for i, rle in enumerate(example.rles):
         annotations.append(
             {
                 'id': first_id + i,
@@ -196,7 +197,7 @@ def tf_example(example: base.Example, annotations: list[dict[str, Any]]) -> tf.t
     x, y, w, h = np.array([a['bbox'] for a in annotations]).reshape(-1, 4).T
     feature = tfrecord_lib.convert_to_feature
     features = {
-        'image/encoded': feature(_png(example.image[..., ::-1])),
+        'image/encoded': feature(example.encoded or _png(example.image[..., ::-1])),
         'image/source_id': feature(str(example.image_id).encode()),
         'image/height': feature(height),
         'image/width': feature(width),
@@ -208,7 +209,7 @@ def tf_example(example: base.Example, annotations: list[dict[str, Any]]) -> tf.t
         'image/object/area': feature([a['area'] for a in annotations], 'float_list'),
         'image/object/is_crowd': feature([int(c) for c in example.is_crowd], 'int64_list'),
         'image/object/mask': feature(
-            [_png(mask.astype(np.uint8)) for mask in example.masks], 'bytes_list'
+            [_png(mask_api.decode(rle)) for rle in example.rles], 'bytes_list'
         ),
     }
     return tf.train.Example(features=tf.train.Features(feature=features))
