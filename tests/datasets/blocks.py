@@ -1,5 +1,7 @@
 """A small data set for the tests of whatever takes any data set. Imports no TensorFlow."""
 
+import time
+
 import numpy as np
 
 from gan_mrcnn.datasets import base
@@ -14,8 +16,9 @@ class Blocks(base.Dataset):
     splits = ('train', 'empty')
     notice = 'NOTICE'
 
-    def __init__(self, count=40, stop_after=None, version='1', bad=()):
-        self.count, self.stop_after, self.version, self.bad = count, stop_after, version, bad
+    def __init__(self, count=40, stop_after=None, version='1', bad=(), slow_from=None):
+        self.count, self.version, self.bad = count, version, bad
+        self.stop_after, self.slow_from = stop_after, slow_from
         self.reads = []
 
     def items(self, split):
@@ -31,6 +34,8 @@ class Blocks(base.Dataset):
             raise KeyboardInterrupt
         if k in self.bad:
             raise UserError(f'{item.file_name} cannot be read')
+        if self.slow_from is not None and k >= self.slow_from:
+            time.sleep(0.3)
         self.reads.append(k)
         return make_example(k)
 
