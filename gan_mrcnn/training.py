@@ -166,5 +166,8 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
     ]
     if task.train_data.split == 'trainval' and task.validation_data.split == 'val':
         lines.append(('note', 'validation images are trained on: evaluate with --checkpoint last'))
+    crowded = train_set.crowded(task.train_data.parser.max_num_instances)
+    if crowded:
+        lines.append(('note', crowded))
     for name, text in lines:
         print(f'{name:>9}: {text}', flush=True)
