@@ -16,6 +16,7 @@ from official.vision.dataloaders import tf_example_decoder
 from official.vision.ops import anchor, box_ops, preprocess_ops
 
 from gan_mrcnn import configs
+from gan_mrcnn.datasets import augment
 from gan_mrcnn.modeling import sampling
 
 
@@ -79,7 +80,10 @@ class Parser:
         )
         # The masks are cut out of the image at its own size, by boxes relative to it.
         masks = self._cut_masks(encoded_masks, boxes)
-        image, boxes, masks = self._flip(data['image'], boxes, masks, seeds)
+        image = data['image']
+        if config.aug_photometric:
+            image = augment.distort(image, seeds[6])
+        image, boxes, masks = self._flip(image, boxes, masks, seeds)
         low, high = config.train_short_side
         short_side = tf.random.stateless_uniform([], seeds[2], low, high + 1, tf.int32)
         image, info = self.resize(image, short_side)

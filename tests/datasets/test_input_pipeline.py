@@ -164,6 +164,23 @@ def test_of_too_many_objects_each_time_others_are_learnt():
     np.testing.assert_array_equal(again['gt_classes'], seen[3])
 
 
+def test_photometric_augmentation_changes_pixels_alone_and_repeats():
+    data = example(RECTANGLE)
+    data['image'] = tf.random.stateless_uniform([200, 300, 3], [0, 0], 60, 180, tf.int32)
+    data['image'] = tf.cast(data['image'], tf.uint8)
+    plain, changed = make_parser(), make_parser(aug_photometric=True)
+    differences = []
+    for number in range(6):
+        image, labels = plain.parse_train(data, tf.constant(number, tf.int64))
+        found, found_labels = changed.parse_train(data, tf.constant(number, tf.int64))
+        again, _ = changed.parse_train(data, tf.constant(number, tf.int64))
+        np.testing.assert_array_equal(found, again)
+        tf.nest.map_structure(np.testing.assert_array_equal, labels, found_labels)
+        differences.append(bool((image != found).numpy().any()))
+    # One in six stays as it is.
+    assert sum(differences) >= 4
+
+
 def test_a_crowd_is_no_object_to_learn():
     data = example((0, 0, 20, 20), (30, 30, 90, 90), (100, 100, 120, 130))
     data['groundtruth_is_crowd'] = tf.constant([False, True, False])
