@@ -20,7 +20,7 @@ from official.modeling.hyperparams import params_dict
 
 from gan_mrcnn import configs, datasets
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import base, records
+from gan_mrcnn.datasets import base, options, records
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.flags import GAN_MODES
 from gan_mrcnn.modeling import backbone, discriminators, heads
@@ -30,10 +30,17 @@ CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
 def load_dataset(flags: argparse.Namespace) -> base.Dataset:
     """The data set of the flags; says loudly when it is the demo set."""
-    dataset = datasets.load_dataset(flags.dataset, flags.data_dir)
+    dataset = datasets.load_dataset(flags.dataset, flags.data_dir, split_options(flags))
     if dataset.notice:
         print(f'\n{"!" * 88}\n{dataset.notice}\n{"!" * 88}\n', flush=True)
     return dataset
+
+
+def split_options(flags: argparse.Namespace) -> options.Options:
+    """How the flags divide the data; evaluate.py takes it from the run."""
+    given = {name: getattr(flags, name, None) for name in options.FLAGS}
+    given['annotations'] = tuple(given['annotations'] or ())
+    return options.Options(**{name: value for name, value in given.items() if value is not None})
 
 
 def load_config(
@@ -49,6 +56,8 @@ def load_config(
         override(config, _parse_overrides(text), '--params_override')
     task = config.task
     task.dataset, task.data_dir = flags.dataset, flags.data_dir or ''
+    for name, value in dataclasses.asdict(split_options(flags)).items():
+        setattr(task, name, list(value) if isinstance(value, tuple) else value)
     task.skip_bad = flags.skip_bad
     task.cache_dir = str(pathlib.Path(flags.cache_dir).expanduser())
     task.model.num_classes = len(dataset.class_names) + 1

@@ -12,7 +12,7 @@ from official.core import train_lib, train_utils
 
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import base, records
+from gan_mrcnn.datasets import base, options, records
 from gan_mrcnn.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -116,6 +116,13 @@ def resumed_step(config, model_dir: str) -> int:
     if saved_file.is_file():
         saved = yaml.safe_load(saved_file.read_text(encoding='utf-8'))['task']
         now = config.as_dict()['task']
+        for key in ('dataset', *options.FLAGS):
+            # A run from before there were such settings has none of them.
+            if saved.get(key, now[key]) != now[key]:
+                raise UserError(
+                    f'{model_dir} holds a run with {options.FLAGS.get(key, "--dataset")} '
+                    f'{saved[key]!r}, not {now[key]!r}; give another --model_dir, or the same flag'
+                )
         for key in ('model', 'gan'):
             if saved[key] != now[key]:
                 changed = sorted(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from official.core import train_utils
 
-from gan_mrcnn import configs, experiment
+from gan_mrcnn import configs, evaluating, experiment
 from gan_mrcnn.datasets import gland_demo
 from gan_mrcnn.errors import UserError
 
@@ -166,6 +166,37 @@ def test_flags_say_where_data_and_cache_are():
         True,
     )
     assert config.task.cache_dir == str(pathlib.Path.home() / 'cache')
+
+
+def test_the_division_of_the_data_is_saved_with_the_run(tmp_path):
+    chosen = {'share': 0.8, 'split_seed': 3, 'group_by': 'patient', 'annotations': ['a.json']}
+    train_utils.serialize_config(load(**chosen), str(tmp_path))
+    saved = yaml.safe_load((tmp_path / 'params.yaml').read_text())['task']
+    assert {name: saved[name] for name in chosen} == chosen
+    # evaluate.py has no flags for it: the run says it, whatever settings are chosen.
+    for config_file in (None, 'other.yaml'):
+        options = argparse.Namespace(
+            dataset='gland', data_dir=None, config_file=config_file, model_dir=str(tmp_path)
+        )
+        evaluating.take_saved_settings(options)
+        assert {name: getattr(options, name) for name in chosen} == chosen
+        assert options.config_file == (config_file or str(tmp_path / 'params.yaml'))
+    # Not for other data.
+    other = argparse.Namespace(
+        dataset='coco', data_dir=None, config_file='other.yaml', model_dir=str(tmp_path)
+    )
+    evaluating.take_saved_settings(other)
+    assert other.data_dir is None and not hasattr(other, 'share')
+
+
+def test_flags_that_are_not_given_divide_nothing():
+    task = load(share=None, split_seed=None, group_by=None, annotations=[]).task
+    assert (task.share, task.split_seed, task.group_by, task.annotations) == (0, 0, '', [])
+
+
+def test_an_option_that_a_data_set_does_not_take_is_named():
+    message = message_of(experiment.load_dataset, make_flags(share=0.9))
+    assert message == '--split is not for gland, whose splits are fixed; leave it out'
 
 
 def test_from_scratch_the_whole_backbone_is_trained():
