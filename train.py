@@ -18,6 +18,13 @@ def parse_flags() -> argparse.Namespace:
         default='train_and_eval',
         help='eval: the last checkpoint on the validation split',
     )
+    parser.add_argument(
+        '--max_instances',
+        type=int,
+        metavar='N',
+        help='most objects of an image that a step learns; overrides '
+        'task.train_data.parser.max_num_instances',
+    )
     return parser.parse_args()
 
 

@@ -23,10 +23,13 @@ class Parser(maskrcnn.Parser):
 
     Images are scaled so that the shorter side has the wanted length (less where the longer side
     would not fit into `model.input_size`) and padded at the bottom and right to that size.
+    `aug_photometric` changes training images by noise, blur, sharpness, lightness or contrast, see
+    `gan_mrcnn.datasets.augment`.
     """
 
     train_short_side: list[int] = dataclasses.field(default_factory=lambda: [800, 800])
     test_short_side: int = 800
+    aug_photometric: bool = False
 
 
 @dataclasses.dataclass
@@ -38,6 +41,9 @@ class DataConfig(maskrcnn.DataConfig):
     split: str = ''
     # Examples held in memory for shuffling, encoded.
     shuffle_buffer_size: int = 1000
+    # Training images, the rest of which are copies changed by `datasets.augment` when converted;
+    # fewer than there are: none.
+    expand_to: int = 0
 
 
 @dataclasses.dataclass

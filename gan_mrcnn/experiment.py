@@ -65,6 +65,9 @@ def load_config(
         task.gan.mode = flags.gan
     if flags.seed is not None:
         task.seed = flags.seed
+    # evaluate.py trains nothing and does not have the flag.
+    if getattr(flags, 'max_instances', None) is not None:
+        task.train_data.parser.max_num_instances = flags.max_instances
     _check_values(task)
     task.backbone_weights = os.path.expanduser(task.backbone_weights)
     if not task.backbone_weights:
@@ -90,6 +93,11 @@ def _check_values(task: configs.GanMaskRCNNTask) -> None:
             raise UserError(
                 f'task.{key} is {value!r}, not one of {", ".join(map(str, choices))}'
             )
+    if task.train_data.parser.max_num_instances < 1:
+        raise UserError(
+            '--max_instances (task.train_data.parser.max_num_instances) is '
+            f'{task.train_data.parser.max_num_instances}, but at least 1 is wanted'
+        )
     size, stride = task.model.input_size, 2**task.model.max_level
     if len(size) != 3 or size[0] % stride or size[1] % stride or size[2] != 3:
         raise UserError(

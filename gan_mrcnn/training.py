@@ -12,7 +12,7 @@ from official.core import train_lib, train_utils
 
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import base, options, records
+from gan_mrcnn.datasets import augment, base, options, records
 from gan_mrcnn.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -33,11 +33,14 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
         the checkpoint is of another network.
     """
     task_config = config.task
-    train_set, validation_set = experiment.prepare_records(
-        config, dataset, [task_config.train_data.split, task_config.validation_data.split]
-    )
-    experiment.use_records(task_config.train_data, train_set)
-    experiment.use_records(task_config.validation_data, validation_set)
+    train_params, validation_params = task_config.train_data, task_config.validation_data
+    to_train_on = dataset
+    if train_params.expand_to:
+        to_train_on = augment.Expanded(dataset, train_params.expand_to, task_config.seed)
+    (train_set,) = experiment.prepare_records(config, to_train_on, [train_params.split])
+    (validation_set,) = experiment.prepare_records(config, dataset, [validation_params.split])
+    experiment.use_records(train_params, train_set)
+    experiment.use_records(validation_params, validation_set)
     task_config.annotation_file = validation_set.annotation_file
     step = resumed_step(config, model_dir)
     pathlib.Path(model_dir).mkdir(parents=True, exist_ok=True)
@@ -173,5 +176,8 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
     ]
     if task.train_data.split == 'trainval' and task.validation_data.split == 'val':
         lines.append(('note', 'validation images are trained on: evaluate with --checkpoint last'))
+    crowded = train_set.crowded(task.train_data.parser.max_num_instances)
+    if crowded:
+        lines.append(('note', crowded))
     for name, text in lines:
         print(f'{name:>9}: {text}', flush=True)

@@ -158,6 +158,14 @@ def test_later_overrides_win_and_named_flags_win_over_them():
     assert load('task.seed=1', seed=0).task.seed == 0
 
 
+def test_max_instances_wins_and_is_at_least_one():
+    most = lambda config: config.task.train_data.parser.max_num_instances  # noqa: E731
+    override = 'task.train_data.parser.max_num_instances=7'
+    assert most(load(override)) == 7
+    assert most(load(override, max_instances=300)) == 300
+    assert '--max_instances' in message_of(load, max_instances=0)
+
+
 def test_flags_say_where_data_and_cache_are():
     config = load(data_dir='glas', skip_bad=True)
     assert (config.task.dataset, config.task.data_dir, config.task.skip_bad) == (

@@ -50,6 +50,18 @@ class RecordSet:
     image_ids: list[int]
     objects_per_image: list[int]
 
+    def crowded(self, max_instances: int) -> str:
+        """What is not learnt of pictures with more objects than that, '' where there is none."""
+        beyond = [number - max_instances for number in self.objects_per_image]
+        beyond = [number for number in beyond if number > 0]
+        if not beyond:
+            return ''
+        return (
+            f'{len(beyond)} of {self.num_examples} images have more than {max_instances} objects: '
+            f'each time another {sum(beyond)} of all {sum(self.objects_per_image)} objects are '
+            'not learnt; raise --max_instances to learn them all'
+        )
+
 
 def ensure_records(
     dataset: base.Dataset,

@@ -378,6 +378,17 @@ def test_an_object_without_a_pixel_is_left_out_and_counted(tmp_path, capsys):
     np.testing.assert_array_equal(data['groundtruth_instance_masks'], make_masks(1)[[0, 2]])
 
 
+def test_what_is_not_learnt_of_crowded_pictures_is_counted():
+    crowded = records.RecordSet('', 4, '', '', [1, 2, 3, 4], [3, 9, 4, 6]).crowded
+    assert crowded(9) == ''
+    said = crowded(4)
+    # Five of the 9 and two of the 6.
+    assert (
+        said.startswith('2 of 4 images have more than 4 objects') and 'another 7 of all 22' in said
+    )
+    assert '--max_instances' in said
+
+
 def test_a_picture_without_objects(tmp_path):
     class Plain(Blocks):
         def read(self, item):
