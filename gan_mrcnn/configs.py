@@ -158,6 +158,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     dataset, data_dir, cache_dir, skip_bad: see `gan_mrcnn.datasets`.
     share, split_seed, group_by, annotations: how the data are divided, `datasets.options.Options`.
+    learning_rate_batch: filled in where the learning rate was scaled: the batch that it was for.
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
       scratch.
     clip_norm: largest global norm of each network's gradient, 0 for no clipping.
@@ -182,6 +183,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     skip_bad: bool = False
     backbone_weights: str = ''
     clip_norm: float = 10.0
+    learning_rate_batch: int = 0
     seed: int = 0
 
 

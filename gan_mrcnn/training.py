@@ -138,6 +138,21 @@ def resumed_step(config, model_dir: str) -> int:
     return int(train_utils.read_global_step_from_checkpoint(path))
 
 
+def learning_rate_line(config) -> list[tuple[str, str]]:
+    """What to say where the learning rate was scaled; nothing otherwise."""
+    file_batch, batch = config.task.learning_rate_batch, config.task.train_data.global_batch_size
+    if file_batch in (0, batch):
+        return []
+    steps = round(config.trainer.train_steps * file_batch / batch)
+    return [
+        (
+            'rate',
+            f'learning rate times {batch}/{file_batch} (linear rule: the settings are for '
+            f'{file_batch} images a step); trainer.train_steps={steps} would see as many images',
+        )
+    ]
+
+
 def say_what_runs(config, dataset, train_set, validation_set, strategy, step, model_dir) -> None:
     """Prints the run in a few lines, for someone who reads the log next year."""
     task = config.task
@@ -172,6 +187,7 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
             f'{strategy.num_replicas_in_sync} x '
             f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}',
         ),
+        *learning_rate_line(config),
         ('output', f'{model_dir} (tensorboard --logdir {model_dir})'),
     ]
     if task.train_data.split == 'trainval' and task.validation_data.split == 'val':
