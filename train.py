@@ -11,6 +11,7 @@ def parse_flags() -> argparse.Namespace:
     """Flags, before TensorFlow is imported: --help and mistakes answer at once."""
     parser = argparse.ArgumentParser(description=__doc__)
     flags.add_data_flags(parser)
+    flags.add_split_flags(parser)
     parser.add_argument(
         '--mode',
         choices=('train', 'eval', 'train_and_eval'),
@@ -31,7 +32,7 @@ def main() -> None:
     options = parse_flags()
     from gan_mrcnn import evaluating, experiment, training
 
-    if options.mode == 'eval' and options.model_dir and not options.config_file:
+    if options.mode == 'eval' and options.model_dir:
         evaluating.take_saved_settings(options)
     dataset = experiment.load_dataset(options)
     config = experiment.load_config(options, dataset)

@@ -12,7 +12,7 @@ from official.core import train_lib, train_utils
 
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import augment, base, records
+from gan_mrcnn.datasets import augment, base, options, records
 from gan_mrcnn.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -119,6 +119,13 @@ def resumed_step(config, model_dir: str) -> int:
     if saved_file.is_file():
         saved = yaml.safe_load(saved_file.read_text(encoding='utf-8'))['task']
         now = config.as_dict()['task']
+        for key in ('dataset', *options.FLAGS):
+            # A run from before there were such settings has none of them.
+            if saved.get(key, now[key]) != now[key]:
+                raise UserError(
+                    f'{model_dir} holds a run with {options.FLAGS.get(key, "--dataset")} '
+                    f'{saved[key]!r}, not {now[key]!r}; give another --model_dir, or the same flag'
+                )
         for key in ('model', 'gan'):
             if saved[key] != now[key]:
                 changed = sorted(
@@ -129,6 +136,21 @@ def resumed_step(config, model_dir: str) -> int:
                     '--model_dir, or the settings of its params.yaml'
                 )
     return int(train_utils.read_global_step_from_checkpoint(path))
+
+
+def learning_rate_line(config) -> list[tuple[str, str]]:
+    """What to say where the learning rate was scaled; nothing otherwise."""
+    file_batch, batch = config.task.learning_rate_batch, config.task.train_data.global_batch_size
+    if file_batch in (0, batch):
+        return []
+    steps = round(config.trainer.train_steps * file_batch / batch)
+    return [
+        (
+            'rate',
+            f'learning rate times {batch}/{file_batch} (linear rule: the settings are for '
+            f'{file_batch} images a step); trainer.train_steps={steps} would see as many images',
+        )
+    ]
 
 
 def say_what_runs(config, dataset, train_set, validation_set, strategy, step, model_dir) -> None:
@@ -165,6 +187,7 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
             f'{strategy.num_replicas_in_sync} x '
             f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}',
         ),
+        *learning_rate_line(config),
         ('output', f'{model_dir} (tensorboard --logdir {model_dir})'),
     ]
     if task.train_data.split == 'trainval' and task.validation_data.split == 'val':

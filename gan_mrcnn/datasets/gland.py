@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 import numpy as np
-from PIL import Image
 
-from gan_mrcnn.datasets import base, gland_demo
+from gan_mrcnn.datasets import base, gland_demo, images, options
 from gan_mrcnn.errors import UserError
 
 DEFAULT_DIR = 'data/gland'
@@ -39,7 +38,7 @@ class Case(NamedTuple):
     grade: str
 
 
-def load(data_dir: Optional[str], seed: int = 0) -> base.Dataset:
+def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
     """The contest's data in `data_dir` or in `data/gland`, or the demo set where neither is.
 
     Raises:
@@ -49,7 +48,7 @@ def load(data_dir: Optional[str], seed: int = 0) -> base.Dataset:
         return Glands(data_dir)
     if (pathlib.Path(DEFAULT_DIR) / 'Grade.csv').is_file():
         return Glands(DEFAULT_DIR)
-    return gland_demo.DemoGlands(seed)
+    return gland_demo.DemoGlands()
 
 
 class Glands(base.Dataset):
@@ -142,23 +141,19 @@ class Glands(base.Dataset):
     def read(self, item: base.Item) -> base.Example:
         name = pathlib.Path(item.file_name).stem
         image_path, labels_path = self._path(name), self._path(f'{name}_anno')
-        image = np.asarray(_open(image_path).convert('RGB'))
-        labels = read_labels(labels_path)
-        if labels.shape != image.shape[:2]:
-            raise UserError(
-                f'{labels_path} is {labels.shape[1]}x{labels.shape[0]}, but its picture is '
-                f'{image.shape[1]}x{image.shape[0]}'
-            )
+        picture = images.read_picture(image_path)
+        labels = images.read_labels(labels_path, picture.pixels.shape[1::-1])
         numbers = np.unique(labels[labels > 0])
         if not len(numbers):
             raise UserError(f'{labels_path} has no gland in it')
         return base.Example(
             image_id=item.image_id,
             file_name=image_path.name,
-            image=image,
+            image=picture.pixels,
             rles=base.encode_labels(labels, numbers),
             classes=np.ones(len(numbers), np.int32),
             is_crowd=np.zeros(len(numbers), bool),
+            encoded=picture.encoded,
         )
 
 
@@ -238,26 +233,3 @@ def validation_patients(cases: list[Case]) -> set:
             chosen.add(patient)
             room = {grade: room[grade] - used[grade] for grade in room}
     return chosen
-
-
-def read_labels(path: pathlib.Path) -> np.ndarray:
-    """A label image, [H, W] int32: 0 background, any other number an object.
-
-    A palette image's numbers are its indices, which most readers would turn into colours.
-
-    Raises:
-      UserError: the file cannot be read or has more than one channel.
-    """
-    labels = np.asarray(_open(path))
-    if labels.ndim != 2:
-        raise UserError(f'{path} has {labels.shape[2]} channels; a label image has one')
-    return labels.astype(np.int32)
-
-
-def _open(path: pathlib.Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-        return image
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise UserError(f'{path} cannot be read ({error})') from error

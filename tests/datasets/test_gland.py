@@ -8,7 +8,7 @@ import pytest
 from absl import logging
 
 from gan_mrcnn import datasets
-from gan_mrcnn.datasets import base, gland
+from gan_mrcnn.datasets import base, gland, images
 from gan_mrcnn.errors import UserError
 
 PARTS = {'train': 85, 'testA': 60, 'testB': 20}
@@ -91,7 +91,7 @@ def test_of_a_palette_the_index_counts(tmp_path):
     image.putpalette([10, 20, 30, 200, 0, 0, 200, 0, 90] + [0] * 759)
     for suffix in ('bmp', 'png'):
         image.save(tmp_path / f'labels.{suffix}')
-        np.testing.assert_array_equal(gland.read_labels(tmp_path / f'labels.{suffix}'), indices)
+        np.testing.assert_array_equal(images.read_labels(tmp_path / f'labels.{suffix}'), indices)
 
 
 @pytest.mark.parametrize('line_end', ['\r', '\n', '\r\n'])
@@ -274,7 +274,7 @@ def test_the_glands_of_the_contest(glas_dir):
     dataset = gland.Glands(str(glas_dir))
     total = 0
     for name in NAMES:
-        labels = gland.read_labels(glas_dir / f'{name}_anno.png')
+        labels = images.read_labels(glas_dir / f'{name}_anno.png')
         other = cv2.imread(str(glas_dir / f'{name}_anno.png'), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(labels, other)
         total += len(np.unique(other)) - 1
