@@ -93,6 +93,11 @@ class Dataset(abc.ABC):
     notice: str = ''
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Splits that share no picture, the one to train on first; others are made of them."""
+        return self.splits
+
+    @property
     def category_ids(self) -> tuple[int, ...]:
         """The data set's own number of each class, in the order of `class_names`."""
         return tuple(range(1, len(self.class_names) + 1))
