@@ -252,6 +252,24 @@ def test_training_does_not_go_on_from_another_network(setting, run, folder):
     assert (run / 'params.yaml').read_text() == settings
 
 
+@pytest.mark.parametrize(
+    'name, value, flag',
+    [
+        ('share', 0.5, '--split'),
+        ('split_seed', 1, '--split_seed'),
+        ('dataset', 'coco', '--dataset'),
+    ],
+)
+def test_training_does_not_go_on_with_another_division(name, value, flag, run, folder):
+    """Images held out so far would be trained on, and the best checkpoint chosen by them."""
+    config = make_config(folder)
+    setattr(config.task, name, value)
+    with pytest.raises(UserError) as error:
+        training.resumed_step(config, str(run))
+    message = str(error.value)
+    assert '\n' not in message and str(run) in message and f'{flag} ' in message
+
+
 def test_non_finite_loss_names_the_images_in_one_line(folder):
     """A learning rate far too high, in a run of its own."""
     config = make_config(

@@ -40,7 +40,9 @@ class Example:
 
     image_id, file_name: as in `Item`.
     image: [H, W, 3] uint8, RGB.
-    rles: N masks, each {'size': [H, W], 'counts': bytes} as pycocotools encodes them.
+    rles: N masks, each {'size': [H, W], 'counts': bytes} as pycocotools encodes them; with 'bbox'
+      [x, y, width, height] and 'area', too, where the data set has measured these itself (COCO's,
+      of fractions of a pixel, are what its AP is defined by).
     classes: [N] int32, 1 for the first class; 0 is the background.
     is_crowd: [N] bool, groups that are neither learnt nor held against a prediction.
     encoded: the picture's own file, where it is a JPEG or PNG that TensorFlow decodes to `image`

@@ -23,7 +23,7 @@ _EXPECTED = (
     'in the folder itself or in annotations/; --annotations names others'
 )
 # Of an annotation; the rest would only fill the memory.
-_KEPT = ('id', 'category_id', 'segmentation', 'bbox', 'iscrowd')
+_KEPT = ('id', 'category_id', 'segmentation', 'bbox', 'area', 'iscrowd')
 # Pictures by which their folder is found.
 _TRIED = 20
 
@@ -192,7 +192,10 @@ class CocoFormat(base.Dataset):
             for problem in self._problems_of(annotation, item):
                 if problem.severity == 'error':
                     raise UserError(f'{problem.file_name}: {problem.text}')
-            rles.append(coco_json.to_rle(annotation, item.height, item.width))
+            rle = coco_json.to_rle(annotation, item.height, item.width)
+            rles.append(
+                {**rle, **coco_json.own_measures(annotation, rle, item.height, item.width)}
+            )
             classes.append(numbers[annotation['category_id']])
             crowds.append(annotation.get('iscrowd', 0))
         return base.Example(

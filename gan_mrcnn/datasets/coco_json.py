@@ -18,6 +18,8 @@ from pycocotools import mask as mask_api
 
 from gan_mrcnn.errors import UserError
 
+# Pixels between the box in a file and that of its mask, which is one of whole pixels.
+BOX_TOLERANCE = 1
 _LISTS = ('images', 'annotations', 'categories')
 
 
@@ -197,7 +199,40 @@ def oddity(annotation: dict[str, Any], height: int, width: int) -> str:
         return f'has a box of {w:g}x{h:g} pixels; that of its mask is taken'
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         return 'has a box outside its picture; that of its mask is taken'
+    boxes = np.array([_extent(annotation['segmentation']), [x, y, x + w, y + h]])
+    own, given = np.clip(boxes, 0, [width, height, width, height])
+    if np.abs(own - given).max() > BOX_TOLERANCE:
+        return f'has the box {box}, which does not fit its mask; that of the mask is taken'
     return ''
+
+
+def own_measures(
+    annotation: dict[str, Any], rle: dict[str, Any], height: int, width: int
+) -> dict[str, Any]:
+    """Box and area as the file has them, in fractions of a pixel, where they fit the mask `rle`.
+
+    COCO's AP is defined by these: half a pixel of a small object's box is a different IoU.
+    """
+    found: dict[str, Any] = {}
+    if annotation.get('bbox') is not None and not oddity(annotation, height, width):
+        x, y, w, h = annotation['bbox']
+        if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
+            found['bbox'] = annotation['bbox']
+    area, of_mask = annotation.get('area'), float(mask_api.area(rle))
+    # Some tools write the area of the box.
+    if _is_number(area) and area > 0 and abs(area - of_mask) <= 0.1 * of_mask + 4:
+        found['area'] = area
+    return found
+
+
+def _extent(segmentation) -> np.ndarray:
+    """[x1, y1, x2, y2] around polygons or a mask."""
+    if isinstance(segmentation, dict):
+        rle = to_rle({'segmentation': segmentation}, *segmentation['size'])
+        x, y, w, h = mask_api.toBbox(rle)
+        return np.array([x, y, x + w, y + h])
+    points = _points(segmentation)
+    return np.concatenate([points.min(0), points.max(0)])
 
 
 def _is_number(value) -> bool:

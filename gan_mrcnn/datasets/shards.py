@@ -222,8 +222,8 @@ def coco_annotations(example: base.Example) -> list[dict[str, Any]]:
         {
             'image_id': example.image_id,
             'category_id': int(example.classes[i]),
-            'bbox': [float(x) for x in mask_api.toBbox(rle)],
-            'area': float(mask_api.area(rle)),
+            'bbox': [float(x) for x in rle.get('bbox', mask_api.toBbox(rle))],
+            'area': float(rle.get('area', mask_api.area(rle))),
             'iscrowd': int(example.is_crowd[i]),
             'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()},
         }

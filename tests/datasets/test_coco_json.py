@@ -130,6 +130,9 @@ def test_a_mistake_is_said_in_one_line(case):
         ([2, 2, 0, 6], '0x6'),
         ([2, 2, 6, -1], '6x-1'),
         ([30, 2, 6, 6], 'outside'),
+        # The corners, where a size belongs.
+        ([2, 2, 8, 8], 'does not fit its mask'),
+        ([1.5, 2, 6.9, 6.2], ''),
         ([2, 2, 6], 'not [x, y'),
         ([2, 2, 6, None], 'not [x, y'),
         ('2 2 6 6', 'not [x, y'),
