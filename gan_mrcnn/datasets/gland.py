@@ -144,7 +144,7 @@ class Glands(base.Dataset):
         image_path, labels_path = self._path(name), self._path(f'{name}_anno')
         picture = images.read_picture(image_path)
         labels = images.read_labels(labels_path, picture.pixels.shape[1::-1])
-        numbers = np.unique(labels[labels > 0])
+        numbers = [number for number in base.numbers_in(labels) if number]
         if not len(numbers):
             raise UserError(f'{labels_path} has no gland in it')
         return base.Example(
