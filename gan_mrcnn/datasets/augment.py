@@ -75,14 +75,21 @@ class Expanded(base.Dataset):
         self.is_demo, self.notice = source.is_demo, source.notice
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        return self._source.parts
+
+    @property
     def category_ids(self) -> tuple[int, ...]:
         return self._source.category_ids
 
     def items(self, split: str) -> list[base.Item]:
         originals = self._source.items(split)
-        step = max((item.image_id for item in originals), default=0)
+        if not originals:
+            return []
+        # No copy has the id of an image of another split.
+        step = max(item.image_id for part in self.parts for item in self._source.items(part))
         items = []
-        for place in range(max(self._size, len(originals)) if originals else 0):
+        for place in range(max(self._size, len(originals))):
             number, index = divmod(place, len(originals))
             original = originals[index]
             copy = _Copy(original.image_id + number * step, original.file_name, original, number)

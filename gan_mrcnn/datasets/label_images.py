@@ -93,7 +93,7 @@ class LabelImages(base.Dataset):
     def read(self, item: Item) -> base.Example:
         labels = images.read_labels(item.labels_path)
         picture = images.read_picture(item.path, labels.shape[::-1])
-        numbers = [int(number) for number in np.unique(labels) if number]
+        numbers = [int(number) for number in base.numbers_in(labels) if number]
         classes = item.classes
         if classes is not None:
             only_csv = [number for number in classes if number not in numbers]

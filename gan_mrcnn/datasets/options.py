@@ -4,6 +4,7 @@
 The same few options for all; a data set that has no use for one refuses it (`load_dataset`).
 """
 
+import argparse
 import dataclasses
 import pathlib
 from typing import Optional
@@ -36,6 +37,13 @@ FLAGS = {
     'group_by': '--group_by',
     'annotations': '--annotations',
 }
+
+
+def from_flags(flags: argparse.Namespace) -> Options:
+    """What the command line says; a command need not have all of the flags."""
+    given = {name: getattr(flags, name, None) for name in FLAGS}
+    given['annotations'] = tuple(given['annotations'] or ())
+    return Options(**{name: value for name, value in given.items() if value is not None})
 
 
 def check(options: Options, dataset: str, taken: tuple[str, ...]) -> None:

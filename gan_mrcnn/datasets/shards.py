@@ -314,10 +314,10 @@ def encode_mask_png(rle: dict[str, Any]) -> bytes:
     object: of a small one on 1024x2048, 1 ms where an image library takes 3 to 11.
     """
     height, width = rle['size']
-    _, y, _, rows = (int(value) for value in mask_api.toBbox(rle))
+    x, y, columns, rows = (int(value) for value in mask_api.toBbox(rle))
     # A row is its filter (0: none) and its pixels.
     middle = np.zeros((rows, width + 1), np.uint8)
-    middle[:, 1:] = mask_api.decode(rle)[y : y + rows]
+    middle[:, 1 + x : 1 + x + columns] = base.decode_columns(rle, x, x + columns)[y : y + rows]
     middle = middle.tobytes()
     compressor = zlib.compressobj(1, wbits=-15)
     packed = compressor.compress(middle) + compressor.flush(zlib.Z_FULL_FLUSH)

@@ -355,6 +355,7 @@ def test_manifest_tells_what_is_inside(tmp_path):
     counts = manifest['num_images'], manifest['num_objects'], manifest['num_crowds']
     assert counts == (40, 80, 40)
     assert record_set.objects_per_image == [2] * 40
+    assert record_set.objects_per_class == [40, 40]
     assert manifest['fingerprint'] == record_set.fingerprint
 
 
@@ -379,7 +380,7 @@ def test_an_object_without_a_pixel_is_left_out_and_counted(tmp_path, capsys):
 
 
 def test_what_is_not_learnt_of_crowded_pictures_is_counted():
-    crowded = records.RecordSet('', 4, '', '', [1, 2, 3, 4], [3, 9, 4, 6]).crowded
+    crowded = records.RecordSet('', 4, '', '', [1, 2, 3, 4], [3, 9, 4, 6], [22]).crowded
     assert crowded(9) == ''
     said = crowded(4)
     # Five of the 9 and two of the 6.
