@@ -211,17 +211,11 @@ def _example_problems(dataset, example) -> Iterator[base.Problem]:
 
 def _thumbnail(example: base.Example) -> bytes:
     """A JPEG of the picture with its objects drawn at that size; tiny ones are enlarged."""
-    height, width = example.image.shape[:2]
-    scale = min(1.0, _THUMBNAIL_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = cv2.resize(example.image, size, interpolation=cv2.INTER_AREA)
-    masks = np.zeros((len(example.rles), size[1], size[0]), bool)
-    for mask, rle in zip(masks, example.rles):
-        cover = cv2.resize(mask_api.decode(rle) * np.float32(1), size, interpolation=cv2.INTER_AREA)
-        inside = (cover >= min(0.5, cover.max())) & (cover > 0)
-        if inside.sum() < 9:
-            inside = cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        mask[:] = inside
+    masks = (mask_api.decode(rle) for rle in example.rles)
+    image, masks = visualization.shrink(example.image, masks, _THUMBNAIL_SIDE)
+    for mask in masks:
+        if mask.sum() < 9:
+            mask[:] = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     drawn = visualization.draw_instances(image, masks)
     _, encoded = cv2.imencode('.jpg', drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     return encoded.tobytes()
