@@ -68,7 +68,7 @@ class LabelImages(base.Dataset):
             for number, (key, path) in enumerate(pictures.items(), start=1)
         }
         self._items = _own_splits(items)
-        if chosen.share or 'val' not in self._items:
+        if chosen.share is not None or 'val' not in self._items:
             self._items.update(_divide(folder, items, self._items, chosen))
         else:
             options.check_not_divided(chosen)

@@ -253,7 +253,7 @@ def write_cityscapes(folder):
 
 def _write_street(folder, split, city, name, number):
     path = folder / 'leftImg8bit' / split / city / f'{name}_leftImg8bit.png'
-    pixels, _ = save_picture(path, 'rgb', len(city) + number)
+    pixels, _ = save_picture(path, 'rgb', sum(map(ord, name)))
     # Road, an ego vehicle, sky: no instances. Then people, cars and a group of each.
     labels = np.full((HEIGHT, WIDTH), 7, np.uint16)
     labels[28:], labels[:3] = 1, 23
