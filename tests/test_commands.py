@@ -58,7 +58,7 @@ DATASETS = {
 
 def run(*args):
     done = subprocess.run(
-        [sys.executable, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+        [sys.executable, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

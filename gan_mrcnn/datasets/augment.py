@@ -87,7 +87,7 @@ class Expanded(base.Dataset):
         if not originals:
             return []
         # No copy has the id of an image of another split.
-        step = max(item.image_id for part in self.parts for item in self._source.items(part))
+        step = 1 + max(item.image_id for part in self.parts for item in self._source.items(part))
         items = []
         for place in range(max(self._size, len(originals))):
             number, index = divmod(place, len(originals))

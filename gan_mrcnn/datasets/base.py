@@ -23,7 +23,7 @@ from gan_mrcnn.errors import UserError
 class Item:
     """Which picture to read. Cheap and picklable; a data set adds fields in a subclass.
 
-    image_id: positive, unique in the data set, the same on every machine.
+    image_id: 0 or more, unique in its split, the same on every machine.
     file_name: as the data set names it.
     """
 

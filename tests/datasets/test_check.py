@@ -139,11 +139,20 @@ def test_ids_that_are_there_twice_are_an_error():
     class Twice(Split):
         def items(self, split):
             items = super().items(split)
-            return [dataclasses.replace(items[0], image_id=102), *items[1:]]
+            return [dataclasses.replace(items[0], image_id=items[1].image_id), *items[1:]]
 
     found = [problem for problem in problems_of(Twice()) if problem[1].startswith('image id')]
-    assert [(p[1], p[3]) for p in found] == [('image id 102', 'error')] * 2
-    assert 'train and val' in found[1][2]
+    assert [(p[1], p[3]) for p in found] == [('image id 101', 'error'), ('image id 105', 'error')]
+    assert 'is there 2 times in train' in found[0][2]
+
+
+def test_files_of_two_splits_may_each_count_from_one():
+    class Alike(Split):
+        def items(self, split):
+            items = super().items(split)
+            return [dataclasses.replace(item, image_id=100 + i) for i, item in enumerate(items)]
+
+    assert [problem for problem in problems_of(Alike()) if 'image id' in problem[1]] == []
 
 
 def test_classes_that_are_in_one_split_alone_are_named():
@@ -242,8 +251,8 @@ def test_training_is_told_of_classes_and_stopped_by_what_would_go_wrong():
     train, val = record_set([1, 2], [5, 0]), record_set([3], [1, 4])
     (warning,) = check.quick(Split(), {'train': train, 'val': val})
     assert warning.startswith('class other: is in val, but not in train')
-    with pytest.raises(UserError, match='image id 2.*train and val'):
-        check.quick(Split(), {'train': train, 'val': record_set([2], [1, 1])})
+    with pytest.raises(UserError, match='image id 2: is there 2 times in val'):
+        check.quick(Split(), {'train': train, 'val': record_set([2, 2], [1, 1])})
     with pytest.raises(UserError, match='no object to learn'):
         check.quick(Split(), {'train': record_set([1], [0, 0]), 'val': val})
 
