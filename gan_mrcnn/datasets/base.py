@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 
 
 class Dataset(abc.ABC):
-    """A data set. Picklable, so that several processes can read it.
+    """A data set. Picklable, so that several processes can read it; their copies need `read` alone.
 
     name: as `--dataset` has it.
     class_names: without the background.

@@ -167,6 +167,8 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
             jobs = _divide(dataset.items(split), unfinished)
             _write_missing(dataset, split, jobs, skip_bad, num_processes)
             _finish(dataset, split, jobs, about, unfinished)
+        except shards.KilledError:
+            raise
         except UserError:
             # The data will be another after this is mended.
             shutil.rmtree(unfinished, ignore_errors=True)

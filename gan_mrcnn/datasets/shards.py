@@ -34,6 +34,10 @@ from gan_mrcnn.datasets import base
 from gan_mrcnn.errors import UserError
 
 
+class KilledError(UserError):
+    """A process was killed; what is finished stays good."""
+
+
 class Shard(NamedTuple):
     """A job: `items` go to `path`, `ground_truth_path` says that they are there."""
 
@@ -72,8 +76,8 @@ def write_shards(
       progress: called now and then with the number of examples done since the last call.
 
     Raises:
-      UserError: an example cannot be used, the first such one of its shard; or a process was
-        killed.
+      UserError: an example cannot be used, the first such one of its shard.
+      KilledError: a process was killed.
     """
     if min(num_processes, len(shards)) <= 1:
         for shard in shards:
@@ -107,7 +111,7 @@ def write_shards(
             try:
                 future.result()
             except process.BrokenProcessPool as error:
-                raise UserError(
+                raise KilledError(
                     'a process that converts pictures was killed, most likely for lack of memory; '
                     'the same command goes on with what is missing'
                 ) from error

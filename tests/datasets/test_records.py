@@ -286,6 +286,21 @@ def test_a_damaged_picture_in_another_process_is_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['program.py']
 
 
+def test_a_process_that_is_killed_is_one_line_and_the_next_call_goes_on(tmp_path):
+    """As the system does where memory is short."""
+    process = run_program(
+        "records.ensure_records(Blocks(64, dies_at=60), 'train', sys.argv[1], num_processes=2)",
+        str(tmp_path),
+    )
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and 'Traceback' not in said
+    assert 'was killed, most likely for lack of memory' in said.splitlines()[-1]
+    second = Blocks(64)
+    assert convert(second, tmp_path).num_examples == 64
+    # At least: the first shard may not have been ready.
+    assert second.reads[-32:] == list(range(32, 64))
+
+
 def test_two_at_once_do_the_work_once(tmp_path):
     """The second one waits for the first and finds its records."""
     text = (
