@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Optional
 
+import cv2
 import numpy as np
 
 from gan_mrcnn.datasets import base, fingerprints, images, options, splitting
@@ -94,23 +95,18 @@ class LabelImages(base.Dataset):
         labels = images.read_labels(item.labels_path)
         picture = images.read_picture(item.path, labels.shape[::-1])
         numbers = [int(number) for number in base.numbers_in(labels) if number]
-        classes = item.classes
-        if classes is not None:
-            only_csv = [number for number in classes if number not in numbers]
-            only_image = [number for number in numbers if number not in classes]
-            if only_csv or only_image:
-                raise UserError(
-                    f'{item.labels_path} has no object {only_csv[0]}, which classes.csv names'
-                    if only_csv
-                    else f'{item.labels_path} has an object {only_image[0]}, of which classes.csv '
-                    'does not give the class'
-                )
+        if item.classes is None:
+            _check_not_binary(item.labels_path, labels, numbers)
+            classes = [1] * len(numbers)
+        else:
+            _check_same_objects(item.labels_path, item.classes, numbers)
+            classes = [item.classes[number] for number in numbers]
         return base.Example(
             image_id=item.image_id,
             file_name=item.file_name,
             image=picture.pixels,
             rles=base.encode_labels(labels, numbers),
-            classes=np.array([classes[n] if classes else 1 for n in numbers], np.int32),
+            classes=np.array(classes, np.int32),
             is_crowd=np.zeros(len(numbers), bool),
             encoded=picture.encoded,
         )
@@ -130,6 +126,29 @@ class LabelImages(base.Dataset):
             labels_path=labels_path or stem.with_name(f'{stem.name}.png'),
             classes=own,
         )
+
+
+def _check_not_binary(path: pathlib.Path, labels: np.ndarray, numbers: list[int]) -> None:
+    """Raises UserError for a black and white mask of several things, which would be one object."""
+    if numbers == [255]:
+        pieces = cv2.connectedComponents((labels > 0).astype(np.uint8))[0] - 1
+        if pieces > 1:
+            raise UserError(
+                f'{path} is black and white, with {pieces} pieces: number the objects 1, 2, 3, '
+                '..., or write 1 where all of it is one object'
+            )
+
+
+def _check_same_objects(path: pathlib.Path, classes: Mapping[int, int], numbers: list[int]) -> None:
+    """Raises UserError where classes.csv and the label image do not have the same objects."""
+    for number in classes:
+        if number not in numbers:
+            raise UserError(f'{path} has no object {number}, which classes.csv names')
+    for number in numbers:
+        if number not in classes:
+            raise UserError(
+                f'{path} has an object {number}, of which classes.csv does not give the class'
+            )
 
 
 def _list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:

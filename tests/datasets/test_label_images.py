@@ -194,6 +194,13 @@ PICTURE = {
     'label image in colours': (label_image(np.ones((32, 48, 3), np.uint8)), 'b.tif has 3 channels'),
     'fractions': (label_image(np.ones((32, 48), np.float32)), 'b.tif holds fractions'),
     'negative numbers': (label_image(np.full((32, 48), -1, np.int32)), 'negative numbers'),
+    'black and white': (
+        lambda f: [
+            (f / 'classes.csv').unlink(),
+            label_image(np.where(layouts.numbered(np.uint8)[2][2], 255, 0).astype(np.uint8))(f),
+        ],
+        'b.tif is black and white, with 2 pieces',
+    ),
     'cut short': (
         lambda f: (f / 'labels/b.tif').write_bytes((f / 'labels/b.tif').read_bytes()[:60]),
         'b.tif cannot be read',
