@@ -177,7 +177,7 @@ class CocoFormat(base.Dataset):
         items = self.items(split)
         names = collections.Counter(item.path for item in items)
         ids = collections.Counter(
-            (item.source, a['id']) for item in items for a in item.annotations if 'id' in a
+            (item.source, str(a['id'])) for item in items for a in item.annotations if 'id' in a
         )
         for (source, number), count in ids.items():
             if count > 1:

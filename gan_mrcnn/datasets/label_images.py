@@ -6,9 +6,9 @@
     DIR/classes.csv                file, object, class: without it there is one class, `object`
     DIR/pictures.csv               file and what --group_by may name, such as patient
 
-Folders `train` and `val` (and `test`) inside images/ and labels/ are the splits. Without them the
-pictures are divided. Numbers need not follow each other, and one number is one object even in
-several pieces.
+Folders `train`, `val` and `test` inside images/ and labels/ are the splits. Without `val` the
+pictures to train on are divided. Numbers need not follow each other, and one number is one object
+even in several pieces.
 """
 
 import csv
@@ -69,11 +69,12 @@ class LabelImages(base.Dataset):
             for number, (key, path) in enumerate(pictures.items(), start=1)
         }
         self._items = _own_splits(items)
-        if chosen.share is not None or 'val' not in self._items:
+        is_divided = chosen.share is not None or 'val' not in self._items
+        if is_divided and self._items.keys() & {'train', 'val'}:
             self._items.update(_divide(folder, items, self._items, chosen))
-        else:
+        elif {'train', 'val'} <= self._items.keys():
             options.check_not_divided(chosen)
-        self.splits = tuple(self._items)
+        self.splits = tuple(split for split in _SPLITS if split in self._items)
 
     def items(self, split: str) -> list[Item]:
         return self._items[split]
@@ -169,21 +170,20 @@ def _key(file_name: str) -> str:
 
 
 def _own_splits(items: Mapping[str, Item]) -> dict[str, list[Item]]:
-    """Items of the folders train, val and test; all as 'train' where these are not the folders."""
+    """Items of the folders train, val and test; all as 'train' where there are others, too."""
     found = {
         split: [item for key, item in items.items() if key.startswith(f'{split}/')]
         for split in _SPLITS
     }
     found = {split: members for split, members in found.items() if members}
-    if {'train', 'val'} <= found.keys() and sum(map(len, found.values())) == len(items):
-        return found
-    return {'train': list(items.values())}
+    in_folders = sum(map(len, found.values())) == len(items)
+    return found if in_folders else {'train': list(items.values())}
 
 
 def _divide(folder, items, own, chosen) -> dict[str, list[Item]]:
     """'train' and 'val' from the pictures of both."""
     keys = {item.image_id: key for key, item in items.items()}
-    pooled = [*own['train'], *own.get('val', [])]
+    pooled = [*own.get('train', []), *own.get('val', [])]
     names = [keys[item.image_id] for item in pooled]
     groups = names
     if chosen.group_by:

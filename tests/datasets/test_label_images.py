@@ -1,5 +1,7 @@
 """Pictures with a label image each: what is read, classes from the CSV, divisions, damage."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -93,6 +95,22 @@ def test_folders_train_and_val_are_the_splits(cells):
     assert len(names(again, 'train')) == len(names(again, 'val')) == 2
     assert names(again, 'test') == ['test/f.bmp']
     assert '--split' in error_of(lambda: load(folder, split_seed=3))
+
+
+def test_a_test_folder_does_not_need_the_others(cells):
+    folder, truths = cells
+    parts = move_into_splits(folder, truths)
+    shutil.rmtree(folder / 'images/val')
+    dataset = load(folder, share=0.7)
+    assert dataset.splits == ('train', 'val', 'test')
+    held_out = names(dataset, 'val')
+    assert len(held_out) == 1 and len(names(dataset, 'train')) == 2
+    together = sorted(names(dataset, 'train') + held_out)
+    assert together == [f'train/{name}' for name in parts['train']]
+    shutil.rmtree(folder / 'images/train')
+    # As evaluate.py asks for it with what the run had.
+    alone = load(folder, share=0.7, group_by='patient')
+    assert alone.splits == ('test',) and names(alone, 'test') == ['test/f.bmp']
 
 
 def test_pictures_of_a_patient_stay_together(cells):
