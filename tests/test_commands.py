@@ -82,7 +82,8 @@ def test_two_steps_and_an_evaluation(name, tmp_path):
     )
     assert 'linear rule' in printed
     # Neither the folder nor the division is said again.
-    run('evaluate.py', *common)
+    printed = run('evaluate.py', *common)
+    assert 'These images chose the checkpoint' in printed and 'APS' in printed
     results = json.loads((model_dir / 'eval/val/results.json').read_text())
     assert (results['dataset'], results['step']) == (name, 2)
     assert results['num_images'] == num_images
