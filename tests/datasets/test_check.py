@@ -3,7 +3,10 @@
 import base64
 import dataclasses
 import io
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -284,6 +287,26 @@ def folder(tmp_path):
         cv2.imwrite(str(tmp_path / 'set/images' / f'{k}.png'), picture)
         cv2.imwrite(str(tmp_path / 'set/labels' / f'{k}.png'), labels)
     return tmp_path / 'set'
+
+
+def test_ctrl_c_ends_the_check_without_a_stack_trace(folder):
+    for k in range(12, 60):
+        for name in ('images', 'labels'):
+            shutil.copy(folder / name / '0.png', folder / name / f'{k}.png')
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'gan_mrcnn.datasets.check', '--dataset', 'label_images']
+        + ['--data_dir', str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    # The bar begins when the processes are about to start.
+    said = process.stderr.read(len('check label_images'))
+    os.killpg(process.pid, signal.SIGINT)
+    said += process.communicate(timeout=60)[1]
+    assert 'Traceback' not in said
+    assert process.returncode == 130, said
 
 
 def test_the_command_ends_with_zero_one_or_two(folder, tmp_path):
