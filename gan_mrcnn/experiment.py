@@ -60,8 +60,9 @@ def load_config(
     scale_learning_rate(config, file_batch, overrides)
     task = config.task
     task.dataset, task.data_dir = flags.dataset, flags.data_dir or ''
-    for name, value in dataclasses.asdict(options.from_flags(flags)).items():
-        setattr(task, name, list(value) if isinstance(value, tuple) else value)
+    divided = options.from_flags(flags)
+    task.share, task.split_seed = divided.share or 0.0, divided.split_seed
+    task.group_by, task.annotations = divided.group_by, list(divided.annotations)
     task.skip_bad = flags.skip_bad
     task.cache_dir = str(pathlib.Path(flags.cache_dir).expanduser())
     task.model.num_classes = len(dataset.class_names) + 1

@@ -22,6 +22,8 @@ from gan_mrcnn.errors import UserError
 
 # Pixels between the box in a file and that of its mask, which is one of whole pixels.
 BOX_TOLERANCE = 1
+# Bytes of a file that takes seconds to read.
+_LARGE = 100_000_000
 _LISTS = ('images', 'annotations', 'categories')
 
 
@@ -36,6 +38,8 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
     """
     try:
         encoded = path.read_bytes()
+        if len(encoded) > _LARGE:
+            print(f'reading {path}, {len(encoded) / 1e6:.0f} MB', flush=True)
         # There are no cycles in it, and to look for some takes longer than to read COCO's file.
         gc.disable()
         content = json.loads(encoded)

@@ -1,6 +1,7 @@
 """Any COCO-style file: which files are taken, how pictures are divided, what damage is called."""
 
 import json
+import os
 import pickle
 
 import cv2
@@ -85,8 +86,11 @@ def test_train_val_and_test_files_are_found_or_given(own, tmp_path):
     dataset = load(folder)
     assert dataset.splits == ('train', 'val', 'test')
     assert len(names(dataset, 'train')) == 12 and names(dataset, 'test') == ['t.png']
-    given = load(folder, annotations=('my_train.json', 'annotations/my_test.json'))
-    assert given.splits == ('train', 'val') and names(given, 'val') == ['t.png']
+    # By name, by place in the folder, or as the shell completes it.
+    place = os.path.relpath(folder / 'annotations/my_test.json')
+    for last in ('my_test.json', 'annotations/my_test.json', place):
+        given = load(folder, annotations=('my_train.json', last))
+        assert given.splits == ('train', 'val') and names(given, 'val') == ['t.png']
     # A share divides the pictures of both anew; the test pictures stay where they are.
     again = load(folder, share=0.5)
     assert len(names(again, 'train')) == 7 and len(names(again, 'val')) == 6

@@ -67,5 +67,5 @@ def test_missing_files_and_options_that_do_not_fit(phones, tmp_path):
     assert 'instances_phone_train.json is missing' in message and 'images/train/' in message
     message = error_of(lambda: load(phones[0], group_by='model'))
     assert '--group_by is not for phone, which takes --split, --split_seed' in message
-    for share in (90.0, 1.0, -0.5):
+    for share in (90.0, 1.0, 0.0, -0.5):
         assert f'--split {share:g} ' in error_of(lambda share=share: load(phones[0], share=share))
