@@ -204,7 +204,7 @@ def _example_problems(dataset, example) -> Iterator[base.Problem]:
         yield base.Problem(name, text, 'error')
     num_empty = sum(not mask_api.area(rle) for rle in example.rles)
     if num_empty:
-        text = f'has {num_empty} objects without a pixel; they are left out'
+        text = f'has objects without a pixel ({num_empty}), which are left out'
         yield base.Problem(name, text, 'warning')
 
 

@@ -125,7 +125,7 @@ def test_an_object_without_a_pixel_is_a_warning():
     masks[1] = 0
     (problem,) = problems_of(changed(0, rles=base.encode_masks(masks)))
     assert problem[:2] == ('train', '0.png') and problem[3] == 'warning'
-    assert '1 objects without a pixel' in problem[2]
+    assert 'objects without a pixel (1)' in problem[2]
 
 
 def test_the_same_picture_in_two_splits_is_an_error_and_twice_in_one_a_warning():
