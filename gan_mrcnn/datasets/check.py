@@ -15,7 +15,6 @@ import concurrent.futures
 import hashlib
 import multiprocessing
 import pathlib
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
@@ -26,7 +25,7 @@ import tqdm
 from pycocotools import mask as mask_api
 
 from gan_mrcnn import datasets, flags, visualization
-from gan_mrcnn.datasets import base, check_report, options, records
+from gan_mrcnn.datasets import base, check_report, options, records, shards
 from gan_mrcnn.errors import UserError
 
 THUMBNAILS_PER_SPLIT = 12
@@ -132,9 +131,8 @@ _reader: dict[str, base.Dataset] = {}
 
 
 def _start_reader(dataset: base.Dataset) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
     _reader['dataset'] = dataset
+    shards.settle_in()
 
 
 def _examine_in_process(job: tuple[base.Item, bool]) -> check_report.Found:
@@ -156,7 +154,9 @@ def _examine_all(
         processes, context, _start_reader, (dataset,)
     ) as pool:
         try:
-            yield from pool.map(_examine_in_process, jobs, chunksize=4)
+            with shards.interrupts_held():
+                found = pool.map(_examine_in_process, jobs, chunksize=4)
+            yield from found
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -204,7 +204,7 @@ def _example_problems(dataset, example) -> Iterator[base.Problem]:
         yield base.Problem(name, text, 'error')
     num_empty = sum(not mask_api.area(rle) for rle in example.rles)
     if num_empty:
-        text = f'has {num_empty} objects without a pixel; they are left out'
+        text = f'has objects without a pixel ({num_empty}), which are left out'
         yield base.Problem(name, text, 'warning')
 
 

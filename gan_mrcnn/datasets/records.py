@@ -280,7 +280,7 @@ def _say_what_was_left_out(dataset, split, manifest) -> None:
     empty = manifest['empty_masks']
     if empty:
         print(
-            f'{name}: {sum(empty.values())} objects without a pixel are left out, in '
-            f'{len(empty)} images, such as {next(iter(empty))}',
+            f'{name}: objects without a pixel are left out: {sum(empty.values())}, in '
+            f'{len(empty)} of {manifest["num_images"]} images, such as {next(iter(empty))}',
             flush=True,
         )

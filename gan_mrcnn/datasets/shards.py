@@ -89,10 +89,11 @@ def write_shards(
     with concurrent.futures.ProcessPoolExecutor(
         min(num_processes, len(shards)), context, _start_worker, (dataset, skip_bad, done, stop)
     ) as pool:
-        with _interrupts_ignored():
-            futures = [pool.submit(_work, shard) for shard in shards]
-        pending = set(futures)
+        futures: list[concurrent.futures.Future] = []
         try:
+            with interrupts_held():
+                futures += [pool.submit(_work, shard) for shard in shards]
+            pending = set(futures)
             while pending and not stop.is_set():
                 finished, pending = concurrent.futures.wait(
                     pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
@@ -118,16 +119,25 @@ def write_shards(
 
 
 @contextlib.contextmanager
-def _interrupts_ignored():
-    """Processes started in here ignore Ctrl-C from their first moment on: the parent tells them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def interrupts_held():
+    """Processes that are started in here never see Ctrl-C; this one sees it when it leaves.
+
+    A process inherits the mask of signals, so that not even its first moments have a gap. The mask
+    is of this thread alone: where another thread gets the signal, the handler keeps it for later.
+    """
+    kept: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if in_main_thread:
+        handler = signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if kept:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Stopped(Exception):
@@ -140,6 +150,11 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(dataset, skip_bad, done, stop) -> None:
     _worker.update(dataset=dataset, skip_bad=skip_bad, done=done, stop=stop)
+    settle_in()
+
+
+def settle_in() -> None:
+    """What a process that reads pictures does first."""
     # A parent that was killed cannot say so.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # One thread per process: the processes are as many as the cores.

@@ -3,7 +3,10 @@
 import base64
 import dataclasses
 import io
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -122,7 +125,7 @@ def test_an_object_without_a_pixel_is_a_warning():
     masks[1] = 0
     (problem,) = problems_of(changed(0, rles=base.encode_masks(masks)))
     assert problem[:2] == ('train', '0.png') and problem[3] == 'warning'
-    assert '1 objects without a pixel' in problem[2]
+    assert 'objects without a pixel (1)' in problem[2]
 
 
 def test_the_same_picture_in_two_splits_is_an_error_and_twice_in_one_a_warning():
@@ -284,6 +287,26 @@ def folder(tmp_path):
         cv2.imwrite(str(tmp_path / 'set/images' / f'{k}.png'), picture)
         cv2.imwrite(str(tmp_path / 'set/labels' / f'{k}.png'), labels)
     return tmp_path / 'set'
+
+
+def test_ctrl_c_ends_the_check_without_a_stack_trace(folder):
+    for k in range(12, 60):
+        for name in ('images', 'labels'):
+            shutil.copy(folder / name / '0.png', folder / name / f'{k}.png')
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'gan_mrcnn.datasets.check', '--dataset', 'label_images']
+        + ['--data_dir', str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    # The bar begins when the processes are about to start.
+    said = process.stderr.read(len('check label_images'))
+    os.killpg(process.pid, signal.SIGINT)
+    said += process.communicate(timeout=60)[1]
+    assert 'Traceback' not in said
+    assert process.returncode == 130, said
 
 
 def test_the_command_ends_with_zero_one_or_two(folder, tmp_path):

@@ -385,7 +385,7 @@ def test_an_object_without_a_pixel_is_left_out_and_counted(tmp_path, capsys):
             return example
 
     record_set = convert(Empty(4), tmp_path)
-    assert '1 objects without a pixel are left out, in 1 images, such as 1.png' in (
+    assert 'objects without a pixel are left out: 1, in 1 of 4 images, such as 1.png' in (
         capsys.readouterr().out
     )
     assert record_set.objects_per_image == [2, 1, 2, 2]
