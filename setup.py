@@ -36,9 +36,6 @@ _INSTALL_REQUIRES = [
     'opencv-python-headless>=4.5',
     # Label images with a palette, whose indices OpenCV would turn into colours.
     'pillow>=9',
-    # The checksum of TFRecords, for the processes that convert pictures: TensorFlow's would cost
-    # each of them 3 s and 0.5 GB.
-    'google-crc32c>=1.3',
     # Progress bars.
     'tqdm>=4.60',
 ]

@@ -85,7 +85,7 @@ def make_batch(task, entries, first_number):
             'groundtruth_classes': tf.ones([len(boxes)], tf.int64),
             'groundtruth_is_crowd': tf.zeros([len(boxes)], tf.bool),
             'groundtruth_instance_masks_png': tf.constant(
-                [shards.encode_mask_png(rle) for rle in base.encode_masks(masks)], tf.string
+                [shards.encode_mask(rle) for rle in base.encode_masks(masks)], tf.string
             ),
         }
         parser = make_parser(task, min(height, width))

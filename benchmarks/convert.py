@@ -102,9 +102,9 @@ def convert_timed(dataset, item):
     example = dataset.read(item)
     times.append(time.process_time())
     annotations = shards.coco_annotations(example)
-    masks = [shards.encode_mask_png(rle) for rle in example.rles]
+    masks = [shards.encode_mask(rle) for rle in example.rles]
     times.append(time.process_time())
-    record = shards.frame(shards.tf_example(example, annotations))
+    record = shards.tf_example(example, annotations)
     times.append(time.process_time())
     read, mask, rest = np.diff(times)
     # `tf_example` encodes the masks once more.

@@ -234,13 +234,3 @@ def decode_counts(text: str) -> Optional[list[int]]:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value, shift = 0, 0
     return None if shift else counts
-
-
-def decode_columns(rle: dict[str, Any], first: int, end: int) -> np.ndarray:
-    """Columns `first` to `end` of a mask, [H, end - first] uint8, in the time that those take."""
-    height = rle['size'][0]
-    ends = np.cumsum(decode_counts(rle['counts'].decode())).clip(first * height, end * height)
-    lengths = np.diff(ends, prepend=first * height)
-    # Background and object take turns, and columns are stored one after the other.
-    values = np.arange(len(lengths), dtype=np.uint8) & 1
-    return np.repeat(values, lengths).reshape(end - first, height).T

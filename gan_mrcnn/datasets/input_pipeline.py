@@ -148,7 +148,7 @@ class Parser:
 
         def cut(inputs):
             encoded, box = inputs
-            mask = tf.io.decode_png(encoded, channels=1)
+            mask = tf.image.convert_image_dtype(tf.io.decode_png(encoded, channels=1), tf.float32)
             shape = tf.cast(tf.shape(mask)[:2], tf.float32)
             low, high = tf.split(box * tf.tile(shape, [2]), 2)
             half_cell = (high - low) / (2 * size)

@@ -5,28 +5,24 @@ One shard is one job: a TFRecord file in the Model Garden's format and, written 
 with its COCO ground truth, which marks the shard as finished. Bytes depend on the data alone, not
 on the number of processes.
 
-Nothing in here imports TensorFlow. That takes 3 s and 0.5 GB, which every process would pay, while
-the two formats that it would be wanted for, a protobuf message and its frame, are a page of code.
+TensorFlow is imported where a shard is written and not before: a process that only reads pictures
+(`check.py`) is spared the 3 s and 0.5 GB that it costs.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import json
 import multiprocessing
 import os
 import pathlib
 import signal
-import struct
 import threading
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import process
 from typing import Any, Callable, NamedTuple, Optional
 
 import cv2
-import google_crc32c
 import numpy as np
 from pycocotools import mask as mask_api
 
@@ -181,44 +177,48 @@ def write_shard(
     dataset: base.Dataset, shard: Shard, skip_bad: bool, on_example: Callable[[], Any]
 ) -> None:
     """Writes one shard; `on_example` is called after each of its examples."""
+    import tensorflow as tf
+
     left_out: Optional[list[str]] = [] if skip_bad else None
     ground_truth: dict[str, Any] = {'images': [], 'annotations': [], 'empty_masks': {}}
-    with _whole_file(shard.path) as file:
-        for item in shard.items:
-            example = dataset.read_or_leave_out(item, left_out)
-            if example is not None:
-                example, num_empty = _without_empty_masks(example)
-                if num_empty:
-                    ground_truth['empty_masks'][example.file_name] = num_empty
-                height, width = example.image.shape[:2]
-                ground_truth['images'].append(
-                    {
-                        'id': example.image_id,
-                        'file_name': example.file_name,
-                        'height': height,
-                        'width': width,
-                    }
-                )
-                annotations = coco_annotations(example)
-                ground_truth['annotations'] += annotations
-                file.write(frame(tf_example(example, annotations)))
-            on_example()
-        ground_truth['size'] = file.tell()
+    with _named_when_whole(shard.path) as path:
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for item in shard.items:
+                example = dataset.read_or_leave_out(item, left_out)
+                if example is not None:
+                    example, num_empty = _without_empty_masks(example)
+                    if num_empty:
+                        ground_truth['empty_masks'][example.file_name] = num_empty
+                    annotations = coco_annotations(example)
+                    ground_truth['images'].append(_coco_image(example))
+                    ground_truth['annotations'] += annotations
+                    writer.write(tf_example(example, annotations))
+                on_example()
+        ground_truth['size'] = path.stat().st_size
     ground_truth['left_out'] = left_out or []
-    with _whole_file(shard.ground_truth_path) as file:
-        file.write(json.dumps(ground_truth).encode())
+    with _named_when_whole(shard.ground_truth_path) as path:
+        path.write_text(json.dumps(ground_truth))
 
 
 @contextlib.contextmanager
-def _whole_file(path: pathlib.Path):
-    """A file to write that gets its name only when it is whole."""
+def _named_when_whole(path: pathlib.Path):
+    """Another path to write to, which gets the name of `path` at the end."""
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
-        with open(temporary, 'wb') as file:
-            yield file
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _coco_image(example: base.Example) -> dict[str, Any]:
+    height, width = example.image.shape[:2]
+    return {
+        'id': example.image_id,
+        'file_name': example.file_name,
+        'height': height,
+        'width': width,
+    }
 
 
 def _without_empty_masks(example: base.Example) -> tuple[base.Example, int]:
@@ -252,71 +252,29 @@ def coco_annotations(example: base.Example) -> list[dict[str, Any]]:
 
 def tf_example(example: base.Example, annotations: list[dict[str, Any]]) -> bytes:
     """One record, a serialized `tf.train.Example` as the Model Garden's decoder reads it."""
+    import tensorflow as tf
+    from official.vision.data import tfrecord_lib
+
     height, width = example.image.shape[:2]
     x, y, w, h = np.array([a['bbox'] for a in annotations]).reshape(-1, 4).T
-    return _message(
-        {
-            'image/encoded': _bytes([example.encoded or encode_image(example.image)]),
-            'image/source_id': _bytes([str(example.image_id).encode()]),
-            'image/height': _int64s([height]),
-            'image/width': _int64s([width]),
-            'image/object/bbox/ymin': _floats(y / height),
-            'image/object/bbox/xmin': _floats(x / width),
-            'image/object/bbox/ymax': _floats((y + h) / height),
-            'image/object/bbox/xmax': _floats((x + w) / width),
-            'image/object/class/label': _int64s(example.classes),
-            'image/object/area': _floats([a['area'] for a in annotations]),
-            'image/object/is_crowd': _int64s(example.is_crowd),
-            'image/object/mask': _bytes([encode_mask_png(rle) for rle in example.rles]),
-        }
-    )
-
-
-# tf.train.Example in protobuf's wire format. Every field of its messages has a length before it:
-# Example{1: Features}, Features{1: {1: key, 2: Feature}}, and Feature has one of
-# {1: bytes_list}, {2: float_list}, {3: int64_list}, each a list in its field 1.
-
-
-def _message(features: dict[str, bytes]) -> bytes:
-    entries = [_field(1, _field(1, key.encode()) + _field(2, f)) for key, f in features.items()]
-    return _field(1, b''.join(entries))
-
-
-def _bytes(values: Iterable[bytes]) -> bytes:
-    return _field(1, b''.join(_field(1, value) for value in values))
-
-
-def _floats(values: Iterable[float]) -> bytes:
-    return _field(2, _field(1, np.asarray(values, '<f4').tobytes()))
-
-
-def _int64s(values: Iterable[int]) -> bytes:
-    return _field(3, _field(1, b''.join(_varint(int(value)) for value in values)))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; not negative."""
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-def frame(record: bytes) -> bytes:
-    """A record as it stands in a TFRecord file: length, its checksum, content, its checksum."""
-    length = struct.pack('<Q', len(record))
-    return length + _masked_crc(length) + record + _masked_crc(record)
-
-
-def _masked_crc(content: bytes) -> bytes:
-    crc = google_crc32c.value(content)
-    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    feature = tfrecord_lib.convert_to_feature
+    features = {
+        'image/encoded': feature(example.encoded or encode_image(example.image)),
+        'image/source_id': feature(str(example.image_id).encode()),
+        'image/height': feature(height),
+        'image/width': feature(width),
+        'image/object/bbox/ymin': feature(list(y / height), 'float_list'),
+        'image/object/bbox/xmin': feature(list(x / width), 'float_list'),
+        'image/object/bbox/ymax': feature(list((y + h) / height), 'float_list'),
+        'image/object/bbox/xmax': feature(list((x + w) / width), 'float_list'),
+        'image/object/class/label': feature([int(c) for c in example.classes], 'int64_list'),
+        'image/object/area': feature([a['area'] for a in annotations], 'float_list'),
+        'image/object/is_crowd': feature([int(c) for c in example.is_crowd], 'int64_list'),
+        'image/object/mask': feature([encode_mask(rle) for rle in example.rles], 'bytes_list'),
+    }
+    message = tf.train.Example(features=tf.train.Features(feature=features))
+    # The order of the features would be another in every process.
+    return message.SerializeToString(deterministic=True)
 
 
 def encode_image(image: np.ndarray) -> bytes:
@@ -325,64 +283,18 @@ def encode_image(image: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
-def encode_mask_png(rle: dict[str, Any]) -> bytes:
-    """A grey PNG of 0 and 1, as large as the picture, of a mask in COCO's run lengths.
+# One bit a pixel and runs alone: ten times faster than eight bits, and a third of the size.
+_MASK_PNG = [
+    *(cv2.IMWRITE_PNG_BILEVEL, 1),
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+]
 
-    Only the rows with the object are compressed here. The empty ones above and below are put
-    together from pieces that are compressed once, so that the cost goes with the size of the
-    object: of a small one on 1024x2048, 1 ms where an image library takes 3 to 11.
+
+def encode_mask(rle: dict[str, Any]) -> bytes:
+    """A black and white PNG, as large as the picture, of a mask in COCO's run lengths.
+
+    Read as 8 bits, as TensorFlow does, an object's pixels are 255.
     """
-    height, width = rle['size']
-    x, y, columns, rows = (int(value) for value in mask_api.toBbox(rle))
-    # A row is its filter (0: none) and its pixels.
-    middle = np.zeros((rows, width + 1), np.uint8)
-    middle[:, 1 + x : 1 + x + columns] = base.decode_columns(rle, x, x + columns)[y : y + rows]
-    middle = middle.tobytes()
-    compressor = zlib.compressobj(1, wbits=-15)
-    packed = compressor.compress(middle) + compressor.flush(zlib.Z_FULL_FLUSH)
-    above, below = y, height - y - rows
-    checksum = _adler_of_zeros(above * (width + 1), 1)
-    checksum = _adler_of_zeros(below * (width + 1), zlib.adler32(middle, checksum))
-    stream = b''.join(
-        [
-            b'\x78\x01',
-            _empty_rows(above, width),
-            packed,
-            _empty_rows(below, width),
-            b'\x03\x00',
-            struct.pack('>I', checksum),
-        ]
-    )
-    header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
-    chunks = [_png_chunk(b'IHDR', header), _png_chunk(b'IDAT', stream), _png_chunk(b'IEND', b'')]
-    return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack('>I', len(content))
-        + kind
-        + content
-        + struct.pack('>I', zlib.crc32(kind + content))
-    )
-
-
-def _empty_rows(count: int, width: int) -> bytes:
-    """`count` rows of zeros as a piece of a deflate stream, from pieces of 1, 2, 4, 8... rows."""
-    return b''.join(
-        _compressed_zeros((width + 1) << bit)
-        for bit in range(count.bit_length())
-        if count >> bit & 1
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _compressed_zeros(size: int) -> bytes:
-    compressor = zlib.compressobj(9, wbits=-15)
-    return compressor.compress(bytes(size)) + compressor.flush(zlib.Z_FULL_FLUSH)
-
-
-def _adler_of_zeros(count: int, checksum: int) -> int:
-    """Adler-32 after `count` more zeros: the sum stays, the sum of sums grows by it each time."""
-    low, high = checksum & 0xFFFF, checksum >> 16
-    return (high + count * low) % 65521 << 16 | low
+    _, encoded = cv2.imencode('.png', np.ascontiguousarray(mask_api.decode(rle)), _MASK_PNG)
+    return encoded.tobytes()

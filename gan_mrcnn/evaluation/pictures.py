@@ -35,7 +35,7 @@ def read_images(
         if example['image/source_id'].numpy() in wanted:
             image = tf.io.decode_image(example['image/encoded'], channels=3).numpy()
             masks = (
-                tf.io.decode_png(encoded)[..., 0].numpy()
+                tf.io.decode_png(encoded)[..., 0].numpy() > 0
                 for encoded in example['image/object/mask']
             )
             found[int(example['image/source_id'].numpy())] = visualization.shrink(

@@ -40,7 +40,7 @@ def _check_record(data, truth, class_names):
     assert len(data['groundtruth_instance_masks']) == len(truth.objects) or not truth.objects
     for i, thing in enumerate(truth.objects):
         np.testing.assert_array_equal(
-            data['groundtruth_instance_masks'][i], thing.mask, err_msg=f'{truth.file_name} {i}'
+            data['groundtruth_instance_masks'][i] > 0, thing.mask, err_msg=f'{truth.file_name} {i}'
         )
         y, x = np.nonzero(thing.mask)
         box = np.array([y.min(), x.min(), y.max() + 1, x.max() + 1]) / np.tile(thing.mask.shape, 2)

@@ -42,7 +42,7 @@ def example(*rectangles, size=(200, 300)):
     image = np.zeros([height, width, 3], np.uint8)
     masks = np.zeros([len(rectangles), height, width], np.uint8)
     for mask, (y1, x1, y2, x2) in zip(masks, rectangles):
-        mask[y1:y2, x1:x2] = 1
+        mask[y1:y2, x1:x2] = 255
         image[y1:y2, x1:x2] = 255
     boxes = np.reshape(rectangles, [-1, 4]) / [height, width, height, width]
     return {
@@ -114,14 +114,14 @@ def test_masks_are_sampled_at_the_centres_of_the_cells():
     dy, dx = (ys - y)[:, None], (xs - x)[None]
     rows = mask[y] * (1 - dy) + mask[y + 1] * dy
     wanted = rows[:, x] * (1 - dx) + rows[:, x + 1] * dx
-    np.testing.assert_allclose(found, wanted, atol=0.1)
+    np.testing.assert_allclose(found, wanted / 255, atol=4e-4)
 
 
 def test_a_flipped_mask_is_the_mirror_image():
     """An L: its mask goes with the image, not only its box."""
     data = example((0, 0, 200, 300))
     mask = np.zeros([200, 300], np.uint8)
-    mask[40:120, 60:100] = mask[100:120, 60:240] = 1
+    mask[40:120, 60:100] = mask[100:120, 60:240] = 255
     data['groundtruth_instance_masks_png'] = tf.constant([png(mask)])
     data['groundtruth_boxes'] = tf.constant([[40 / 200, 60 / 300, 120 / 200, 240 / 300]])
     plain = make_parser().parse_train(data, tf.constant(0, tf.int64))[1]['gt_masks'].numpy()[0]
