@@ -15,7 +15,9 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument(
         '--checkpoint', default='best', help="'best' (by validation mask AP), 'last' or a path"
     )
-    parser.add_argument('--split', default='test', help='which part of the data set')
+    parser.add_argument(
+        '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
+    )
     options = parser.parse_args()
     if options.model_dir is None:
         raise UserError('--model_dir is missing: the folder that train.py wrote')
@@ -26,11 +28,11 @@ def main() -> None:
     options = parse_flags()
     from gan_mrcnn import evaluating, experiment
 
-    if options.config_file is None:
-        evaluating.take_saved_settings(options)
+    evaluating.take_saved_settings(options)
     dataset = experiment.load_dataset(options)
     config = experiment.load_config(options, dataset)
-    evaluating.evaluate(config, dataset, options.split, options.model_dir, options.checkpoint)
+    split = options.split or ('test' if 'test' in dataset.splits else 'val')
+    evaluating.evaluate(config, dataset, split, options.model_dir, options.checkpoint)
 
 
 if __name__ == '__main__':

@@ -11,11 +11,19 @@ def parse_flags() -> argparse.Namespace:
     """Flags, before TensorFlow is imported: --help and mistakes answer at once."""
     parser = argparse.ArgumentParser(description=__doc__)
     flags.add_data_flags(parser)
+    flags.add_split_flags(parser)
     parser.add_argument(
         '--mode',
         choices=('train', 'eval', 'train_and_eval'),
         default='train_and_eval',
         help='eval: the last checkpoint on the validation split',
+    )
+    parser.add_argument(
+        '--max_instances',
+        type=int,
+        metavar='N',
+        help='most objects of an image that a step learns; overrides '
+        'task.train_data.parser.max_num_instances',
     )
     return parser.parse_args()
 
@@ -24,7 +32,7 @@ def main() -> None:
     options = parse_flags()
     from gan_mrcnn import evaluating, experiment, training
 
-    if options.mode == 'eval' and options.model_dir and not options.config_file:
+    if options.mode == 'eval' and options.model_dir:
         evaluating.take_saved_settings(options)
     dataset = experiment.load_dataset(options)
     config = experiment.load_config(options, dataset)

@@ -20,7 +20,7 @@ from official.core import exp_factory
 
 from gan_mrcnn import configs
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import input_pipeline
+from gan_mrcnn.datasets import base, input_pipeline, shards
 from gan_mrcnn.evaluation import predictions
 
 _CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'gland_small.yaml'
@@ -84,7 +84,9 @@ def make_batch(task, entries, first_number):
             'groundtruth_boxes': tf.constant(boxes / [height, width, height, width], tf.float32),
             'groundtruth_classes': tf.ones([len(boxes)], tf.int64),
             'groundtruth_is_crowd': tf.zeros([len(boxes)], tf.bool),
-            'groundtruth_instance_masks': tf.constant(masks, tf.float32),
+            'groundtruth_instance_masks_png': tf.constant(
+                [shards.encode_mask(rle) for rle in base.encode_masks(masks)], tf.string
+            ),
         }
         parser = make_parser(task, min(height, width))
         examples.append(parser.parse_train(data, tf.constant(number, tf.int64)))

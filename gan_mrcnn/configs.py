@@ -23,10 +23,13 @@ class Parser(maskrcnn.Parser):
 
     Images are scaled so that the shorter side has the wanted length (less where the longer side
     would not fit into `model.input_size`) and padded at the bottom and right to that size.
+    `aug_photometric` changes training images by noise, blur, sharpness, lightness or contrast, see
+    `gan_mrcnn.datasets.augment`.
     """
 
     train_short_side: list[int] = dataclasses.field(default_factory=lambda: [800, 800])
     test_short_side: int = 800
+    aug_photometric: bool = False
 
 
 @dataclasses.dataclass
@@ -38,6 +41,9 @@ class DataConfig(maskrcnn.DataConfig):
     split: str = ''
     # Examples held in memory for shuffling, encoded.
     shuffle_buffer_size: int = 1000
+    # Training images, the rest of which are copies changed by `datasets.augment` when converted;
+    # fewer than there are: none.
+    expand_to: int = 0
 
 
 @dataclasses.dataclass
@@ -151,6 +157,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     """Everything that is trained and what it is trained on.
 
     dataset, data_dir, cache_dir, skip_bad: see `gan_mrcnn.datasets`.
+    share, split_seed, group_by, annotations: how the data are divided, `datasets.options.Options`.
+    learning_rate_batch: filled in where the learning rate was scaled: the batch that it was for.
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
       scratch.
     clip_norm: largest global norm of each network's gradient, 0 for no clipping.
@@ -167,10 +175,15 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     )
     dataset: str = ''
     data_dir: str = ''
+    share: float = 0.0
+    split_seed: int = 0
+    group_by: str = ''
+    annotations: list[str] = dataclasses.field(default_factory=list)
     cache_dir: str = ''
     skip_bad: bool = False
     backbone_weights: str = ''
     clip_norm: float = 10.0
+    learning_rate_batch: int = 0
     seed: int = 0
 
 

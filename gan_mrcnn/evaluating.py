@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a checkpoint: predictions, figures and pictures of one split.
 
-Writes into `MODEL_DIR/eval/SPLIT`: `predictions.json` (COCO results), `results.json` (figures and
-all that made them) and `pictures.png` (image, truth and prediction side by side).
+Writes into `MODEL_DIR/eval/SPLIT`: `predictions.json` (COCO results, with the data set's own
+category ids), `results.json` (figures and all that made them) and `pictures.png` (image, truth and
+prediction side by side).
 """
 
 import argparse
@@ -17,6 +18,7 @@ from official.core import train_utils
 from gan_mrcnn import experiment, visualization
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
+from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.evaluation import coco, paper, pictures, predictions
 
@@ -70,8 +72,11 @@ def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoi
     folder = pathlib.Path(model_dir) / 'eval' / split
     folder.mkdir(parents=True, exist_ok=True)
     figures = coco.evaluate_coco(record_set.annotation_file, found)
-    is_paper_data = split == 'test' and not dataset.is_demo and record_set.num_examples == 80
-    predictions.save_predictions(str(folder / 'predictions.json'), found)
+    own_ids = [
+        {**prediction, 'category_id': dataset.category_ids[prediction['category_id'] - 1]}
+        for prediction in found
+    ]
+    predictions.save_predictions(str(folder / 'predictions.json'), own_ids)
     results = {
         'figures': figures,
         'dataset': dataset.name,
@@ -91,7 +96,13 @@ def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoi
     )
     if dataset.notice:
         print(dataset.notice)
-    print(paper.format_table4(figures, paper=is_paper_data))
+    if dataset.name == 'gland':
+        is_papers = split == 'test' and not dataset.is_demo and record_set.num_examples == 80
+        print(paper.format_table4(figures, paper=is_papers))
+    else:
+        print(paper.format_figures(figures))
+    if split == config.task.validation_data.split and path.startswith(f'{model_dir}/best/'):
+        print('These images chose the checkpoint; --checkpoint last is one that they did not.')
     print(f'{record_set.num_examples} images of {dataset.name}/{split}, {path}; wrote {folder}')
     return results
 
@@ -137,17 +148,26 @@ def _spread(image_ids):
 
 
 def take_saved_settings(options: argparse.Namespace) -> None:
-    """Puts the settings that a run was trained with, and where its data were, into `options`.
+    """Puts what a run was trained with into `options`, where these do not say otherwise.
+
+    The settings, where its data were and how they were divided: with another division, images
+    that were trained on would be among those of the validation split.
 
     Raises:
-      UserError: `options.model_dir` is not the folder of a run.
+      UserError: `options.model_dir` is not the folder of a run, and there are no other settings.
     """
     path = pathlib.Path(options.model_dir) / 'params.yaml'
     if not path.is_file():
+        if options.config_file is not None:
+            return
         raise UserError(
             f'--model_dir {options.model_dir} has no params.yaml: not the folder of a run'
         )
-    options.config_file = str(path)
-    if options.data_dir is None:
-        saved = yaml.safe_load(path.read_text(encoding='utf-8'))
-        options.data_dir = saved['task']['data_dir'] or None
+    if options.config_file is None:
+        options.config_file = str(path)
+    saved = yaml.safe_load(path.read_text(encoding='utf-8'))['task']
+    if saved['dataset'] != options.dataset:
+        return
+    for name in ('data_dir', *data_options.FLAGS):
+        if not getattr(options, name, None):
+            setattr(options, name, saved.get(name) or None)

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,17 +20,25 @@ from official.modeling.hyperparams import params_dict
 
 from gan_mrcnn import configs, datasets
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import base, records
+from gan_mrcnn.datasets import base, options, records
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.flags import GAN_MODES
 from gan_mrcnn.modeling import backbone, discriminators, heads
 
+# What holds a learning rate in the Model Garden's schedules and warm-ups.
+RATES = (
+    'values',
+    'learning_rate',
+    'initial_learning_rate',
+    'end_learning_rate',
+    'warmup_learning_rate',
+)
 CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
 
 def load_dataset(flags: argparse.Namespace) -> base.Dataset:
     """The data set of the flags; says loudly when it is the demo set."""
-    dataset = datasets.load_dataset(flags.dataset, flags.data_dir)
+    dataset = datasets.load_dataset(flags.dataset, flags.data_dir, options.from_flags(flags))
     if dataset.notice:
         print(f'\n{"!" * 88}\n{dataset.notice}\n{"!" * 88}\n', flush=True)
     return dataset
@@ -45,10 +53,16 @@ def load_config(
     if not path.is_file():
         raise UserError(f'--config_file {path} is not there; see {CONFIGS_DIR} for others')
     override(config, _read_yaml(path.read_text(), str(path)), str(path))
-    for text in flags.params_override:
-        override(config, _parse_overrides(text), '--params_override')
+    overrides = [_parse_overrides(text) for text in flags.params_override]
+    file_batch = config.task.train_data.global_batch_size
+    for values in overrides:
+        override(config, values, '--params_override')
+    scale_learning_rate(config, file_batch, overrides)
     task = config.task
     task.dataset, task.data_dir = flags.dataset, flags.data_dir or ''
+    divided = options.from_flags(flags)
+    task.share, task.split_seed = divided.share or 0.0, divided.split_seed
+    task.group_by, task.annotations = divided.group_by, list(divided.annotations)
     task.skip_bad = flags.skip_bad
     task.cache_dir = str(pathlib.Path(flags.cache_dir).expanduser())
     task.model.num_classes = len(dataset.class_names) + 1
@@ -56,6 +70,9 @@ def load_config(
         task.gan.mode = flags.gan
     if flags.seed is not None:
         task.seed = flags.seed
+    # evaluate.py trains nothing and does not have the flag.
+    if getattr(flags, 'max_instances', None) is not None:
+        task.train_data.parser.max_num_instances = flags.max_instances
     _check_values(task)
     task.backbone_weights = os.path.expanduser(task.backbone_weights)
     if not task.backbone_weights:
@@ -63,6 +80,34 @@ def load_config(
         task.model.backbone.resnet.freeze_stages = 0
         task.model.backbone.resnet.bn_trainable = True
     return config
+
+
+def scale_learning_rate(config, file_batch: int, overrides: Sequence[Mapping[str, Any]]) -> None:
+    """Linear rule: rates that are right for `file_batch` images a step, times the batch's ratio.
+
+    Goyal et al., Accurate, Large Minibatch SGD (2017). Nothing is changed where `overrides` give a
+    rate: who gives one has chosen it.
+    """
+    batch = config.task.train_data.global_batch_size
+    chosen = [values.get('trainer', {}).get('optimizer_config', {}) for values in overrides]
+    if batch == file_batch or not file_batch or any(_has_rate(values) for values in chosen):
+        return
+    config.task.learning_rate_batch = file_batch
+    optimizer_config = config.trainer.optimizer_config
+    for part in (optimizer_config.learning_rate.get(), optimizer_config.warmup.get()):
+        for name in RATES:
+            value = getattr(part, name, None)
+            if isinstance(value, list):
+                setattr(part, name, [rate * batch / file_batch for rate in value])
+            elif value is not None:
+                setattr(part, name, value * batch / file_batch)
+
+
+def _has_rate(values: Mapping[str, Any]) -> bool:
+    return any(
+        _has_rate(value) if isinstance(value, Mapping) else name in RATES
+        for name, value in values.items()
+    )
 
 
 def _check_values(task: configs.GanMaskRCNNTask) -> None:
@@ -81,6 +126,11 @@ def _check_values(task: configs.GanMaskRCNNTask) -> None:
             raise UserError(
                 f'task.{key} is {value!r}, not one of {", ".join(map(str, choices))}'
             )
+    if task.train_data.parser.max_num_instances < 1:
+        raise UserError(
+            '--max_instances (task.train_data.parser.max_num_instances) is '
+            f'{task.train_data.parser.max_num_instances}, but at least 1 is wanted'
+        )
     size, stride = task.model.input_size, 2**task.model.max_level
     if len(size) != 3 or size[0] % stride or size[1] % stride or size[2] != 3:
         raise UserError(
@@ -90,8 +140,9 @@ def _check_values(task: configs.GanMaskRCNNTask) -> None:
 
 
 def default_config_file(dataset: base.Dataset) -> pathlib.Path:
-    """The paper's settings for real data, those for two CPU cores for the demo set."""
-    return CONFIGS_DIR / f'{dataset.name}{"_small" if dataset.is_demo else ""}.yaml'
+    """The paper's settings for its data sets, those for two CPU cores for the demo set."""
+    path = CONFIGS_DIR / f'{dataset.name}{"_small" if dataset.is_demo else ""}.yaml'
+    return path if path.is_file() else CONFIGS_DIR / 'own_data.yaml'
 
 
 def override(config: hyperparams.Config, values: Mapping[str, Any], source: str) -> None:

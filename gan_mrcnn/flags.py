@@ -17,10 +17,50 @@ from gan_mrcnn.errors import UserError
 GAN_MODES = ('combined', 'baseline', 'adversarial_only')
 
 
+# Names alone, so that --help needs none of the readers.
+DATASETS = ('gland', 'phone', 'cityscapes', 'coco', 'coco_format', 'label_images')
+
+
+def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which data set, and where it is."""
+    parser.add_argument('--dataset', required=True, help=f'one of {", ".join(DATASETS)}')
+    parser.add_argument(
+        '--data_dir', help='folder of the data set (default: data/DATASET); see docs/data'
+    )
+    parser.add_argument(
+        '--annotations',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='coco_format: files for training, validation and test; a single one is divided',
+    )
+
+
+def add_split_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how pictures are divided into train and val.
+
+    Not for evaluate.py: there the run says it, and --split is the name of a part.
+    """
+    parser.add_argument(
+        '--split',
+        dest='share',
+        type=float,
+        metavar='SHARE',
+        help='share of the pictures to train on, such as 0.9; the rest is for validation',
+    )
+    parser.add_argument(
+        '--split_seed', type=int, help='another number gives another division of the same share'
+    )
+    parser.add_argument(
+        '--group_by',
+        metavar='KEY',
+        help='keep pictures with the same KEY (patient, scene, video) on one side',
+    )
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that both commands have."""
-    parser.add_argument('--dataset', required=True, help='name of the data set, such as gland')
-    parser.add_argument('--data_dir', help='folder of the data set; never replaced by another')
+    add_dataset_flags(parser)
     parser.add_argument('--model_dir', help='checkpoints, logs and results')
     parser.add_argument('--config_file', help='YAML with settings (default: configs/DATASET.yaml)')
     parser.add_argument(

@@ -13,7 +13,7 @@ from official.core import train_lib, train_utils
 from custom_ops.prroi_pool import serving
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import base, records
+from gan_mrcnn.datasets import augment, base, check, options, records
 from gan_mrcnn.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -34,11 +34,17 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
         the checkpoint is of another network.
     """
     task_config = config.task
-    train_set, validation_set = experiment.prepare_records(
-        config, dataset, [task_config.train_data.split, task_config.validation_data.split]
-    )
-    experiment.use_records(task_config.train_data, train_set)
-    experiment.use_records(task_config.validation_data, validation_set)
+    train_params, validation_params = task_config.train_data, task_config.validation_data
+    to_train_on = dataset
+    if train_params.expand_to:
+        to_train_on = augment.Expanded(dataset, train_params.expand_to, task_config.seed)
+    (train_set,) = experiment.prepare_records(config, to_train_on, [train_params.split])
+    (validation_set,) = experiment.prepare_records(config, dataset, [validation_params.split])
+    record_sets = {train_params.split: train_set, validation_params.split: validation_set}
+    for warning in check.quick(dataset, record_sets):
+        print(f'warning: {warning}', flush=True)
+    experiment.use_records(train_params, train_set)
+    experiment.use_records(validation_params, validation_set)
     task_config.annotation_file = validation_set.annotation_file
     step = resumed_step(config, model_dir)
     pathlib.Path(model_dir).mkdir(parents=True, exist_ok=True)
@@ -117,6 +123,13 @@ def resumed_step(config, model_dir: str) -> int:
     if saved_file.is_file():
         saved = yaml.safe_load(saved_file.read_text(encoding='utf-8'))['task']
         now = config.as_dict()['task']
+        for key in ('dataset', *options.FLAGS):
+            # A run from before there were such settings has none of them.
+            if saved.get(key, now[key]) != now[key]:
+                raise UserError(
+                    f'{model_dir} holds a run with {options.FLAGS.get(key, "--dataset")} '
+                    f'{saved[key]!r}, not {now[key]!r}; give another --model_dir, or the same flag'
+                )
         for key in ('model', 'gan'):
             if saved[key] != now[key]:
                 changed = sorted(
@@ -127,6 +140,21 @@ def resumed_step(config, model_dir: str) -> int:
                     '--model_dir, or the settings of its params.yaml'
                 )
     return int(train_utils.read_global_step_from_checkpoint(path))
+
+
+def learning_rate_line(config) -> list[tuple[str, str]]:
+    """What to say where the learning rate was scaled; nothing otherwise."""
+    file_batch, batch = config.task.learning_rate_batch, config.task.train_data.global_batch_size
+    if file_batch in (0, batch):
+        return []
+    steps = round(config.trainer.train_steps * file_batch / batch)
+    return [
+        (
+            'rate',
+            f'learning rate times {batch}/{file_batch} (linear rule: the settings are for '
+            f'{file_batch} images a step); trainer.train_steps={steps} would see as many images',
+        )
+    ]
 
 
 def say_what_runs(config, dataset, train_set, validation_set, strategy, step, model_dir) -> None:
@@ -163,11 +191,15 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
             f'{strategy.num_replicas_in_sync} x '
             f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}',
         ),
+        *learning_rate_line(config),
         ('output', f'{model_dir} (tensorboard --logdir {model_dir})'),
     ]
     if gan.mode != 'baseline':
         lines.insert(-1, ('PrRoIPool', serving()))
     if task.train_data.split == 'trainval' and task.validation_data.split == 'val':
         lines.append(('note', 'validation images are trained on: evaluate with --checkpoint last'))
+    crowded = train_set.crowded(task.train_data.parser.max_num_instances)
+    if crowded:
+        lines.append(('note', crowded))
     for name, text in lines:
         print(f'{name:>9}: {text}', flush=True)

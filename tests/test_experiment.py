@@ -7,7 +7,7 @@ import pytest
 import yaml
 from official.core import train_utils
 
-from gan_mrcnn import configs, experiment
+from gan_mrcnn import configs, evaluating, experiment, training
 from gan_mrcnn.datasets import gland_demo
 from gan_mrcnn.errors import UserError
 
@@ -66,6 +66,113 @@ def test_gland_config_is_the_papers_row():
     assert task.gan.learning_rate_ratio == pytest.approx(1 / 5)
     assert (task.gan.mask_weight, task.gan.box_weight) == (0.5, 0.025)
     assert task.gan.num_layers == 5
+
+
+# Le et al., sections 4.3 to 4.5, typed again: backbone, short sides in training and test, images
+# per GPU on two GPUs, iterations, boundaries.
+ROWS = {
+    'phone': (101, [400, 600], 400, 8, 27000, [18000, 24000]),
+    'cityscapes': (50, [800, 1024], 1024, 4, 24000, [18000]),
+    'coco': (101, [800, 800], 800, 4, 180000, [120000, 160000]),
+}
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_other_configs_are_the_papers_rows(name):
+    depth, train_side, test_side, per_gpu, steps, boundaries = ROWS[name]
+    dataset = argparse.Namespace(name=name, is_demo=False)
+    path = experiment.default_config_file(dataset)
+    assert path.name == f'{name}.yaml'
+    config = load(config_file=str(path))
+    task, trainer = config.task, config.trainer
+    assert task.model.backbone.resnet.model_id == depth
+    assert list(task.train_data.parser.train_short_side) == train_side
+    assert task.validation_data.parser.test_short_side == test_side
+    assert task.train_data.global_batch_size == 2 * per_gpu
+    assert trainer.train_steps == steps
+    rates = trainer.optimizer_config.learning_rate.stepwise
+    assert list(rates.boundaries) == boundaries
+    assert list(rates.values) == [0.01, 0.001, 0.0001][: len(boundaries) + 1]
+    assert task.gan.learning_rate_ratio == pytest.approx(1 / 5)
+    # The longest image of the usual kind fits at the largest short side.
+    longest = {'phone': 16 / 9, 'cityscapes': 2, 'coco': 1333 / 800}[name] * max(train_side)
+    assert max(task.model.input_size) >= longest
+    # More than 4,000 of the phones' 533.
+    assert task.train_data.expand_to == (4320 if name == 'phone' else 0)
+
+
+@pytest.mark.parametrize('name', ['coco_format', 'label_images'])
+def test_own_data_have_settings_of_their_own(name):
+    path = experiment.default_config_file(argparse.Namespace(name=name, is_demo=False))
+    assert path.name == 'own_data.yaml' and path in CONFIG_FILES
+
+
+# The linear rule.
+
+
+def rates_of(config):
+    optimizer = config.trainer.optimizer_config
+    stepwise = optimizer.learning_rate.stepwise.values
+    return [*stepwise, optimizer.warmup.linear.warmup_learning_rate]
+
+
+@pytest.mark.parametrize('batch, factor', [(2, 1 / 4), (16, 2), (8, 1)])
+def test_learning_rates_follow_the_batch(batch, factor):
+    config = load(f'task.train_data.global_batch_size={batch}')
+    assert rates_of(config) == pytest.approx([0.01 * factor, 0.001 * factor, 0.001 * factor])
+    lines = training.learning_rate_line(config)
+    assert bool(lines) == (factor != 1)
+    if lines:
+        ((_, text),) = lines
+        assert f'{batch}/8' in text and f'train_steps={int(2000 / factor)} ' in text
+
+
+@pytest.mark.parametrize(
+    'text, rates',
+    [
+        (
+            'trainer.optimizer_config.learning_rate.stepwise.values=[0.02, 0.002]',
+            [0.02, 0.002, 0.001],
+        ),
+        (
+            '{trainer: {optimizer_config: {warmup: {linear: {warmup_learning_rate: 0.004}}}}}',
+            [0.01, 0.001, 0.004],
+        ),
+    ],
+)
+def test_a_learning_rate_that_is_given_is_left_alone(text, rates):
+    config = load('task.train_data.global_batch_size=2', text)
+    assert rates_of(config) == pytest.approx(rates)
+    assert training.learning_rate_line(config) == []
+
+
+def test_another_schedule_alone_does_not_stop_the_rule():
+    config = load(
+        'task.train_data.global_batch_size=2,task.gan.learning_rate_ratio=0.5',
+        'trainer.optimizer_config.learning_rate.stepwise.boundaries=[100]',
+    )
+    assert rates_of(config) == pytest.approx([0.0025, 0.00025, 0.00025])
+
+
+def test_the_rule_holds_for_other_schedules(tmp_path):
+    path = tmp_path / 'mine.yaml'
+    path.write_text(
+        'task: {model: {input_size: [64, 64, 3]}, train_data: {global_batch_size: 4}}\n'
+        'trainer: {optimizer_config: {learning_rate: {type: cosine, cosine: '
+        '{initial_learning_rate: 0.02, decay_steps: 100}}}}\n'
+    )
+    config = load('task.train_data.global_batch_size=2', config_file=str(path))
+    rates = config.trainer.optimizer_config.learning_rate
+    assert rates.type == 'cosine' and rates.get().initial_learning_rate == pytest.approx(0.01)
+
+
+def test_rates_are_not_scaled_twice(tmp_path):
+    """As evaluate.py and a resumed run read them."""
+    config = load('task.train_data.global_batch_size=2')
+    train_utils.serialize_config(config, str(tmp_path))
+    again = load(config_file=str(tmp_path / 'params.yaml'))
+    assert again.as_dict() == config.as_dict()
+    assert rates_of(again) == pytest.approx([0.0025, 0.00025, 0.00025])
 
 
 def test_gland_config_holds_the_whole_image_at_the_largest_short_side():
@@ -158,6 +265,14 @@ def test_later_overrides_win_and_named_flags_win_over_them():
     assert load('task.seed=1', seed=0).task.seed == 0
 
 
+def test_max_instances_wins_and_is_at_least_one():
+    most = lambda config: config.task.train_data.parser.max_num_instances  # noqa: E731
+    override = 'task.train_data.parser.max_num_instances=7'
+    assert most(load(override)) == 7
+    assert most(load(override, max_instances=300)) == 300
+    assert '--max_instances' in message_of(load, max_instances=0)
+
+
 def test_flags_say_where_data_and_cache_are():
     config = load(data_dir='glas', skip_bad=True)
     assert (config.task.dataset, config.task.data_dir, config.task.skip_bad) == (
@@ -166,6 +281,37 @@ def test_flags_say_where_data_and_cache_are():
         True,
     )
     assert config.task.cache_dir == str(pathlib.Path.home() / 'cache')
+
+
+def test_the_division_of_the_data_is_saved_with_the_run(tmp_path):
+    chosen = {'share': 0.8, 'split_seed': 3, 'group_by': 'patient', 'annotations': ['a.json']}
+    train_utils.serialize_config(load(**chosen), str(tmp_path))
+    saved = yaml.safe_load((tmp_path / 'params.yaml').read_text())['task']
+    assert {name: saved[name] for name in chosen} == chosen
+    # evaluate.py has no flags for it: the run says it, whatever settings are chosen.
+    for config_file in (None, 'other.yaml'):
+        options = argparse.Namespace(
+            dataset='gland', data_dir=None, config_file=config_file, model_dir=str(tmp_path)
+        )
+        evaluating.take_saved_settings(options)
+        assert {name: getattr(options, name) for name in chosen} == chosen
+        assert options.config_file == (config_file or str(tmp_path / 'params.yaml'))
+    # Not for other data.
+    other = argparse.Namespace(
+        dataset='coco', data_dir=None, config_file='other.yaml', model_dir=str(tmp_path)
+    )
+    evaluating.take_saved_settings(other)
+    assert other.data_dir is None and not hasattr(other, 'share')
+
+
+def test_flags_that_are_not_given_divide_nothing():
+    task = load(share=None, split_seed=None, group_by=None, annotations=[]).task
+    assert (task.share, task.split_seed, task.group_by, task.annotations) == (0, 0, '', [])
+
+
+def test_an_option_that_a_data_set_does_not_take_is_named():
+    message = message_of(experiment.load_dataset, make_flags(share=0.9))
+    assert message == '--split is not for gland, whose splits are fixed; leave it out'
 
 
 def test_from_scratch_the_whole_backbone_is_trained():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gan_mrcnn import flags
+from gan_mrcnn import datasets, flags
 from gan_mrcnn.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -45,6 +45,12 @@ def test_evaluate_without_a_run_ends_with_one_line(tmp_path):
     assert line.startswith('evaluate.py: ') and '--model_dir' in line
 
 
+def test_damaged_annotations_end_with_one_line(tmp_path):
+    (tmp_path / 'mine.json').write_text('{"images": [')
+    line = failure_of('train.py', '--dataset', 'coco_format', '--data_dir', str(tmp_path))
+    assert f'{tmp_path / "mine.json"} cannot be read as JSON' in line
+
+
 @pytest.mark.parametrize('command', ['train.py', 'evaluate.py'])
 def test_help_needs_no_tensorflow(command):
     code = (
@@ -65,6 +71,21 @@ def test_help_needs_no_tensorflow(command):
 def test_flags_import_nothing_heavy():
     done = run('-c', 'import sys; import gan_mrcnn.flags; assert "tensorflow" not in sys.modules')
     assert done.returncode == 0, done.stderr
+
+
+def test_help_names_all_data_sets():
+    assert tuple(datasets.DATASETS) == flags.DATASETS
+
+
+def test_split_is_a_share_in_training_and_a_name_in_evaluation():
+    done = run('train.py', '--dataset', 'phone', '--split', 'val')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert '--split' in last and "'val'" in last
+    line = failure_of('train.py', '--dataset', 'phone', '--data_dir', '.', '--split', '90')
+    assert '--split 90 ' in line and '0.9' in line
+    for option in ('--split_seed', '--group_by'):
+        assert option not in run('evaluate.py', '--help').stdout
 
 
 def test_mistyped_gan_mode_names_the_valid_ones():

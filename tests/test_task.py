@@ -1,5 +1,6 @@
 """The train step: who is trained by what, where gradients go, what a step without objects does."""
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -50,8 +51,9 @@ def make_batch(config, num_objects=3, batch_size=2):
         for i in range(num_objects):
             y, x = 5 + 3 * i, 4 + 40 * i
             image[y : y + 30, x : x + 30] += 150
-            masks.append(np.zeros(SIZE, np.float32))
-            masks[-1][y : y + 30, x : x + 30] = 1
+            mask = np.zeros(SIZE, np.uint8)
+            mask[y : y + 30, x : x + 30] = 1
+            masks.append(cv2.imencode('.png', mask)[1].tobytes())
             boxes.append([y / 64, x / 128, (y + 30) / 64, (x + 30) / 128])
         data = {
             'image': tf.constant(image),
@@ -59,7 +61,7 @@ def make_batch(config, num_objects=3, batch_size=2):
             'groundtruth_boxes': tf.reshape(tf.constant(boxes, tf.float32), [-1, 4]),
             'groundtruth_classes': tf.constant([1 + i % 2 for i in range(num_objects)], tf.int64),
             'groundtruth_is_crowd': tf.zeros([num_objects], tf.bool),
-            'groundtruth_instance_masks': tf.reshape(tf.constant(masks, tf.float32), [-1, *SIZE]),
+            'groundtruth_instance_masks_png': tf.constant(masks, tf.string),
         }
         examples.append(parser.parse_train(data, tf.constant(number, tf.int64)))
     images, labels = zip(*examples)

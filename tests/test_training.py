@@ -1,6 +1,7 @@
 """A whole run on a few small images: what it leaves behind, going on after a stop, evaluation."""
 
 import argparse
+import dataclasses
 import glob
 import hashlib
 import json
@@ -64,29 +65,28 @@ class Rectangles(base.Dataset):
     notice = 'RECTANGLES: not tissue'
     ids = {'train': range(1, 6), 'val': range(6, 7), 'test': range(7, 10)}
 
-    def num_examples(self, split):
-        return len(self.ids[split])
+    def items(self, split):
+        return [base.Item(image_id, f'{image_id}.png') for image_id in self.ids[split]]
 
     def fingerprint(self, split):
         return hashlib.sha256(f'{self.name} {split}'.encode()).hexdigest()
 
-    def examples(self, split, skip_bad=False):
-        for image_id in self.ids[split]:
-            rng = np.random.default_rng(image_id)
-            image = rng.integers(0, 60, [HEIGHT, WIDTH, 3]).astype(np.uint8)
-            masks = np.zeros([2, HEIGHT, WIDTH], np.uint8)
-            for i in range(2):
-                y, x = rng.integers(0, 30), 45 * i + rng.integers(0, 15)
-                masks[i, y : y + 30, x : x + 30] = 1
-                image[y : y + 30, x : x + 30] += 150
-            yield base.Example(
-                image_id=image_id,
-                file_name=f'{image_id}.png',
-                image=image,
-                masks=masks,
-                classes=np.ones(2, np.int32),
-                is_crowd=np.zeros(2, bool),
-            )
+    def read(self, item):
+        rng = np.random.default_rng(item.image_id)
+        image = rng.integers(0, 60, [HEIGHT, WIDTH, 3]).astype(np.uint8)
+        masks = np.zeros([2, HEIGHT, WIDTH], np.uint8)
+        for i in range(2):
+            y, x = rng.integers(0, 30), 45 * i + rng.integers(0, 15)
+            masks[i, y : y + 30, x : x + 30] = 1
+            image[y : y + 30, x : x + 30] += 150
+        return base.Example(
+            image_id=item.image_id,
+            file_name=item.file_name,
+            image=image,
+            rles=base.encode_masks(masks),
+            classes=np.ones(2, np.int32),
+            is_crowd=np.zeros(2, bool),
+        )
 
 
 DATASET = Rectangles()
@@ -252,6 +252,24 @@ def test_training_does_not_go_on_from_another_network(setting, run, folder):
     assert (run / 'params.yaml').read_text() == settings
 
 
+@pytest.mark.parametrize(
+    'name, value, flag',
+    [
+        ('share', 0.5, '--split'),
+        ('split_seed', 1, '--split_seed'),
+        ('dataset', 'coco', '--dataset'),
+    ],
+)
+def test_training_does_not_go_on_with_another_division(name, value, flag, run, folder):
+    """Images held out so far would be trained on, and the best checkpoint chosen by them."""
+    config = make_config(folder)
+    setattr(config.task, name, value)
+    with pytest.raises(UserError) as error:
+        training.resumed_step(config, str(run))
+    message = str(error.value)
+    assert '\n' not in message and str(run) in message and f'{flag} ' in message
+
+
 def test_non_finite_loss_names_the_images_in_one_line(folder):
     """A learning rate far too high, in a run of its own."""
     config = make_config(
@@ -268,10 +286,40 @@ def test_non_finite_loss_names_the_images_in_one_line(folder):
     assert re.search(r'step [12] images \d\.png, \d\.png ', message), message
 
 
+class Uneven(Rectangles):
+    """Images without an object, with a crowd alone, and with more than are learnt at a time."""
+
+    name = 'uneven'
+
+    def read(self, item):
+        example = super().read(item)
+        number = {1: 0, 2: 1, 3: 20}.get(item.image_id, 2)
+        return dataclasses.replace(
+            example,
+            rles=(example.rles * 10)[:number],
+            classes=np.ones(number, np.int32),
+            is_crowd=np.full(number, item.image_id == 2),
+        )
+
+
+def test_images_without_and_with_many_objects_train_to_finite_losses(folder, capsys):
+    config = make_config(folder, f'trainer.train_steps={STEPS}', 'task.train_data.expand_to=7')
+    training.train(config, Uneven(), str(folder / 'uneven'), 'train')
+    said = capsys.readouterr().out
+    # Two copies beside the five images: of the one without and of the one with a crowd.
+    assert '7 images to train on' in said
+    assert '1 of 7 images have more than 5 objects: each time another 15 of all 24' in said
+    found = events(folder / 'uneven' / 'train')
+    assert set(found['total_loss']) == {1, 2, 3, 4}
+    assert all(np.isfinite(value) for value in found['total_loss'].values())
+
+
 def test_missing_checkpoints_are_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match='holds no checkpoint'):
         evaluating.find_checkpoint(str(tmp_path), 'best')
     with pytest.raises(UserError, match='nosuch'):
         evaluating.find_checkpoint(str(tmp_path), str(tmp_path / 'nosuch'))
     with pytest.raises(UserError, match='params.yaml'):
-        evaluating.take_saved_settings(argparse.Namespace(model_dir=str(tmp_path)))
+        evaluating.take_saved_settings(
+            argparse.Namespace(model_dir=str(tmp_path), config_file=None)
+        )

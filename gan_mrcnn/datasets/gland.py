@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 import numpy as np
-from absl import logging
-from PIL import Image
 
-from gan_mrcnn.datasets import base, gland_demo
+from gan_mrcnn.datasets import base, gland_demo, images, options
 from gan_mrcnn.errors import UserError
 
 DEFAULT_DIR = 'data/gland'
@@ -40,7 +38,7 @@ class Case(NamedTuple):
     grade: str
 
 
-def load(data_dir: Optional[str], seed: int = 0) -> base.Dataset:
+def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
     """The contest's data in `data_dir` or in `data/gland`, or the demo set where neither is.
 
     Raises:
@@ -50,7 +48,7 @@ def load(data_dir: Optional[str], seed: int = 0) -> base.Dataset:
         return Glands(data_dir)
     if (pathlib.Path(DEFAULT_DIR) / 'Grade.csv').is_file():
         return Glands(DEFAULT_DIR)
-    return gland_demo.DemoGlands(seed)
+    return gland_demo.DemoGlands()
 
 
 class Glands(base.Dataset):
@@ -59,6 +57,7 @@ class Glands(base.Dataset):
     name = 'gland'
     class_names = ('gland',)
     splits = ('train', 'val', 'trainval', 'test', 'testA', 'testB')
+    parts = ('train', 'val', 'testA', 'testB')
 
     def __init__(self, data_dir: str):
         """Reads Grade.csv and looks which pictures there are.
@@ -99,8 +98,10 @@ class Glands(base.Dataset):
         """Patients whose tissue is in `split`."""
         return {case.patient for case in self._splits[split]}
 
-    def num_examples(self, split: str) -> int:
-        return len(self._splits[split])
+    def items(self, split: str) -> list[base.Item]:
+        names = [case.name for case in self._splits[split]]
+        paths = [self._find(name) or self._expected(name) for name in names]
+        return [base.Item(image_id(name), path.name) for name, path in zip(names, paths)]
 
     def fingerprint(self, split: str) -> str:
         digest = hashlib.sha256()
@@ -112,29 +113,11 @@ class Glands(base.Dataset):
                     digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
-    def examples(self, split: str, skip_bad: bool = False) -> Iterator[base.Example]:
-        if not skip_bad:
-            self._check_complete(split)
+    def problems(self, split: str) -> Iterator[base.Problem]:
         for case in self._splits[split]:
-            try:
-                example = self._read(case.name)
-            except UserError as error:
-                if not skip_bad:
-                    raise UserError(f'{error}; --skip_bad leaves such pictures out') from error
-                logging.warning('left out: %s', error)
-                continue
-            yield example
-
-    def _check_complete(self, split: str) -> None:
-        """Names a missing file before the first image is converted."""
-        names = [name for case in self._splits[split] for name in (case.name, f'{case.name}_anno')]
-        missing = [name for name in names if not self._find(name)]
-        if missing:
-            others = f', and {len(missing) - 1} more of {split} too' if len(missing) > 1 else ''
-            raise UserError(
-                f'{self._dir / missing[0]}.bmp (or .png) is missing{others}; --skip_bad leaves '
-                'such pictures out'
-            )
+            for name in (case.name, f'{case.name}_anno'):
+                if not self._find(name):
+                    yield base.Problem(f'{self._expected(name)} (or .png)', 'is missing', 'error')
 
     def _part(self, part: str) -> list[Case]:
         cases = [case for case in self.cases.values() if case.name.startswith(f'{part}_')]
@@ -147,31 +130,31 @@ class Glands(base.Dataset):
                 return path
         return None
 
+    def _expected(self, name: str) -> pathlib.Path:
+        return self._dir / f'{name}{SUFFIXES[0]}'
+
     def _path(self, name: str) -> pathlib.Path:
         path = self._find(name)
         if path is None:
-            raise UserError(f'{self._dir / name}.bmp (or .png) is missing')
+            raise UserError(f'{self._expected(name)} (or .png) is missing')
         return path
 
-    def _read(self, name: str) -> base.Example:
+    def read(self, item: base.Item) -> base.Example:
+        name = pathlib.Path(item.file_name).stem
         image_path, labels_path = self._path(name), self._path(f'{name}_anno')
-        image = np.asarray(_open(image_path).convert('RGB'))
-        labels = read_labels(labels_path)
-        if labels.shape != image.shape[:2]:
-            raise UserError(
-                f'{labels_path} is {labels.shape[1]}x{labels.shape[0]}, but its picture is '
-                f'{image.shape[1]}x{image.shape[0]}'
-            )
-        numbers = np.unique(labels[labels > 0])
+        picture = images.read_picture(image_path)
+        labels = images.read_labels(labels_path, picture.pixels.shape[1::-1])
+        numbers = [number for number in base.numbers_in(labels) if number]
         if not len(numbers):
             raise UserError(f'{labels_path} has no gland in it')
         return base.Example(
-            image_id=image_id(name),
+            image_id=item.image_id,
             file_name=image_path.name,
-            image=image,
-            masks=labels[np.newaxis] == numbers[:, np.newaxis, np.newaxis],
+            image=picture.pixels,
+            rles=base.encode_labels(labels, numbers),
             classes=np.ones(len(numbers), np.int32),
             is_crowd=np.zeros(len(numbers), bool),
+            encoded=picture.encoded,
         )
 
 
@@ -251,26 +234,3 @@ def validation_patients(cases: list[Case]) -> set:
             chosen.add(patient)
             room = {grade: room[grade] - used[grade] for grade in room}
     return chosen
-
-
-def read_labels(path: pathlib.Path) -> np.ndarray:
-    """A label image, [H, W] int32: 0 background, any other number an object.
-
-    A palette image's numbers are its indices, which most readers would turn into colours.
-
-    Raises:
-      UserError: the file cannot be read or has more than one channel.
-    """
-    labels = np.asarray(_open(path))
-    if labels.ndim != 2:
-        raise UserError(f'{path} has {labels.shape[2]} channels; a label image has one')
-    return labels.astype(np.int32)
-
-
-def _open(path: pathlib.Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-        return image
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise UserError(f'{path} cannot be read ({error})') from error

@@ -10,7 +10,6 @@ Shapes: H x W = 256 x 384, about half of the real images' resolution; drawing is
 """
 
 import hashlib
-from collections.abc import Iterator
 from typing import Optional
 
 import cv2
@@ -46,6 +45,7 @@ class DemoGlands(base.Dataset):
     name = 'gland'
     class_names = ('gland',)
     splits = tuple(_SPLITS)
+    parts = ('train', 'val', 'test')
     is_demo = True
     notice = (
         'DEMO DATA: rendered glands, not tissue. The figures mean nothing medically and cannot be '
@@ -58,26 +58,25 @@ class DemoGlands(base.Dataset):
         """`seed` is that of the images: each one depends on it and on its own number only."""
         self._seed = seed
 
-    def num_examples(self, split: str) -> int:
-        return len(_SPLITS[split])
+    def items(self, split: str) -> list[base.Item]:
+        return [base.Item(index + 1, f'demo_{index + 1}.png') for index in _SPLITS[split]]
 
     def fingerprint(self, split: str) -> str:
         # Another OpenCV or NumPy may draw a pixel differently.
         parts = (DEMO_VERSION, self._seed, split, _SPLITS[split], cv2.__version__, np.__version__)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def examples(self, split: str, skip_bad: bool = False) -> Iterator[base.Example]:
-        for index in _SPLITS[split]:
-            image, labels = render(self._seed, index)
-            numbers = np.arange(1, labels.max() + 1)
-            yield base.Example(
-                image_id=index + 1,
-                file_name=f'demo_{index + 1}.png',
-                image=image,
-                masks=(labels == numbers[:, None, None]).astype(np.uint8),
-                classes=np.ones(len(numbers), np.int32),
-                is_crowd=np.zeros(len(numbers), bool),
-            )
+    def read(self, item: base.Item) -> base.Example:
+        image, labels = render(self._seed, item.image_id - 1)
+        numbers = range(1, labels.max() + 1)
+        return base.Example(
+            image_id=item.image_id,
+            file_name=item.file_name,
+            image=image,
+            rles=base.encode_labels(labels, numbers),
+            classes=np.ones(len(numbers), np.int32),
+            is_crowd=np.zeros(len(numbers), bool),
+        )
 
 
 def render(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:

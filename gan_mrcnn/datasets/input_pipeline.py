@@ -16,6 +16,7 @@ from official.vision.dataloaders import tf_example_decoder
 from official.vision.ops import anchor, box_ops, preprocess_ops
 
 from gan_mrcnn import configs
+from gan_mrcnn.datasets import augment
 from gan_mrcnn.modeling import sampling
 
 
@@ -62,7 +63,8 @@ class Parser:
         """One training example.
 
         Args:
-          data: the Model Garden decoder's dictionary.
+          data: the Model Garden decoder's dictionary. Its decoded masks are not touched, so that
+            TensorFlow never decodes them.
           number: scalar int64, of this example in the run.
 
         Returns:
@@ -70,13 +72,20 @@ class Parser:
           level, and `gt_boxes` [M, 4], `gt_classes` [M], `gt_masks` [M, h, w] padded with -1.
         """
         config = self._config
-        seeds = tf.random.split(tf.stack([tf.cast(self._seed, tf.int64), number]), 5)
-        image, boxes, classes, masks = self._without_crowds(data)
+        seeds = tf.random.split(tf.stack([tf.cast(self._seed, tf.int64), number]), 7)
+        kept = self._choose_objects(data, seeds[5])
+        boxes, classes, encoded_masks = (
+            tf.gather(data[f'groundtruth_{name}'], kept)
+            for name in ('boxes', 'classes', 'instance_masks_png')
+        )
+        # The masks are cut out of the image at its own size, by boxes relative to it.
+        masks = self._cut_masks(encoded_masks, boxes)
+        image = data['image']
+        if config.aug_photometric:
+            image = augment.distort(image, seeds[6])
         image, boxes, masks = self._flip(image, boxes, masks, seeds)
         low, high = config.train_short_side
         short_side = tf.random.stateless_uniform([], seeds[2], low, high + 1, tf.int32)
-        # The masks are cut out of the image at its own size, by boxes relative to it.
-        masks = self._cut_masks(masks, boxes)
         image, info = self.resize(image, short_side)
         boxes = box_ops.denormalize_boxes(boxes, info[1])
         score_targets, box_targets = sampling.AnchorLabeler(
@@ -105,18 +114,15 @@ class Parser:
         image, info = self.resize(data['image'], self._config.test_short_side)
         return image, {'image_info': info, 'source_id': _image_id(data)}
 
-    @staticmethod
-    def _without_crowds(data):
-        keep = tf.where(
-            tf.logical_not(data['groundtruth_is_crowd'])
-            & (tf.reduce_prod(tf.shape(data['groundtruth_instance_masks'])[1:]) > 0)
-        )[:, 0]
-        return (
-            data['image'],
-            tf.gather(data['groundtruth_boxes'], keep),
-            tf.gather(data['groundtruth_classes'], keep),
-            tf.gather(data['groundtruth_instance_masks'], keep),
-        )
+    def _choose_objects(self, data, seed):
+        """Indices of what is learnt: no crowds, and of too many objects a random part.
+
+        Which ones is drawn for every example of the run anew. Always the same ones, such as the
+        first, would keep the others from ever being learnt.
+        """
+        kept = tf.where(tf.logical_not(data['groundtruth_is_crowd']))[:, 0]
+        shuffled = tf.random.experimental.stateless_shuffle(kept, seed)
+        return tf.sort(shuffled[: self._config.max_num_instances])
 
     def _flip(self, image, boxes, masks, seeds):
         for axis, wanted, seed in (
@@ -133,20 +139,33 @@ class Parser:
             boxes = tf.where(flip, tf.stack(flipped, axis=1), boxes)
         return image, boxes, masks
 
-    def _cut_masks(self, masks, normalized_boxes):
-        """Masks [N, S, S] inside their boxes, sampled at the centres of S x S cells of the box."""
+    def _cut_masks(self, encoded_masks, normalized_boxes):
+        """Masks [N, S, S] inside their boxes, sampled at the centres of S x S cells of the box.
+
+        One mask after the other is decoded: all of a crowded picture, decoded, take gigabytes.
+        """
         size = self._config.mask_crop_size
-        shape = tf.cast(tf.shape(masks)[1:], tf.float32)
-        low, high = tf.split(normalized_boxes * tf.tile(shape, [2]), 2, axis=1)
-        half_cell = (high - low) / (2 * size)
-        # `crop_and_resize` takes the first and the last sample, as indices over the last index.
-        samples = tf.concat([low + half_cell, high - half_cell], axis=1) - 0.5
-        return tf.image.crop_and_resize(
-            masks[..., tf.newaxis],
-            samples / tf.tile(shape - 1.0, [2]),
-            tf.range(tf.shape(masks)[0]),
-            [size, size],
-        )[..., 0]
+
+        def cut(inputs):
+            encoded, box = inputs
+            mask = tf.image.convert_image_dtype(tf.io.decode_png(encoded, channels=1), tf.float32)
+            shape = tf.cast(tf.shape(mask)[:2], tf.float32)
+            low, high = tf.split(box * tf.tile(shape, [2]), 2)
+            half_cell = (high - low) / (2 * size)
+            # `crop_and_resize` takes the first and the last sample, as indices over the last index.
+            samples = tf.concat([low + half_cell, high - half_cell], axis=0) - 0.5
+            return tf.image.crop_and_resize(
+                mask[tf.newaxis],
+                (samples / tf.tile(tf.maximum(shape - 1.0, 1.0), [2]))[tf.newaxis],
+                [0],
+                [size, size],
+            )[0, ..., 0]
+
+        return tf.map_fn(
+            cut,
+            (encoded_masks, normalized_boxes),
+            fn_output_signature=tf.TensorSpec([size, size], tf.float32),
+        )
 
 
 def _image_id(data):

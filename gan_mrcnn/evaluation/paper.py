@@ -10,6 +10,7 @@ import gan_mrcnn
 from gan_mrcnn.evaluation.predictions import write_json
 
 COLUMNS = ('AP', 'AP50', 'AP75', 'APM', 'APL')
+COCO_COLUMNS = ('AP', 'AP50', 'AP75', 'APS', 'APM', 'APL')
 
 # Table 4: glands, 80 test images, ResNet-50-FPN. The mask AP75 of the baseline is printed as .9814,
 # a misprint: it cannot exceed the AP50 of .8014.
@@ -34,10 +35,24 @@ def _figure(value, misprint=False):
     return f'{text + ("*" if misprint else " "):>9}'
 
 
-def _row(kind, system, figures):
-    cells = (_figure(figures[column], (kind, system, column) == _MISPRINT) for column in COLUMNS)
+def _row(kind, system, figures, columns=COLUMNS):
+    cells = (_figure(figures[column], (kind, system, column) == _MISPRINT) for column in columns)
     name = system if system == 'this run' else f'paper, {system}'
     return f'{kind:<6}{name:<18}{"".join(cells)}'.rstrip()
+
+
+def _header(columns):
+    return f'{"":<24}' + ''.join(f'{column:>8} ' for column in columns).rstrip()
+
+
+def format_figures(results):
+    """Our figures as text, with COCO's columns: for data sets of which Table 4 does not speak.
+
+    Args:
+      results: what `evaluate_coco` returns.
+    """
+    rows = [_row(kind, 'this run', results[kind], COCO_COLUMNS) for kind in ('box', 'mask')]
+    return '\n'.join([_header(COCO_COLUMNS), *rows])
 
 
 def format_table4(results, paper=True):
@@ -52,7 +67,7 @@ def format_table4(results, paper=True):
       Lines of text without a final line break; a figure that does not exist is a dash. Footnotes
       say why there is no column for small objects and which of the paper's figures is a misprint.
     """
-    lines = [f'{"":<24}' + ''.join(f'{column:>8} ' for column in COLUMNS).rstrip()]
+    lines = [_header(COLUMNS)]
     for kind in ('box', 'mask'):
         lines.append(_row(kind, 'this run', results[kind]))
         if paper:

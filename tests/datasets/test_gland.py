@@ -8,7 +8,7 @@ import pytest
 from absl import logging
 
 from gan_mrcnn import datasets
-from gan_mrcnn.datasets import gland
+from gan_mrcnn.datasets import base, gland, images
 from gan_mrcnn.errors import UserError
 
 PARTS = {'train': 85, 'testA': 60, 'testB': 20}
@@ -59,9 +59,9 @@ def test_an_example_is_what_is_in_the_files(folder):
     first = examples[0]
     bgr = cv2.imread(str(folder / 'testB_1.bmp'))
     np.testing.assert_array_equal(first.image, bgr[..., ::-1])
-    assert first.masks.shape == (2, 24, 32)
-    assert first.masks.sum((1, 2)).tolist() == [7 * 9, 8 * 15]
-    assert first.masks[1, 12:20, 15:30].all()
+    assert first.decode_masks().shape == (2, 24, 32)
+    assert first.decode_masks().sum((1, 2)).tolist() == [7 * 9, 8 * 15]
+    assert first.decode_masks()[1, 12:20, 15:30].all()
     assert first.classes.tolist() == [1, 1] and not first.is_crowd.any()
 
 
@@ -69,7 +69,7 @@ def test_a_gland_in_pieces_stays_one_object(folder):
     labels = np.zeros((24, 32), np.uint8)
     labels[0:3, 0:3] = labels[10:13, 20:23] = 7
     cv2.imwrite(str(folder / 'testB_3_anno.bmp'), labels)
-    assert read_all(folder)[2].masks.sum((1, 2)).tolist() == [18]
+    assert read_all(folder)[2].decode_masks().sum((1, 2)).tolist() == [18]
 
 
 def test_labels_of_16_bits(folder):
@@ -77,7 +77,7 @@ def test_labels_of_16_bits(folder):
     labels[0:3, 0:3], labels[5:9, 5:9] = 256, 512
     (folder / 'testB_3_anno.bmp').unlink()
     cv2.imwrite(str(folder / 'testB_3_anno.png'), labels)
-    assert read_all(folder)[2].masks.sum((1, 2)).tolist() == [9, 16]
+    assert read_all(folder)[2].decode_masks().sum((1, 2)).tolist() == [9, 16]
 
 
 def test_of_a_palette_the_index_counts(tmp_path):
@@ -91,7 +91,7 @@ def test_of_a_palette_the_index_counts(tmp_path):
     image.putpalette([10, 20, 30, 200, 0, 0, 200, 0, 90] + [0] * 759)
     for suffix in ('bmp', 'png'):
         image.save(tmp_path / f'labels.{suffix}')
-        np.testing.assert_array_equal(gland.read_labels(tmp_path / f'labels.{suffix}'), indices)
+        np.testing.assert_array_equal(images.read_labels(tmp_path / f'labels.{suffix}'), indices)
 
 
 @pytest.mark.parametrize('line_end', ['\r', '\n', '\r\n'])
@@ -177,8 +177,9 @@ def test_an_incomplete_folder_is_noticed_before_anything_is_read(folder):
     (folder / 'testB_1.bmp').write_text('not an image')
     (folder / 'testB_19.bmp').unlink()
     (folder / 'testB_20_anno.bmp').unlink()
-    message = error_of(lambda: read_all(folder))
-    assert 'testB_19.bmp' in message and '1 more' in message
+    dataset = gland.Glands(str(folder))
+    message = error_of(lambda: dataset.stop_at_problems('testB'))
+    assert 'testB_19.bmp' in message and '1 more' in message and '--skip_bad' in message
 
 
 def test_a_wrong_data_dir_never_falls_back(tmp_path, folder, monkeypatch):
@@ -273,7 +274,7 @@ def test_the_glands_of_the_contest(glas_dir):
     dataset = gland.Glands(str(glas_dir))
     total = 0
     for name in NAMES:
-        labels = gland.read_labels(glas_dir / f'{name}_anno.png')
+        labels = images.read_labels(glas_dir / f'{name}_anno.png')
         other = cv2.imread(str(glas_dir / f'{name}_anno.png'), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(labels, other)
         total += len(np.unique(other)) - 1
@@ -281,7 +282,7 @@ def test_the_glands_of_the_contest(glas_dir):
     example = next(dataset.examples('val'))
     other = cv2.imread(str(glas_dir / f'{pathlib.Path(example.file_name).stem}_anno.png'), -1)
     areas = np.unique(other, return_counts=True)[1][1:]
-    np.testing.assert_array_equal(example.masks.sum((1, 2)), areas)
+    np.testing.assert_array_equal(example.decode_masks().sum((1, 2)), areas)
 
 
 def test_bmp_as_shipped_equals_png(glas_dir):
@@ -291,11 +292,12 @@ def test_bmp_as_shipped_equals_png(glas_dir):
     names = sorted(path.stem for path in sample.glob('*.bmp') if 'anno' not in path.stem)
     assert len(names) == 4
     for name in names:
-        shipped = gland.Glands(str(sample))._read(name)
-        converted = gland.Glands(str(glas_dir))._read(name)
+        item = base.Item(gland.image_id(name), f'{name}.bmp')
+        shipped = gland.Glands(str(sample)).read(item)
+        converted = gland.Glands(str(glas_dir)).read(item)
         assert shipped.image_id == converted.image_id
         np.testing.assert_array_equal(shipped.image, converted.image)
-        np.testing.assert_array_equal(shipped.masks, converted.masks)
+        assert shipped.rles == converted.rles
     assert 'testA_2' in error_of(lambda: list(gland.Glands(str(sample)).examples('testA')))
     (only,) = gland.Glands(str(sample)).examples('testA', skip_bad=True)
     assert only.file_name == 'testA_1.bmp' and only.image_id == 1001

@@ -13,8 +13,8 @@ def validation():
 
 
 def label_map(example):
-    assert example.masks.sum(0).max() == 1, 'objects overlap'
-    return np.tensordot(np.arange(1, len(example.masks) + 1), example.masks, 1)
+    assert example.decode_masks().sum(0).max() == 1, 'objects overlap'
+    return np.tensordot(np.arange(1, len(example.decode_masks()) + 1), example.decode_masks(), 1)
 
 
 def roughness(mask):
@@ -37,9 +37,9 @@ def test_sizes_and_types(validation):
     assert len(validation) == 12
     assert {e.image.shape for e in validation} == {(256, 384, 3)}
     for example in validation:
-        assert example.image.dtype == np.uint8 and example.masks.dtype == np.uint8
-        assert example.classes.tolist() == [1] * len(example.masks)
-    assert min(len(e.masks) for e in validation) >= 3
+        assert example.image.dtype == np.uint8 and example.decode_masks().dtype == np.uint8
+        assert example.classes.tolist() == [1] * len(example.decode_masks())
+    assert min(len(e.decode_masks()) for e in validation) >= 3
 
 
 def test_splits_are_disjoint_and_ids_are_unique():
@@ -54,7 +54,7 @@ def test_splits_are_disjoint_and_ids_are_unique():
 
 def test_every_object_is_one_piece_and_none_is_tiny(validation):
     for example in validation:
-        for mask in example.masks:
+        for mask in example.decode_masks():
             assert mask.sum() >= 100
             assert cv2.connectedComponents(mask, connectivity=4)[0] == 2
 
@@ -63,7 +63,7 @@ def test_some_glands_touch(validation):
     pairs = 0
     for example in validation:
         labels = label_map(example)
-        for mask in example.masks:
+        for mask in example.decode_masks():
             ring = cv2.dilate(mask, np.ones((5, 5), np.uint8)).astype(bool) & (mask == 0)
             pairs += len(np.unique(labels[ring])) > 1
     assert pairs >= 6
@@ -73,14 +73,14 @@ def test_malignant_like_outlines_are_more_ragged(validation):
     even, odd = [], []
     for example in validation:
         malignant = (example.image_id - 1) % 2
-        (odd if malignant else even).extend(roughness(mask) for mask in example.masks)
+        (odd if malignant else even).extend(roughness(mask) for mask in example.decode_masks())
     assert np.median(odd) > np.median(even) + 0.05
 
 
 def test_glands_look_unlike_the_stroma_but_not_trivially(validation):
     """Nuclei make a gland darker than the stroma; brightness alone does not give it away."""
     for example in validation:
-        inside = example.masks.any(0)
+        inside = example.decode_masks().any(0)
         gray = example.image.mean(-1)
         assert np.percentile(gray[inside], 20) < np.percentile(gray[~inside], 20) - 15
         best = max(((gray < t) == inside).mean() for t in range(60, 240, 10))

@@ -1,5 +1,6 @@
 """Sizes, boxes and masks after scaling and flipping, and the order of examples."""
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -31,27 +32,35 @@ def make_params(demo, **changes):
     )
 
 
-def example(rectangle=(40, 60, 120, 240), size=(200, 300)):
-    """A decoded example with one rectangle, [y1, x1, y2, x2] in pixels."""
+def png(mask):
+    return cv2.imencode('.png', mask)[1].tobytes()
+
+
+def example(*rectangles, size=(200, 300)):
+    """A decoded example with rectangles, [y1, x1, y2, x2] in pixels, of the classes 1, 2, 3..."""
     height, width = size
-    y1, x1, y2, x2 = rectangle
-    mask = np.zeros([1, height, width], np.float32)
-    mask[0, y1:y2, x1:x2] = 1
     image = np.zeros([height, width, 3], np.uint8)
-    image[y1:y2, x1:x2] = 255
+    masks = np.zeros([len(rectangles), height, width], np.uint8)
+    for mask, (y1, x1, y2, x2) in zip(masks, rectangles):
+        mask[y1:y2, x1:x2] = 255
+        image[y1:y2, x1:x2] = 255
+    boxes = np.reshape(rectangles, [-1, 4]) / [height, width, height, width]
     return {
         'image': tf.constant(image),
         'source_id': tf.constant('12'),
-        'groundtruth_boxes': tf.constant([[y1 / height, x1 / width, y2 / height, x2 / width]]),
-        'groundtruth_classes': tf.constant([1], tf.int64),
-        'groundtruth_is_crowd': tf.constant([False]),
-        'groundtruth_instance_masks': tf.constant(mask),
+        'groundtruth_boxes': tf.constant(boxes, tf.float32),
+        'groundtruth_classes': tf.range(1, len(rectangles) + 1, dtype=tf.int64),
+        'groundtruth_is_crowd': tf.zeros([len(rectangles)], tf.bool),
+        'groundtruth_instance_masks_png': tf.constant([png(m) for m in masks], tf.string),
     }
+
+
+RECTANGLE = (40, 60, 120, 240)
 
 
 @pytest.mark.parametrize('size', [(200, 300), (300, 200), (64, 640)])
 def test_test_images_have_the_wanted_shorter_side_and_fit(size):
-    image, labels = make_parser(test_short_side=100).parse_eval(example((8, 8, 40, 48), size))
+    image, labels = make_parser(test_short_side=100).parse_eval(example(size=size))
     original, scaled, scale, offset = labels['image_info'].numpy()
     assert image.shape == (*SIZE, 3)
     np.testing.assert_array_equal(original, size)
@@ -69,7 +78,7 @@ def test_boxes_and_masks_follow_the_image(hflip, vflip):
     parser = make_parser(aug_rand_hflip=hflip, aug_rand_vflip=vflip)
     seen = set()
     for number in range(12):
-        image, labels = parser.parse_train(example(), tf.constant(number, tf.int64))
+        image, labels = parser.parse_train(example(RECTANGLE), tf.constant(number, tf.int64))
         y1, x1, y2, x2 = labels['gt_boxes'].numpy()[0]
         scale = labels['image_info'].numpy()[2]
         assert 96 <= labels['image_info'].numpy()[1].min() <= 128
@@ -94,8 +103,8 @@ def test_boxes_and_masks_follow_the_image(hflip, vflip):
 def test_masks_are_sampled_at_the_centres_of_the_cells():
     rng = np.random.default_rng(0)
     data = example((0, 0, 200, 300))
-    mask = rng.random([1, 200, 300]).astype(np.float32)
-    data['groundtruth_instance_masks'] = tf.constant(mask)
+    mask = rng.integers(0, 256, [200, 300]).astype(np.uint8)
+    data['groundtruth_instance_masks_png'] = tf.constant([png(mask)])
     y1, x1, y2, x2 = 21, 33, 98, 174
     data['groundtruth_boxes'] = tf.constant([[y1 / 200, x1 / 300, y2 / 200, x2 / 300]])
     found = make_parser().parse_train(data, tf.constant(0, tf.int64))[1]['gt_masks'].numpy()[0]
@@ -103,13 +112,93 @@ def test_masks_are_sampled_at_the_centres_of_the_cells():
     xs = x1 + (np.arange(112) + 0.5) * (x2 - x1) / 112 - 0.5
     y, x = np.floor(ys).astype(int), np.floor(xs).astype(int)
     dy, dx = (ys - y)[:, None], (xs - x)[None]
-    rows = mask[0][y] * (1 - dy) + mask[0][y + 1] * dy
+    rows = mask[y] * (1 - dy) + mask[y + 1] * dy
     wanted = rows[:, x] * (1 - dx) + rows[:, x + 1] * dx
-    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    np.testing.assert_allclose(found, wanted / 255, atol=4e-4)
+
+
+def test_a_flipped_mask_is_the_mirror_image():
+    """An L: its mask goes with the image, not only its box."""
+    data = example((0, 0, 200, 300))
+    mask = np.zeros([200, 300], np.uint8)
+    mask[40:120, 60:100] = mask[100:120, 60:240] = 255
+    data['groundtruth_instance_masks_png'] = tf.constant([png(mask)])
+    data['groundtruth_boxes'] = tf.constant([[40 / 200, 60 / 300, 120 / 200, 240 / 300]])
+    plain = make_parser().parse_train(data, tf.constant(0, tf.int64))[1]['gt_masks'].numpy()[0]
+    assert plain[:80].mean() < 0.3 and plain[:80, :20].min() > 0.8
+    for flips, mirrored in (({'aug_rand_hflip': True}, 1), ({'aug_rand_vflip': True}, 0)):
+        parser = make_parser(**flips)
+        found = [
+            parser.parse_train(data, tf.constant(number, tf.int64))[1]['gt_masks'].numpy()[0]
+            for number in range(8)
+        ]
+        same = [np.allclose(mask, plain, atol=1e-3) for mask in found]
+        mirror = [np.allclose(mask, np.flip(plain, mirrored), atol=1e-3) for mask in found]
+        assert all(a != b for a, b in zip(same, mirror)) and 0 < sum(same) < 8
+
+
+def labels_of(parser, data, number):
+    labels = parser.parse_train(data, tf.constant(number, tf.int64))[1]
+    return {name: labels[name].numpy() for name in ('gt_classes', 'gt_boxes', 'gt_masks')}
+
+
+def test_of_too_many_objects_each_time_others_are_learnt():
+    rectangles = [(10 * i, 20 * i, 10 * i + 8, 20 * i + 16) for i in range(6)]
+    parser = make_parser(max_num_instances=4)
+    data = example(*rectangles)
+    scale = np.tile(parser.parse_eval(data)[1]['image_info'].numpy()[2], 2)
+    seen = []
+    for number in range(20):
+        labels = labels_of(
+            make_parser(max_num_instances=4, train_short_side=[128, 128]), data, number
+        )
+        classes = labels['gt_classes'].tolist()
+        assert classes == sorted(set(classes)) and len(classes) == 4
+        # Each with its own box.
+        wanted = np.array(rectangles)[labels['gt_classes'] - 1] * scale
+        np.testing.assert_allclose(labels['gt_boxes'], wanted, rtol=1e-5)
+        seen.append(tuple(classes))
+    assert len(set(seen)) > 5
+    assert set(sum(seen, ())) == {1, 2, 3, 4, 5, 6}
+    again = labels_of(parser, data, 3)
+    np.testing.assert_array_equal(again['gt_classes'], seen[3])
+
+
+def test_photometric_augmentation_changes_pixels_alone_and_repeats():
+    data = example(RECTANGLE)
+    data['image'] = tf.random.stateless_uniform([200, 300, 3], [0, 0], 60, 180, tf.int32)
+    data['image'] = tf.cast(data['image'], tf.uint8)
+    plain, changed = make_parser(), make_parser(aug_photometric=True)
+    differences = []
+    for number in range(6):
+        image, labels = plain.parse_train(data, tf.constant(number, tf.int64))
+        found, found_labels = changed.parse_train(data, tf.constant(number, tf.int64))
+        again, _ = changed.parse_train(data, tf.constant(number, tf.int64))
+        np.testing.assert_array_equal(found, again)
+        tf.nest.map_structure(np.testing.assert_array_equal, labels, found_labels)
+        differences.append(bool((image != found).numpy().any()))
+    # One in six stays as it is.
+    assert sum(differences) >= 4
+
+
+def test_a_crowd_is_no_object_to_learn():
+    data = example((0, 0, 20, 20), (30, 30, 90, 90), (100, 100, 120, 130))
+    data['groundtruth_is_crowd'] = tf.constant([False, True, False])
+    labels = labels_of(make_parser(max_num_instances=3), data, 0)
+    assert labels['gt_classes'].tolist() == [1, 3, -1]
+
+
+def test_a_picture_without_objects_is_all_background():
+    image, labels = make_parser().parse_train(example(), tf.constant(0, tf.int64))
+    assert (labels['gt_boxes'].numpy() == -1).all() and (labels['gt_classes'].numpy() == -1).all()
+    scores = np.concatenate([x.numpy().ravel() for x in labels['rpn_score_targets'].values()])
+    assert set(scores) == {-1, 0} and (scores == 0).sum() == 256
+    for targets in labels['rpn_box_targets'].values():
+        assert np.isfinite(targets).all()
 
 
 def test_positive_anchors_overlap_their_object_and_decode_to_it():
-    _, labels = make_parser().parse_train(example(), tf.constant(3, tf.int64))
+    _, labels = make_parser().parse_train(example(RECTANGLE), tf.constant(3, tf.int64))
     box = labels['gt_boxes'].numpy()[0]
     found = 0
     for level, scores in labels['rpn_score_targets'].items():

@@ -1,65 +1,46 @@
 """TFRecords read back by the Model Garden's decoder, COCO ground truth, and the cache."""
 
 import contextlib
+import dataclasses
 import io
 import json
-import multiprocessing
+import os
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from official.vision.dataloaders import tf_example_decoder
 from pycocotools import coco
 from pycocotools import mask as coco_mask
 
-from gan_mrcnn.datasets import base, records
+from gan_mrcnn.datasets import base, records, shards
 from gan_mrcnn.errors import UserError
+from tests.datasets.blocks import Blocks, make_example, make_masks
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
-class Blocks(base.Dataset):
-    """Images of noise with rectangles and an L; the number of conversions is counted."""
-
-    name = 'blocks'
-    class_names = ('gland', 'other')
-    splits = ('train', 'empty')
-    notice = 'NOTICE'
-
-    def __init__(self, count=40, stop_after=None, version='1'):
-        self.count, self.stop_after, self.version, self.conversions = count, stop_after, version, 0
-
-    def num_examples(self, split):
-        return self.count if split == 'train' else 0
-
-    def fingerprint(self, split):
-        return f'{split} {self.version}'
-
-    def examples(self, split, skip_bad=False):
-        self.conversions += 1
-        for k in range(self.num_examples(split)):
-            if k == self.stop_after:
-                raise KeyboardInterrupt
-            if skip_bad and k == 3:
-                continue
-            yield make_example(k)
-
-
-def make_example(k):
-    rng = np.random.default_rng(k)
-    height, width = 20 + k % 3, 31
-    masks = np.zeros((3, height, width), np.uint8)
-    masks[0, 0:5, 0:7] = 1
-    masks[1, 10:height, 20:width] = 1
-    masks[2, 6, 8] = masks[2, 6:9, 9] = 1
-    return base.Example(
-        image_id=100 + k,
-        file_name=f'{k}.png',
-        image=rng.integers(0, 256, (height, width, 3), np.uint8),
-        masks=masks,
-        classes=np.array([1, 2, 1], np.int32),
-        is_crowd=np.array([False, False, True]),
+def convert(source, cache, num_processes=1, **options):
+    """In this process, where the test can see what was read, unless told otherwise."""
+    return records.ensure_records(
+        source, 'train', str(cache), num_processes=num_processes, **options
     )
+
+
+def contents(record_set):
+    """Files of a cache by name."""
+    folder = pathlib.Path(record_set.annotation_file).parent
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def decode(record_set):
@@ -78,7 +59,7 @@ def files_and_times(cache):
 
 
 def test_the_model_gardens_decoder_gives_back_the_source(tmp_path):
-    record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
+    record_set = convert(Blocks(), tmp_path)
     decoded = decode(record_set)
     assert len(decoded) == record_set.num_examples == 40
     assert len(tf.io.gfile.glob(record_set.input_path)) == 2
@@ -88,7 +69,7 @@ def test_the_model_gardens_decoder_gives_back_the_source(tmp_path):
         assert int(data['source_id'].numpy()) == source.image_id == record_set.image_ids[k]
         assert (data['height'], data['width']) == (height, width)
         np.testing.assert_array_equal(data['image'], source.image)
-        np.testing.assert_array_equal(data['groundtruth_instance_masks'], source.masks)
+        np.testing.assert_array_equal(data['groundtruth_instance_masks'] > 0, make_masks(k))
         np.testing.assert_array_equal(data['groundtruth_classes'], source.classes)
         np.testing.assert_array_equal(data['groundtruth_is_crowd'], source.is_crowd)
         np.testing.assert_array_equal(data['groundtruth_area'], [35, (height - 10) * 11, 4])
@@ -99,7 +80,7 @@ def test_the_model_gardens_decoder_gives_back_the_source(tmp_path):
 
 
 def test_coco_ground_truth(tmp_path):
-    record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
+    record_set = convert(Blocks(), tmp_path)
     truth = load_coco(record_set.annotation_file)
     assert truth.getImgIds() == record_set.image_ids == list(range(100, 140))
     assert truth.loadCats([1, 2]) == [{'id': 1, 'name': 'gland'}, {'id': 2, 'name': 'other'}]
@@ -119,41 +100,78 @@ def test_coco_ground_truth(tmp_path):
             [20, 10, 11, height - 10],
             [8, 6, 2, 3],
         ]
-        for annotation, mask in zip(found, source.masks):
+        for annotation, mask in zip(found, make_masks(k)):
             np.testing.assert_array_equal(coco_mask.decode(annotation['segmentation']), mask)
 
 
 def test_a_second_call_writes_nothing(tmp_path):
     source = Blocks()
-    first = records.ensure_records(source, 'train', str(tmp_path))
+    first = convert(source, tmp_path)
     before = files_and_times(tmp_path)
-    assert records.ensure_records(source, 'train', str(tmp_path)) == first
-    assert files_and_times(tmp_path) == before and source.conversions == 1
+    assert convert(source, tmp_path) == first
+    assert files_and_times(tmp_path) == before and len(source.reads) == 40
 
 
 def test_what_the_records_depend_on_is_in_the_key(tmp_path, monkeypatch):
     cache = str(tmp_path)
-    paths = {records.ensure_records(Blocks(), 'train', cache).input_path}
-    paths.add(records.ensure_records(Blocks(version='2'), 'train', cache).input_path)
-    skipped = records.ensure_records(Blocks(), 'train', cache, skip_bad=True)
+    paths = {convert(Blocks(), cache).input_path}
+    paths.add(convert(Blocks(version='2'), cache).input_path)
+    skipped = records.ensure_records(Blocks(bad=(3,)), 'train', cache, skip_bad=True)
     assert skipped.num_examples == 39 and 103 not in skipped.image_ids
     assert len(decode(skipped)) == 39
     paths.add(skipped.input_path)
     monkeypatch.setattr(records, 'FORMAT_VERSION', records.FORMAT_VERSION + 1)
-    paths.add(records.ensure_records(Blocks(), 'train', cache).input_path)
+    paths.add(convert(Blocks(), cache).input_path)
     assert len(paths) == 4
 
 
-def test_an_interrupted_conversion_leaves_nothing_and_is_not_read(tmp_path):
+def test_an_interrupted_conversion_is_not_read_and_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        records.ensure_records(Blocks(stop_after=37), 'train', str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
-    assert records.ensure_records(Blocks(), 'train', str(tmp_path)).num_examples == 40
+        convert(Blocks(stop_after=37), tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == ['.unfinished']
+    second = Blocks()
+    record_set = convert(second, tmp_path)
+    # The first 32 are a shard of their own.
+    assert second.reads == list(range(32, 40)) and record_set.num_examples == 40
+    assert [int(data['source_id'].numpy()) for data in decode(record_set)] == record_set.image_ids
+    whole = convert(Blocks(), tmp_path / 'other')
+    assert contents(record_set) == contents(whole)
+
+
+def test_a_shard_that_is_cut_short_is_not_taken_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        convert(Blocks(stop_after=37), tmp_path)
+    (shard,) = tmp_path.glob('*.unfinished/*.tfrecord')
+    shard.write_bytes(shard.read_bytes()[:-7])
+    second = Blocks()
+    assert contents(convert(second, tmp_path)) == contents(convert(Blocks(), tmp_path / 'other'))
+    assert second.reads == list(range(40))
+
+
+def test_a_shard_of_other_data_is_not_taken_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        convert(Blocks(stop_after=37), tmp_path)
+    second = Blocks(version='2')
+    convert(second, tmp_path)
+    assert second.reads == list(range(40))
+
+
+def test_a_damaged_picture_is_named_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match='^35.png cannot be read; --skip_bad') as caught:
+        convert(Blocks(bad=(35, 36)), tmp_path)
+    assert '\n' not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    record_set = convert(Blocks(bad=(3, 35)), tmp_path, skip_bad=True)
+    said = capsys.readouterr().out
+    assert '3.png cannot be read' in said and '35.png cannot be read' in said
+    assert record_set.num_examples == 38 and not {103, 135} & set(record_set.image_ids)
 
 
 @pytest.mark.parametrize('damage', ['shard gone', 'shard cut', 'no manifest', 'half a manifest'])
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
-    record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
+    record_set = convert(Blocks(), tmp_path)
     expected = [data['image'].numpy() for data in decode(record_set)]
     folder = pathlib.Path(record_set.annotation_file).parent
     shard = folder / 'records-00001.tfrecord'
@@ -165,7 +183,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
         (folder / 'manifest.json').unlink()
     else:
         (folder / 'manifest.json').write_text((folder / 'manifest.json').read_text()[:40])
-    again = records.ensure_records(Blocks(), 'train', str(tmp_path))
+    again = convert(Blocks(), tmp_path)
     assert again == record_set
     found = decode(again)
     assert len(found) == len(expected) == 40
@@ -174,43 +192,145 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_whoever_is_whole_first_stays(tmp_path):
-    """Another process finishes the same conversion while this one is at work."""
-
-    class Overtaken(Blocks):
-        def examples(self, split, skip_bad=False):
-            yield from super().examples(split, skip_bad)
-            records.ensure_records(Blocks(), split, str(tmp_path))
-            self.theirs = files_and_times(tmp_path)
-
-    source = Overtaken()
-    record_set = records.ensure_records(source, 'train', str(tmp_path))
-    folder = pathlib.Path(record_set.annotation_file).parent
-    assert list(tmp_path.iterdir()) == [folder]
-    for path, time in files_and_times(folder).items():
-        assert source.theirs[path] == time
-    assert len(decode(record_set)) == 40
+def test_several_processes_write_what_one_writes(tmp_path):
+    alone = convert(Blocks(70), tmp_path / 'one')
+    together = convert(Blocks(70), tmp_path / 'three', num_processes=3)
+    assert together.image_ids == alone.image_ids
+    assert contents(together) == contents(alone)
+    assert {path.suffix for path in pathlib.Path(together.annotation_file).parent.iterdir()} == {
+        '.tfrecord',
+        '.json',
+    }
 
 
-def _convert_in_process(cache, results):
-    record_set = records.ensure_records(Blocks(), 'train', cache)
-    results.put((record_set.num_examples, record_set.input_path))
+def run_program(text, *arguments, **options):
+    """Starts a program that has the real beginning of ours; its output is text."""
+    program = f"""
+import sys
+from gan_mrcnn import flags
+from gan_mrcnn.datasets import base, records, shards
+from tests.datasets.blocks import Blocks
+def main():
+    {text}
+if __name__ == '__main__':
+    flags.run_main(main)
+"""
+    path = pathlib.Path(arguments[0]) / 'program.py'
+    path.write_text(program)
+    return subprocess.Popen(
+        [sys.executable, str(path), *arguments],
+        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
-@pytest.mark.slow
-def test_two_processes_at_once(tmp_path):
-    context = multiprocessing.get_context('spawn')
-    results = context.Queue()
-    workers = [
-        context.Process(target=_convert_in_process, args=(str(tmp_path), results)) for _ in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    answers = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert answers[0] == answers[1] and answers[0][0] == 40
-    assert len(list(tmp_path.iterdir())) == 1
+def convert_slowly(folder):
+    """A program that converts two shards and takes its time for the second."""
+    process = run_program(
+        "records.ensure_records(Blocks(64, slow_from=35), 'train', sys.argv[1], num_processes=2)",
+        str(folder),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.glob('*.unfinished/records-00000.json')):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def wait_until_gone(group):
+    """Until no process of the group is left; Python's own tracker of resources ends last."""
+    deadline = time.monotonic() + 30
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+        pytest.fail('processes are left')
+
+
+def test_ctrl_c_stops_all_processes_and_the_next_call_goes_on(tmp_path):
+    process = convert_slowly(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert 'Traceback' not in said and 'stopped' in said
+    wait_until_gone(process.pid)
+    second = Blocks(64)
+    assert convert(second, tmp_path).num_examples == 64
+    assert second.reads == list(range(32, 64))
+
+
+def test_a_killed_conversion_leaves_no_process_and_the_next_call_goes_on(tmp_path):
+    process = convert_slowly(tmp_path)
+    process.kill()
+    process.communicate(timeout=30)
+    wait_until_gone(process.pid)
+    second = Blocks(64)
+    record_set = convert(second, tmp_path)
+    assert second.reads == list(range(32, 64))
+    assert contents(record_set) == contents(convert(Blocks(64), tmp_path / 'other'))
+    assert not list(tmp_path.rglob('*.tmp'))
+
+
+def test_a_damaged_picture_in_another_process_is_one_line(tmp_path):
+    process = run_program(
+        "records.ensure_records(Blocks(64, bad=(5, 40)), 'train', sys.argv[1], num_processes=2)",
+        str(tmp_path),
+    )
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and 'Traceback' not in said
+    assert 'cannot be read; --skip_bad leaves such pictures out' in said.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ['program.py']
+
+
+def test_a_process_that_is_killed_is_one_line_and_the_next_call_goes_on(tmp_path):
+    """As the system does where memory is short."""
+    process = run_program(
+        "records.ensure_records(Blocks(64, dies_at=60), 'train', sys.argv[1], num_processes=2)",
+        str(tmp_path),
+    )
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and 'Traceback' not in said
+    assert 'was killed, most likely for lack of memory' in said.splitlines()[-1]
+    second = Blocks(64)
+    assert convert(second, tmp_path).num_examples == 64
+    # At least: the first shard may not have been ready.
+    assert second.reads[-32:] == list(range(32, 64))
+
+
+def test_two_at_once_do_the_work_once(tmp_path):
+    """The second one waits for the first and finds its records."""
+    text = (
+        "print(records.ensure_records(Blocks(64, slow_from=60), 'train', sys.argv[1]).input_path)"
+    )
+    both = [run_program(text, str(tmp_path)) for _ in range(2)]
+    answers = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    assert answers[0][0] == answers[1][0]
+    assert len(list(tmp_path.glob('blocks*'))) == 1
+
+
+@pytest.mark.parametrize(
+    ('second', 'options', 'said'),
+    [
+        (Blocks(version='2'), {}, 'other data than in the last conversion'),
+        (
+            Blocks(),
+            {'skip_bad': True},
+            'settings changed (skip_bad from False to True)',
+        ),
+        (Blocks(), {}, ''),
+    ],
+)
+def test_a_rebuild_says_why(tmp_path, capsys, second, options, said):
+    convert(Blocks(), tmp_path)
+    assert capsys.readouterr().out == ''
+    convert(second, tmp_path, **options)
+    out = capsys.readouterr().out
+    assert said in out and ('rebuilding' in out) == bool(said)
 
 
 def test_a_split_without_a_usable_image(tmp_path):
@@ -222,28 +342,106 @@ def test_a_split_without_a_usable_image(tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='--cache_dir') as caught:
-        records.ensure_records(Blocks(), 'train', str(tmp_path / 'file'))
+        convert(Blocks(), tmp_path / 'file')
     assert '\n' not in str(caught.value) and str(tmp_path / 'file') in str(caught.value)
 
 
 def test_a_cache_in_a_folder_with_odd_characters(tmp_path):
     cache = tmp_path / 'a [b] *c'
-    record_set = records.ensure_records(Blocks(3), 'train', str(cache))
+    record_set = convert(Blocks(3), cache)
     assert len(decode(record_set)) == 3
 
 
 def test_manifest_tells_what_is_inside(tmp_path):
-    record_set = records.ensure_records(Blocks(), 'train', str(tmp_path))
+    record_set = convert(Blocks(), tmp_path)
     folder = pathlib.Path(record_set.annotation_file).parent
     manifest = json.loads((folder / 'manifest.json').read_text())
     assert manifest['classes'] == ['gland', 'other']
-    assert (len(manifest['image_ids']), manifest['num_objects']) == (40, 120)
+    # The third object of each picture, of the first class, is a crowd.
+    assert manifest['objects_per_class'] == {'gland': 40, 'other': 40}
+    counts = manifest['num_images'], manifest['num_objects'], manifest['num_crowds']
+    assert counts == (40, 80, 40)
+    assert record_set.objects_per_image == [2] * 40
+    assert record_set.objects_per_class == [40, 40]
     assert manifest['fingerprint'] == record_set.fingerprint
+
+
+def test_an_object_without_a_pixel_is_left_out_and_counted(tmp_path, capsys):
+    class Empty(Blocks):
+        def read(self, item):
+            example = super().read(item)
+            if item.image_id == 101:
+                masks = make_masks(1)
+                masks[1] = 0
+                example.rles = base.encode_masks(masks)
+            return example
+
+    record_set = convert(Empty(4), tmp_path)
+    assert 'objects without a pixel are left out: 1, in 1 of 4 images, such as 1.png' in (
+        capsys.readouterr().out
+    )
+    assert record_set.objects_per_image == [2, 1, 2, 2]
+    data = decode(record_set)[1]
+    np.testing.assert_array_equal(data['groundtruth_classes'], [1, 1])
+    np.testing.assert_array_equal(data['groundtruth_instance_masks'] > 0, make_masks(1)[[0, 2]])
+
+
+def test_what_is_not_learnt_of_crowded_pictures_is_counted():
+    crowded = records.RecordSet('', 4, '', '', [1, 2, 3, 4], [3, 9, 4, 6], [22]).crowded
+    assert crowded(9) == ''
+    said = crowded(4)
+    # Five of the 9 and two of the 6.
+    assert (
+        said.startswith('2 of 4 images have more than 4 objects') and 'another 7 of all 22' in said
+    )
+    assert '--max_instances' in said
+
+
+def test_a_picture_without_objects(tmp_path):
+    class Plain(Blocks):
+        def read(self, item):
+            nothing = np.zeros(0, int)
+            return dataclasses.replace(
+                super().read(item), rles=[], classes=nothing, is_crowd=nothing
+            )
+
+    record_set = convert(Plain(2), tmp_path)
+    assert record_set.objects_per_image == [0, 0]
+    data = decode(record_set)[1]
+    assert data['groundtruth_boxes'].shape == (0, 4)
+    np.testing.assert_array_equal(data['image'], make_example(1).image)
+    assert load_coco(record_set.annotation_file).getAnnIds() == []
+
+
+def test_the_pictures_own_file_goes_into_the_records(tmp_path):
+    class Photos(Blocks):
+        def read(self, item):
+            example = super().read(item)
+            _, encoded = cv2.imencode('.jpg', example.image)
+            example.encoded = encoded.tobytes()
+            return example
+
+    record_set = convert(Photos(1), tmp_path)
+    (path,) = tf.io.gfile.glob(record_set.input_path)
+    (record,) = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    example = tf.train.Example.FromString(record)
+    (stored,) = example.features.feature['image/encoded'].bytes_list.value
+    assert stored == cv2.imencode('.jpg', make_example(0).image)[1].tobytes()
 
 
 def test_moving_the_cache_does_not_spoil_it(tmp_path):
     source = Blocks(3)
-    records.ensure_records(source, 'train', str(tmp_path / 'a'))
+    convert(source, tmp_path / 'a')
     shutil.move(tmp_path / 'a', tmp_path / 'b')
-    assert len(decode(records.ensure_records(source, 'train', str(tmp_path / 'b')))) == 3
-    assert source.conversions == 1
+    assert len(decode(convert(source, tmp_path / 'b'))) == 3
+    assert len(source.reads) == 3
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 19), st.integers(1, 19))))
+def test_a_mask_as_png_is_what_opencv_and_tensorflow_read(mask):
+    (rle,) = base.encode_masks([mask])
+    png = shards.encode_mask(rle)
+    found = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(found > 0, mask)
+    np.testing.assert_array_equal(tf.io.decode_png(png)[..., 0] > 0, mask)

@@ -124,3 +124,11 @@ def test_a_result_without_its_origin_is_refused(tmp_path, key):
     with pytest.raises(ValueError, match=key):
         paper.write_results(str(tmp_path / 'results.json'), results)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_data_sets_get_cocos_columns_and_nothing_of_the_glands():
+    lines = paper.format_figures(_RESULTS).splitlines()
+    assert lines[0].split() == ['AP', 'AP50', 'AP75', 'APS', 'APM', 'APL']
+    assert lines[1].split()[3:] == ['0.1234', '0.2500', '0.0999', '0.5000', '-', '1.0000']
+    assert lines[2].split()[3:] == ['0.4321', '0.5000', '0.0000', '-', '0.6000', '0.7000']
+    assert len(lines) == 3

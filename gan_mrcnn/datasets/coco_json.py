@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO's annotation format: files read whole, every annotation checked, masks as run lengths.
+
+pycocotools trusts its input: a polygon of two points is taken for a box, and run lengths that do
+not add up give whatever was in memory. So annotations are checked before it sees them.
+"""
+
+import gc
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Container, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import coco as coco_api
+from pycocotools import mask as mask_api
+
+from gan_mrcnn.datasets import base
+from gan_mrcnn.errors import UserError
+
+# Pixels between the box in a file and that of its mask, which is one of whole pixels.
+BOX_TOLERANCE = 1
+# Bytes of a file that takes seconds to read.
+_LARGE = 100_000_000
+_LISTS = ('images', 'annotations', 'categories')
+
+
+def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """An annotation file, and the SHA-256 of its content.
+
+    What is sure after this: images have different whole-numbered ids, a file name, width and
+    height; categories different ids and names; annotations belong to images of the file.
+
+    Raises:
+      UserError: the file cannot be read or is not like that.
+    """
+    try:
+        encoded = path.read_bytes()
+        if len(encoded) > _LARGE:
+            print(f'reading {path}, {len(encoded) / 1e6:.0f} MB', flush=True)
+        # There are no cycles in it, and to look for some takes longer than to read COCO's file.
+        gc.disable()
+        content = json.loads(encoded)
+    except FileNotFoundError as error:
+        raise UserError(f'{path} is missing') from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(f'{path} cannot be read as JSON ({reason}); replace the file') from error
+    finally:
+        gc.enable()
+    for name in _LISTS:
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
+            raise UserError(
+                f"{path} has no list of {name}; COCO's format is an object with {', '.join(_LISTS)}"
+            )
+        if not entries:
+            raise UserError(f'{path} has an empty list of {name}')
+    _check_images(path, content['images'])
+    _check_categories(path, content['categories'])
+    known = {image['id'] for image in content['images']}
+    for annotation in content['annotations']:
+        if not is_id(annotation.get('image_id')) or annotation['image_id'] not in known:
+            raise UserError(
+                f'{path}: annotation {annotation.get("id")} is of image '
+                f'{annotation.get("image_id")!r}, which is not among the images; add the image or '
+                'remove the annotation'
+            )
+    return content, hashlib.sha256(encoded).hexdigest()
+
+
+def _check_images(path, entries) -> None:
+    ids = _check_ids(path, 'image', entries)
+    for image_id, image in zip(ids, entries):
+        if not isinstance(image.get('file_name'), str) or not image['file_name']:
+            raise UserError(f'{path}: image {image_id} has no file_name')
+        for side in ('width', 'height'):
+            if not is_id(image.get(side)) or not image[side]:
+                raise UserError(
+                    f'{path}: image {image_id} ({image["file_name"]}) has the {side} '
+                    f'{image.get(side)!r}; a number of pixels is wanted'
+                )
+
+
+def _check_categories(path, entries) -> None:
+    names = set()
+    for category_id, category in zip(_check_ids(path, 'category', entries), entries):
+        name = category.get('name')
+        if not isinstance(name, str) or not name:
+            raise UserError(f'{path}: category {category_id} has no name')
+        if name in names:
+            raise UserError(f'{path}: two categories are named {name!r}; rename or merge them')
+        names.add(name)
+
+
+def _check_ids(path, kind, entries) -> list[int]:
+    ids = [entry.get('id') for entry in entries]
+    seen = set()
+    for number, entry_id in enumerate(ids):
+        if not is_id(entry_id):
+            raise UserError(
+                f'{path}: {kind} number {number + 1} has the id {entry_id!r}; a whole number is '
+                'wanted'
+            )
+        if entry_id in seen:
+            raise UserError(f'{path}: {kind} id {entry_id} is there twice; ids must differ')
+        seen.add(entry_id)
+    return ids
+
+
+def is_id(value: Any) -> bool:
+    """Whether `value` is a whole number from 0 that fits into 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def mistake(
+    annotation: dict[str, Any], height: int, width: int, category_ids: Container[int]
+) -> str:
+    """Why `annotation`, of a picture of that size, cannot be used; '' where it can."""
+    category_id = annotation.get('category_id')
+    if not is_id(category_id) or category_id not in category_ids:
+        return f'has the category id {category_id!r}, which is not among the categories'
+    if annotation.get('iscrowd', 0) not in (0, 1):
+        return f'has iscrowd {annotation["iscrowd"]!r}; 0 or 1 is wanted'
+    segmentation = annotation.get('segmentation')
+    if not segmentation:
+        return 'has no segmentation; a box alone does not say which pixels are meant'
+    if isinstance(segmentation, dict):
+        return _run_length_mistake(segmentation, height, width)
+    if isinstance(segmentation, list):
+        return _polygon_mistake(segmentation, height, width)
+    return 'has a segmentation that is neither polygons nor run lengths'
+
+
+def _polygon_mistake(polygons, height, width) -> str:
+    if not all(isinstance(polygon, list) for polygon in polygons):
+        return 'has no list of polygons, each [x1, y1, x2, y2, ...], as its segmentation'
+    for polygon in polygons:
+        for value in polygon:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                return f'has {value!r} in a polygon; numbers are wanted'
+            if not math.isfinite(value):
+                return f'has {value!r} in a polygon; finite numbers are wanted'
+        if len(polygon) % 2:
+            return f'has a polygon of {len(polygon)} numbers; x and y of each point are wanted'
+        if len(polygon) < 6:
+            return f'has a polygon of {len(polygon) // 2} points; at least three are wanted'
+    points = _points(polygons)
+    low, high, size = points.min(0), points.max(0), np.array([width, height])
+    if (high < 0).any() or (low > size).any():
+        return f'lies outside its picture of {width}x{height} pixels'
+    if (low < -size).any() or (high > 2 * size).any():
+        return f'reaches far beyond its picture of {width}x{height} pixels; is it of another size?'
+    if (high <= 1).all() and (points % 1).any():
+        return 'has coordinates between 0 and 1; pixels are wanted'
+    return ''
+
+
+def _run_length_mistake(rle, height, width) -> str:
+    if rle.get('size') != [height, width]:
+        return (
+            f'has run lengths for [height, width] {rle.get("size")}, but its picture is '
+            f'{[height, width]}'
+        )
+    counts = rle.get('counts')
+    if isinstance(counts, str):
+        counts = base.decode_counts(counts)
+    if not isinstance(counts, list) or not all(is_id(count) for count in counts):
+        return 'has damaged run lengths'
+    if sum(counts) != height * width:
+        return f'has run lengths of {sum(counts)} pixels for a picture of {height * width}'
+    return ''
+
+
+def oddity(annotation: dict[str, Any], height: int, width: int) -> str:
+    """What is odd about an annotation without a mistake, '' if nothing."""
+    box = annotation.get('bbox')
+    if box is None:
+        return ''
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        return f'has the box {box!r}, not [x, y, width, height]; that of its mask is taken'
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        return f'has a box of {w:g}x{h:g} pixels; that of its mask is taken'
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return 'has a box outside its picture; that of its mask is taken'
+    boxes = np.array([_extent(annotation['segmentation']), [x, y, x + w, y + h]])
+    own, given = np.clip(boxes, 0, [width, height, width, height])
+    if np.abs(own - given).max() > BOX_TOLERANCE:
+        return f'has the box {box}, which does not fit its mask; that of the mask is taken'
+    return ''
+
+
+def own_measures(
+    annotation: dict[str, Any], rle: dict[str, Any], height: int, width: int
+) -> dict[str, Any]:
+    """Box and area as the file has them, in fractions of a pixel, where they fit the mask `rle`.
+
+    COCO's AP is defined by these: half a pixel of a small object's box is a different IoU.
+    """
+    found: dict[str, Any] = {}
+    if annotation.get('bbox') is not None and not oddity(annotation, height, width):
+        x, y, w, h = annotation['bbox']
+        if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
+            found['bbox'] = annotation['bbox']
+    area, of_mask = annotation.get('area'), float(mask_api.area(rle))
+    # Some tools write the area of the box.
+    if _is_number(area) and area > 0 and abs(area - of_mask) <= 0.1 * of_mask + 4:
+        found['area'] = area
+    return found
+
+
+def _extent(segmentation) -> np.ndarray:
+    """[x1, y1, x2, y2] around polygons or a mask."""
+    if isinstance(segmentation, dict):
+        rle = to_rle({'segmentation': segmentation}, *segmentation['size'])
+        x, y, w, h = mask_api.toBbox(rle)
+        return np.array([x, y, x + w, y + h])
+    points = _points(segmentation)
+    return np.concatenate([points.min(0), points.max(0)])
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _points(polygons: Sequence[Sequence[float]]) -> np.ndarray:
+    """All points, [P, 2] as x, y."""
+    return np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+
+
+def to_rle(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """The mask of an annotation without a mistake, in one piece, as pycocotools encodes it."""
+    coco = coco_api.COCO()
+    coco.imgs = {0: {'height': height, 'width': width}}
+    rle = coco.annToRLE({'image_id': 0, 'segmentation': annotation['segmentation']})
+    # Into bytes, where a file has the counts as a string.
+    return mask_api.merge([rle])

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and label images from files of any common kind, or one line that says what is wrong.
+
+Pillow and not OpenCV: OpenCV fills up a picture that was cut short with grey and goes on, and turns
+the numbers of a palette into colours.
+
+Shapes: H x W pixels.
+"""
+
+import pathlib
+from collections.abc import Collection
+from typing import NamedTuple, Optional
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from gan_mrcnn.errors import UserError
+
+PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
+LABEL_SUFFIXES = ('.bmp', '.png', '.tif', '.tiff')
+# A JPEG of many cameras is an MPO: a JPEG with a second, small one behind it.
+_PASSED_ON = ('JPEG', 'MPO', 'PNG')
+_ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 2 to 8 are to be turned or mirrored.
+
+
+class Picture(NamedTuple):
+    """A picture.
+
+    pixels: [H, W, 3] uint8, RGB.
+    encoded: the file itself, where TensorFlow decodes it to `pixels` (`base.Example.encoded`).
+    """
+
+    pixels: np.ndarray
+    encoded: Optional[bytes]
+
+
+def read_picture(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> Picture:
+    """Reads a picture of any kind as RGB: grey and palette are spread, transparency is dropped.
+
+    Of 16 bits the upper 8 are kept, as OpenCV and TensorFlow do.
+
+    A camera may store a picture lying on its side and say by EXIF how to turn it. Annotations
+    follow what the annotator's tool showed, which need not be what is stored: `size` decides. Where
+    it fits both (turned by 180 degrees, or square) the displayed one is taken, as browsers show it.
+
+    Args:
+      path: of the file.
+      size: (width, height) that the annotations are for; None for the displayed one.
+
+    Raises:
+      UserError: the file cannot be read, has several pages or pixels that are not 8 or 16 bits, or
+        is of another size.
+    """
+    image = _open(path)
+    displayed = _turned(image)
+    if size in (None, displayed.size):
+        chosen = displayed
+    elif size == image.size:
+        chosen = image
+    else:
+        turned = ', turned by EXIF' if displayed.size != image.size else ''
+        raise UserError(
+            f'{path} is {_text(displayed.size)}{turned}, but its annotations are for '
+            f'{_text(size)}; give the picture that was annotated'
+        )
+    as_stored = chosen is image and image.format in _PASSED_ON and image.mode in ('L', 'RGB')
+    return Picture(_to_rgb(chosen, path), path.read_bytes() if as_stored else None)
+
+
+def read_labels(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> np.ndarray:
+    """A label image, [H, W] int32: 0 background, any other number an object.
+
+    A palette image's numbers are its indices, which most readers would turn into colours.
+
+    Args:
+      path: of the file.
+      size: (width, height) of the picture; None for any.
+
+    Raises:
+      UserError: the file cannot be read, has more than one channel or page, holds anything but
+        whole numbers, or is of another size than its picture.
+    """
+    image = _open(path)
+    labels = np.asarray(image)
+    if labels.ndim != 2:
+        raise UserError(f'{path} has {labels.shape[2]} channels; a label image has one')
+    if labels.dtype.kind == 'f' or labels.min(initial=0) < 0:
+        raise UserError(f'{path} holds fractions or negative numbers; 0, 1, 2, ... are wanted')
+    if size not in (None, image.size):
+        raise UserError(f'{path} is {_text(image.size)}, but its picture is {_text(size)}')
+    return labels.astype(np.int32)
+
+
+def find(folder: pathlib.Path, stem: str, suffixes: Collection[str]) -> Optional[pathlib.Path]:
+    """The file of that name with one of `suffixes`, None without one.
+
+    Raises:
+      UserError: there are two.
+    """
+    found = [path for s in suffixes if (path := folder / f'{stem}{s}').is_file()]
+    if len(found) > 1:
+        raise UserError(f'{found[0]} and {found[1].name} are both there; remove one')
+    return found[0] if found else None
+
+
+def _open(path: pathlib.Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+        image.getexif()
+    except FileNotFoundError as error:
+        raise UserError(f'{path} is missing') from error
+    except Exception as error:  # Pillow's parsers raise anything when the bytes are not theirs.
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise UserError(f'{path} cannot be read ({reason}); replace the file') from error
+    if image.format in ('GIF', 'TIFF') and image.n_frames > 1:
+        raise UserError(f'{path} has {image.n_frames} pages; one is wanted')
+    return image
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """As EXIF wants it displayed; the same object where nothing is to be turned."""
+    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _to_rgb(image: Image.Image, path: pathlib.Path) -> np.ndarray:
+    if image.mode == 'F':
+        raise UserError(f'{path} holds fractions; save it with 8 or 16 bits')
+    if not image.mode.startswith('I'):
+        return np.asarray(image.convert('RGB'))
+    # Pillow's own conversion would turn everything above 255 into white.
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() >= 1 << 16:
+        raise UserError(f'{path} has pixels of 32 bits; save it with 8 or 16')
+    return np.repeat((grey >> 8).astype(np.uint8)[..., np.newaxis], 3, axis=2)
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f'{size[0]}x{size[1]}'

@@ -1,0 +1,94 @@
+"""train.py and evaluate.py as they are typed, on a tiny folder of each data set: two steps."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.datasets import layouts
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+# The smallest network that still has all parts.
+OVERRIDES = """
+task:
+  model:
+    input_size: [64, 64, 3]
+    backbone: {resnet: {model_id: 18}}
+    decoder: {fpn: {num_filters: 32}}
+    rpn_head: {num_filters: 32}
+    detection_head: {fc_dims: 32}
+    mask_head: {num_convs: 1, num_filters: 32}
+    roi_generator: {num_proposals: 20, test_num_proposals: 20}
+    roi_sampler: {num_sampled_rois: 16}
+    mask_sampler: {num_sampled_masks: 4}
+  gan: {num_layers: 3}
+  train_data:
+    global_batch_size: 2
+    expand_to: 0
+    parser: {train_short_side: [32, 40]}
+  validation_data:
+    global_batch_size: 2
+    parser: {test_short_side: 32}
+trainer:
+  train_steps: 2
+  steps_per_loop: 1
+  summary_interval: 1
+  checkpoint_interval: 2
+  validation_interval: 2
+"""
+
+# What makes the folder, further flags of train.py, pictures of the validation split, and the
+# category ids that predictions may have.
+DATASETS = {
+    'coco_format': (
+        layouts.write_own_coco,
+        ['--split', '0.7', '--group_by', 'patient', '--split_seed', '1'],
+        3,
+        {2, 7},
+    ),
+    'coco': (layouts.write_coco_2017, [], 4, set(layouts.COCO_IDS.values())),
+    'phone': (layouts.write_phones, ['--split', '0.9'], 3, set(range(1, 12))),
+    'cityscapes': (layouts.write_cityscapes, [], 2, set(range(24, 34))),
+    'label_images': (layouts.write_label_images, ['--split', '0.6'], 3, {1, 2}),
+}
+
+
+def run(*args):
+    done = subprocess.run(
+        [sys.executable, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def quick(name):
+    """One data set with every kind of flag runs by default; the others take as long again."""
+    return name if name == 'coco_format' else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('name', [quick(name) for name in DATASETS])
+def test_two_steps_and_an_evaluation(name, tmp_path):
+    write, split_flags, num_images, ids = DATASETS[name]
+    (tmp_path / 'data').mkdir()
+    write(tmp_path / 'data')
+    model_dir = tmp_path / 'run'
+    common = ['--dataset', name, '--model_dir', str(model_dir), '--cache_dir', str(tmp_path / 'c')]
+    printed = run(
+        *('train.py', *common, '--data_dir', str(tmp_path / 'data')),
+        *('--params_override', OVERRIDES, *split_flags),
+    )
+    assert 'linear rule' in printed
+    # Neither the folder nor the division is said again.
+    printed = run('evaluate.py', *common)
+    assert 'These images chose the checkpoint' in printed and 'APS' in printed
+    results = json.loads((model_dir / 'eval/val/results.json').read_text())
+    assert (results['dataset'], results['step']) == (name, 2)
+    assert results['num_images'] == num_images
+    predictions = json.loads((model_dir / 'eval/val/predictions.json').read_text())
+    assert predictions and {p['category_id'] for p in predictions} <= ids
+    saved = yaml.safe_load((model_dir / 'params.yaml').read_text())['task']
+    assert saved['share'] == (float(split_flags[1]) if split_flags else 0)
+    assert results['config']['task']['share'] == saved['share']
