@@ -13,7 +13,7 @@ ours, about those in the examples of imgaug's documentation. Objects stay where 
 of a JPEG is stored as one.
 
 The only file that imports tensorflow_addons, which ended with TensorFlow 2.15. It does so where it
-is used: processes that convert images have no TensorFlow at all.
+is used: processes that only read images, as check.py's, have no TensorFlow at all.
 """
 
 import dataclasses
