@@ -84,7 +84,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_main(main: Callable[[], None]) -> None:
     """Runs `main` and ends the process: 0 done, 1 a bug, 2 for the user to mend, 130 ^C."""
-    _silence_start_up()
+    silence_start_up()
     try:
         main()
     except UserError as error:
@@ -93,7 +93,7 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(_fail('stopped; the same command goes on from the last checkpoint', 130))
 
 
-def _silence_start_up() -> None:
+def silence_start_up() -> None:
     """Keeps lines of TensorFlow and its dependencies that say nothing about the run off the log."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'google\..*')
