@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from typing import Optional
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -226,8 +227,9 @@ def main():
     parser.add_argument('--cuda', choices=('auto', 'yes', 'no'), default='auto')
     parser.add_argument('--folder', type=pathlib.Path, help='where to (default: beside build.py)')
     flags = parser.parse_args()
-    # TensorFlow's lines about itself at import.
+    # Lines of TensorFlow and of what it imports about themselves.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    warnings.filterwarnings('ignore', category=FutureWarning, module=r'google\..*')
     try:
         print(f'PrRoIPool: built {build_library(flags.cuda, flags.folder)}')
     except (BuildError, ImportError) as error:
