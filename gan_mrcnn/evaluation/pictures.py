@@ -54,4 +54,3 @@ def contact_sheet(
             for i in image_ids
         ]
     )
-
