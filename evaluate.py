@@ -32,6 +32,9 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument(
         '--results', metavar='FILE', default='', help='where the figures go, as JSON'
     )
+    parser.add_argument(
+        '--report', metavar='DIR', default='', help='writes DIR/index.html, one page with all of it'
+    )
     options = parser.parse_args()
     if options.model_dir is None and options.predictions is None:
         raise UserError(
@@ -46,7 +49,7 @@ def main() -> None:
     options = parse_flags()
     from gan_mrcnn import evaluating, experiment
 
-    outputs = evaluating.Outputs(results=options.results)
+    outputs = evaluating.Outputs(results=options.results, report=options.report)
     if options.model_dir is not None:
         evaluating.take_saved_settings(options)
     dataset = experiment.load_dataset(options)

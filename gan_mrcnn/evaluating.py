@@ -23,16 +23,17 @@ from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
-from gan_mrcnn.evaluation import coco, paper, pictures, predictions, scoring
+from gan_mrcnn.evaluation import coco, paper, pictures, predictions, report, scoring
 
 NUM_PICTURES = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What to write: path of the results; '' for none."""
+    """What to write: path of the results, folder of the HTML report; '' for none."""
 
     results: str = ''
+    report: str = ''
 
 
 def find_checkpoint(model_dir: str, which: str) -> str:
@@ -194,6 +195,8 @@ def _finish(scored: scoring.Scored, origin: dict, outputs: Outputs) -> dict:
     }
     if outputs.results:
         results = paper.write_results(outputs.results, results)
+    if outputs.report:
+        print(f'report: {report.write(scored, results, outputs.report)}')
     if scored.dataset.notice:
         print(scored.dataset.notice)
     print(scoring.format_text(scored))
