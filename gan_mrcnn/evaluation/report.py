@@ -281,8 +281,8 @@ def read_pictures(dataset, split: str, image_ids: Sequence[int]) -> dict[int, np
     }
 
 
-def show_picture(scored, image, image_id, threshold, quality) -> str:
-    """One picture with both kinds of outlines, and in its caption what was found."""
+def show_picture(scored, image, image_id, threshold, quality, system='') -> str:
+    """One picture with both kinds of outlines; its caption says what was found, by which system."""
     errors = scored.errors
     own = (errors.image == image_id) & (errors.score >= threshold)
     right = np.count_nonzero(own & (errors.kind == error_types.RIGHT))
@@ -293,6 +293,7 @@ def show_picture(scored, image, image_id, threshold, quality) -> str:
     drawn = visualization.draw_outlines(image, map(decode, objects), map(decode, found))
     name = next(i['file_name'] for i in scored.truth['images'] if i['id'] == image_id)
     caption = f'{name}: quality {quality:.2f}, {right} of {total} found, {false} false'
+    caption = f'{system}, {caption}' if system else caption
     return html_page.figure(html_page.picture(drawn, caption), caption)
 
 
