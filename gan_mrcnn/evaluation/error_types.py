@@ -215,7 +215,10 @@ def _mended(errors: Errors) -> np.ndarray:
 
 
 def _average_precision(errors, class_id, is_true, kept, left_out=None) -> Optional[float]:
-    """AP at one threshold, the mean of the classes that have objects."""
+    """AP at one threshold, the mean of the classes that have objects.
+
+    Where `left_out` takes all objects of a class, it scores zero, as in TIDE's code.
+    """
     there = np.ones(len(errors.truth), bool) if left_out is None else ~left_out
     figures = []
     for number in np.unique(errors.truth_class):
@@ -224,8 +227,7 @@ def _average_precision(errors, class_id, is_true, kept, left_out=None) -> Option
         rows = rows[np.argsort(-errors.score[rows], kind='mergesort')]
         true = np.cumsum(is_true[rows], dtype=float)[None]
         false = np.cumsum(~is_true[rows], dtype=float)[None]
-        if total:
-            figures.append(np.mean(matching.interpolate(true, false, total)[0]))
+        figures.append(np.mean(matching.interpolate(true, false, total)[0]) if total else 0.0)
     return float(np.mean(figures)) if figures else None
 
 

@@ -76,7 +76,7 @@ def test_without_predictions_all_is_missed():
     assert summary['counts']['missed'] == 3
     assert summary['AP50'] == 0.0
     # With the missed objects taken away none are left to score.
-    assert summary['costs']['missed'] is None
+    assert summary['costs']['missed'] == 0.0
 
 
 def test_costs_by_hand():
