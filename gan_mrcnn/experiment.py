@@ -38,17 +38,10 @@ CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
 def load_dataset(flags: argparse.Namespace) -> base.Dataset:
     """The data set of the flags; says loudly when it is the demo set."""
-    dataset = datasets.load_dataset(flags.dataset, flags.data_dir, split_options(flags))
+    dataset = datasets.load_dataset(flags.dataset, flags.data_dir, options.from_flags(flags))
     if dataset.notice:
         print(f'\n{"!" * 88}\n{dataset.notice}\n{"!" * 88}\n', flush=True)
     return dataset
-
-
-def split_options(flags: argparse.Namespace) -> options.Options:
-    """How the flags divide the data; evaluate.py takes it from the run."""
-    given = {name: getattr(flags, name, None) for name in options.FLAGS}
-    given['annotations'] = tuple(given['annotations'] or ())
-    return options.Options(**{name: value for name, value in given.items() if value is not None})
 
 
 def load_config(
@@ -67,8 +60,9 @@ def load_config(
     scale_learning_rate(config, file_batch, overrides)
     task = config.task
     task.dataset, task.data_dir = flags.dataset, flags.data_dir or ''
-    for name, value in dataclasses.asdict(split_options(flags)).items():
-        setattr(task, name, list(value) if isinstance(value, tuple) else value)
+    divided = options.from_flags(flags)
+    task.share, task.split_seed = divided.share or 0.0, divided.split_seed
+    task.group_by, task.annotations = divided.group_by, list(divided.annotations)
     task.skip_bad = flags.skip_bad
     task.cache_dir = str(pathlib.Path(flags.cache_dir).expanduser())
     task.model.num_classes = len(dataset.class_names) + 1

@@ -12,7 +12,7 @@ from official.core import train_lib, train_utils
 
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import augment, base, options, records
+from gan_mrcnn.datasets import augment, base, check, options, records
 from gan_mrcnn.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -39,6 +39,9 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
         to_train_on = augment.Expanded(dataset, train_params.expand_to, task_config.seed)
     (train_set,) = experiment.prepare_records(config, to_train_on, [train_params.split])
     (validation_set,) = experiment.prepare_records(config, dataset, [validation_params.split])
+    record_sets = {train_params.split: train_set, validation_params.split: validation_set}
+    for warning in check.quick(dataset, record_sets):
+        print(f'warning: {warning}', flush=True)
     experiment.use_records(train_params, train_set)
     experiment.use_records(validation_params, validation_set)
     task_config.annotation_file = validation_set.annotation_file

@@ -130,6 +130,28 @@ def draw_instances(image, masks, boxes=None, scores=None, colours=None):
     return canvas
 
 
+def shrink(image, masks, longest_side):
+    """Image and masks for drawing where the original size would be more than anyone looks at.
+
+    Args:
+      image: uint8 [H, W, 3].
+      masks: iterable of [H, W]; one after the other is taken, so that few are in memory.
+      longest_side: of the result, in pixels, at most; a smaller image stays as it is.
+
+    Returns:
+      uint8 [h, w, 3] and bool [N, h, w]. A mask of less than half a pixel keeps one.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, longest_side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resize = lambda x: cv2.resize(x, size, interpolation=cv2.INTER_AREA)  # noqa: E731
+    shrunk = []
+    for mask in masks:
+        cover = resize(np.asarray(mask, np.float32))
+        shrunk.append((cover >= min(0.5, cover.max())) & (cover > 0))
+    return resize(image), np.array(shrunk, bool).reshape(-1, size[1], size[0])
+
+
 def _match_colours(truth_masks, truth_colours, masks):
     """Each mask [N, H, W], best first, takes the colour of the true one it finds (IoU >= 0.5)."""
     colours = []

@@ -58,7 +58,7 @@ DATASETS = {
 
 def run(*args):
     done = subprocess.run(
-        [sys.executable, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+        [sys.executable, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -82,7 +82,8 @@ def test_two_steps_and_an_evaluation(name, tmp_path):
     )
     assert 'linear rule' in printed
     # Neither the folder nor the division is said again.
-    run('evaluate.py', *common)
+    printed = run('evaluate.py', *common)
+    assert 'These images chose the checkpoint' in printed and 'APS' in printed
     results = json.loads((model_dir / 'eval/val/results.json').read_text())
     assert (results['dataset'], results['step']) == (name, 2)
     assert results['num_images'] == num_images

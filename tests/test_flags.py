@@ -45,6 +45,12 @@ def test_evaluate_without_a_run_ends_with_one_line(tmp_path):
     assert line.startswith('evaluate.py: ') and '--model_dir' in line
 
 
+def test_damaged_annotations_end_with_one_line(tmp_path):
+    (tmp_path / 'mine.json').write_text('{"images": [')
+    line = failure_of('train.py', '--dataset', 'coco_format', '--data_dir', str(tmp_path))
+    assert f'{tmp_path / "mine.json"} cannot be read as JSON' in line
+
+
 @pytest.mark.parametrize('command', ['train.py', 'evaluate.py'])
 def test_help_needs_no_tensorflow(command):
     code = (

@@ -185,3 +185,24 @@ def rectangle_mask(height, width, y1, x1, y2, x2):
     mask = np.zeros((height, width), bool)
     mask[y1:y2, x1:x2] = True
     return mask
+
+
+def test_a_large_image_is_shrunk_and_a_tiny_mask_keeps_a_pixel():
+    image = np.zeros((600, 1200, 3), np.uint8)
+    image[100:200, 300:600] = 200
+    masks = np.zeros((2, 600, 1200), np.uint8)
+    masks[0, 100:200, 300:600] = masks[1, 501, 1100] = 1
+    small, found = visualization.shrink(image, iter(masks), 120)
+    assert small.shape == (60, 120, 3) and found.shape == (2, 60, 120) and found.dtype == bool
+    wanted = np.zeros((60, 120), bool)
+    wanted[10:20, 30:60] = True
+    np.testing.assert_array_equal(found[0], wanted)
+    np.testing.assert_array_equal(small[..., 0] > 100, wanted)
+    assert np.argwhere(found[1]).tolist() == [[50, 110]]
+
+
+def test_an_image_that_is_small_enough_stays_as_it_is(image, masks):
+    same, found = visualization.shrink(image, masks, 1000)
+    np.testing.assert_array_equal(same, image)
+    np.testing.assert_array_equal(found, masks)
+    assert visualization.shrink(image, [], 1000)[1].shape == (0, 120, 160)

@@ -9,7 +9,8 @@ Paper, section 4.3: the training part of 533 images becomes more than 4000. It c
   (`task.train_data.parser.aug_photometric`).
 
 Each copy has one of the five changes. The paper does not say how strong they are; `STRENGTHS` are
-ours, about those in the examples of imgaug's documentation. Objects stay where they are.
+ours, about those in the examples of imgaug's documentation. Objects stay where they are, and a copy
+of a JPEG is stored as one.
 
 The only file that imports tensorflow_addons, which ended with TensorFlow 2.15. It does so where it
 is used: processes that convert images have no TensorFlow at all.
@@ -43,6 +44,7 @@ OPERATIONS = tuple(STRENGTHS)
 # Part of the fingerprint: to be raised when the same seed would give other images.
 EXPANSION_VERSION = 1
 
+_JPEG = b'\xff\xd8'
 _MIDDLE_GREY = 128.0
 # Reaches two standard deviations and more of the strongest blur.
 _BLUR_SIZE = 9
@@ -75,14 +77,21 @@ class Expanded(base.Dataset):
         self.is_demo, self.notice = source.is_demo, source.notice
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        return self._source.parts
+
+    @property
     def category_ids(self) -> tuple[int, ...]:
         return self._source.category_ids
 
     def items(self, split: str) -> list[base.Item]:
         originals = self._source.items(split)
-        step = max((item.image_id for item in originals), default=0)
+        if not originals:
+            return []
+        # No copy has the id of an image of another split.
+        step = 1 + max(item.image_id for part in self.parts for item in self._source.items(part))
         items = []
-        for place in range(max(self._size, len(originals)) if originals else 0):
+        for place in range(max(self._size, len(originals))):
             number, index = divmod(place, len(originals))
             original = originals[index]
             copy = _Copy(original.image_id + number * step, original.file_name, original, number)
@@ -98,12 +107,15 @@ class Expanded(base.Dataset):
             return example
         rng = np.random.default_rng([self._seed, item.original.image_id, item.number])
         strength = rng.uniform(*STRENGTHS[item.operation])
+        image = change(example.image, item.operation, strength, rng)
+        is_jpeg = (example.encoded or b'').startswith(_JPEG)
         return dataclasses.replace(
             example,
             image_id=item.image_id,
             file_name=item.file_name,
-            image=change(example.image, item.operation, strength, rng),
-            encoded=None,
+            image=image,
+            # As a PNG, a photograph of many megapixels would take tens of megabytes, in each copy.
+            encoded=_encode_jpeg(image) if is_jpeg else None,
         )
 
     def fingerprint(self, split: str) -> str:
@@ -114,6 +126,11 @@ class Expanded(base.Dataset):
 
     def problems(self, split: str) -> Iterator[base.Problem]:
         return self._source.problems(split)
+
+
+def _encode_jpeg(image: np.ndarray) -> bytes:
+    _, encoded = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return encoded.tobytes()
 
 
 def change(

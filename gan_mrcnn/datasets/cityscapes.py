@@ -100,7 +100,7 @@ class Cityscapes(base.Dataset):
     def read(self, item: Item) -> base.Example:
         labels = images.read_labels(item.labels_path)
         picture = images.read_picture(item.path, labels.shape[::-1])
-        numbers = np.unique(labels)
+        numbers = base.numbers_in(labels)
         ids = np.where(numbers < 1000, numbers, numbers // 1000)
         for number, label_id in zip(numbers, ids):
             label = cityscapes_labels.id2label.get(label_id)

@@ -5,21 +5,25 @@ pycocotools trusts its input: a polygon of two points is taken for a box, and ru
 not add up give whatever was in memory. So annotations are checked before it sees them.
 """
 
+import gc
 import hashlib
 import json
 import math
 import pathlib
 from collections.abc import Container, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from pycocotools import coco as coco_api
 from pycocotools import mask as mask_api
 
+from gan_mrcnn.datasets import base
 from gan_mrcnn.errors import UserError
 
 # Pixels between the box in a file and that of its mask, which is one of whole pixels.
 BOX_TOLERANCE = 1
+# Bytes of a file that takes seconds to read.
+_LARGE = 100_000_000
 _LISTS = ('images', 'annotations', 'categories')
 
 
@@ -34,12 +38,18 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
     """
     try:
         encoded = path.read_bytes()
+        if len(encoded) > _LARGE:
+            print(f'reading {path}, {len(encoded) / 1e6:.0f} MB', flush=True)
+        # There are no cycles in it, and to look for some takes longer than to read COCO's file.
+        gc.disable()
         content = json.loads(encoded)
     except FileNotFoundError as error:
         raise UserError(f'{path} is missing') from error
     except (OSError, ValueError, RecursionError) as error:
         reason = ' '.join(str(error).split())
         raise UserError(f'{path} cannot be read as JSON ({reason}); replace the file') from error
+    finally:
+        gc.enable()
     for name in _LISTS:
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
@@ -156,35 +166,12 @@ def _run_length_mistake(rle, height, width) -> str:
         )
     counts = rle.get('counts')
     if isinstance(counts, str):
-        counts = _decode_counts(counts)
+        counts = base.decode_counts(counts)
     if not isinstance(counts, list) or not all(is_id(count) for count in counts):
         return 'has damaged run lengths'
     if sum(counts) != height * width:
         return f'has run lengths of {sum(counts)} pixels for a picture of {height * width}'
     return ''
-
-
-def _decode_counts(text: str) -> Optional[list[int]]:
-    """The run lengths in COCO's compressed string, None where it is damaged.
-
-    pycocotools decodes it only into a mask, and does not see a sum that is too small.
-    """
-    counts: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        # From the fourth on, the difference to the one before the last.
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value, shift = 0, 0
-    return None if shift else counts
 
 
 def oddity(annotation: dict[str, Any], height: int, width: int) -> str:

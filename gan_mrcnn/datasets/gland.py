@@ -57,6 +57,7 @@ class Glands(base.Dataset):
     name = 'gland'
     class_names = ('gland',)
     splits = ('train', 'val', 'trainval', 'test', 'testA', 'testB')
+    parts = ('train', 'val', 'testA', 'testB')
 
     def __init__(self, data_dir: str):
         """Reads Grade.csv and looks which pictures there are.
@@ -116,7 +117,7 @@ class Glands(base.Dataset):
         for case in self._splits[split]:
             for name in (case.name, f'{case.name}_anno'):
                 if not self._find(name):
-                    yield base.Problem(str(self._expected(name)), 'is missing (or .png)', 'error')
+                    yield base.Problem(f'{self._expected(name)} (or .png)', 'is missing', 'error')
 
     def _part(self, part: str) -> list[Case]:
         cases = [case for case in self.cases.values() if case.name.startswith(f'{part}_')]
@@ -143,7 +144,7 @@ class Glands(base.Dataset):
         image_path, labels_path = self._path(name), self._path(f'{name}_anno')
         picture = images.read_picture(image_path)
         labels = images.read_labels(labels_path, picture.pixels.shape[1::-1])
-        numbers = np.unique(labels[labels > 0])
+        numbers = [number for number in base.numbers_in(labels) if number]
         if not len(numbers):
             raise UserError(f'{labels_path} has no gland in it')
         return base.Example(

@@ -45,6 +45,7 @@ class DemoGlands(base.Dataset):
     name = 'gland'
     class_names = ('gland',)
     splits = tuple(_SPLITS)
+    parts = ('train', 'val', 'test')
     is_demo = True
     notice = (
         'DEMO DATA: rendered glands, not tissue. The figures mean nothing medically and cannot be '

@@ -6,9 +6,9 @@
     DIR/classes.csv                file, object, class: without it there is one class, `object`
     DIR/pictures.csv               file and what --group_by may name, such as patient
 
-Folders `train` and `val` (and `test`) inside images/ and labels/ are the splits. Without them the
-pictures are divided. Numbers need not follow each other, and one number is one object even in
-several pieces.
+Folders `train`, `val` and `test` inside images/ and labels/ are the splits. Without `val` the
+pictures to train on are divided. Numbers need not follow each other, and one number is one object
+even in several pieces.
 """
 
 import csv
@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Optional
 
+import cv2
 import numpy as np
 
 from gan_mrcnn.datasets import base, fingerprints, images, options, splitting
@@ -68,11 +69,12 @@ class LabelImages(base.Dataset):
             for number, (key, path) in enumerate(pictures.items(), start=1)
         }
         self._items = _own_splits(items)
-        if chosen.share or 'val' not in self._items:
+        is_divided = chosen.share is not None or 'val' not in self._items
+        if is_divided and self._items.keys() & {'train', 'val'}:
             self._items.update(_divide(folder, items, self._items, chosen))
-        else:
+        elif {'train', 'val'} <= self._items.keys():
             options.check_not_divided(chosen)
-        self.splits = tuple(self._items)
+        self.splits = tuple(split for split in _SPLITS if split in self._items)
 
     def items(self, split: str) -> list[Item]:
         return self._items[split]
@@ -93,24 +95,19 @@ class LabelImages(base.Dataset):
     def read(self, item: Item) -> base.Example:
         labels = images.read_labels(item.labels_path)
         picture = images.read_picture(item.path, labels.shape[::-1])
-        numbers = [int(number) for number in np.unique(labels) if number]
-        classes = item.classes
-        if classes is not None:
-            only_csv = [number for number in classes if number not in numbers]
-            only_image = [number for number in numbers if number not in classes]
-            if only_csv or only_image:
-                raise UserError(
-                    f'{item.labels_path} has no object {only_csv[0]}, which classes.csv names'
-                    if only_csv
-                    else f'{item.labels_path} has an object {only_image[0]}, of which classes.csv '
-                    'does not give the class'
-                )
+        numbers = [int(number) for number in base.numbers_in(labels) if number]
+        if item.classes is None:
+            _check_not_binary(item.labels_path, labels, numbers)
+            classes = [1] * len(numbers)
+        else:
+            _check_same_objects(item.labels_path, item.classes, numbers)
+            classes = [item.classes[number] for number in numbers]
         return base.Example(
             image_id=item.image_id,
             file_name=item.file_name,
             image=picture.pixels,
             rles=base.encode_labels(labels, numbers),
-            classes=np.array([classes[n] if classes else 1 for n in numbers], np.int32),
+            classes=np.array(classes, np.int32),
             is_crowd=np.zeros(len(numbers), bool),
             encoded=picture.encoded,
         )
@@ -132,6 +129,29 @@ class LabelImages(base.Dataset):
         )
 
 
+def _check_not_binary(path: pathlib.Path, labels: np.ndarray, numbers: list[int]) -> None:
+    """Raises UserError for a black and white mask of several things, which would be one object."""
+    if numbers == [255]:
+        pieces = cv2.connectedComponents((labels > 0).astype(np.uint8))[0] - 1
+        if pieces > 1:
+            raise UserError(
+                f'{path} is black and white, with {pieces} pieces: number the objects 1, 2, 3, '
+                '..., or write 1 where all of it is one object'
+            )
+
+
+def _check_same_objects(path: pathlib.Path, classes: Mapping[int, int], numbers: list[int]) -> None:
+    """Raises UserError where classes.csv and the label image do not have the same objects."""
+    for number in classes:
+        if number not in numbers:
+            raise UserError(f'{path} has no object {number}, which classes.csv names')
+    for number in numbers:
+        if number not in classes:
+            raise UserError(
+                f'{path} has an object {number}, of which classes.csv does not give the class'
+            )
+
+
 def _list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Pictures by key: the path in `folder` without suffix, in the order of the keys."""
     found: dict[str, pathlib.Path] = {}
@@ -150,21 +170,20 @@ def _key(file_name: str) -> str:
 
 
 def _own_splits(items: Mapping[str, Item]) -> dict[str, list[Item]]:
-    """Items of the folders train, val and test; all as 'train' where these are not the folders."""
+    """Items of the folders train, val and test; all as 'train' where there are others, too."""
     found = {
         split: [item for key, item in items.items() if key.startswith(f'{split}/')]
         for split in _SPLITS
     }
     found = {split: members for split, members in found.items() if members}
-    if {'train', 'val'} <= found.keys() and sum(map(len, found.values())) == len(items):
-        return found
-    return {'train': list(items.values())}
+    in_folders = sum(map(len, found.values())) == len(items)
+    return found if in_folders else {'train': list(items.values())}
 
 
 def _divide(folder, items, own, chosen) -> dict[str, list[Item]]:
     """'train' and 'val' from the pictures of both."""
     keys = {item.image_id: key for key, item in items.items()}
-    pooled = [*own['train'], *own.get('val', [])]
+    pooled = [*own.get('train', []), *own.get('val', [])]
     names = [keys[item.image_id] for item in pooled]
     groups = names
     if chosen.group_by:

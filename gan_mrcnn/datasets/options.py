@@ -4,6 +4,7 @@
 The same few options for all; a data set that has no use for one refuses it (`load_dataset`).
 """
 
+import argparse
 import dataclasses
 import pathlib
 from typing import Optional
@@ -15,14 +16,14 @@ from gan_mrcnn.errors import UserError
 class Options:
     """How a data set is divided.
 
-    share: of the pictures, to be trained on; 0 for what is usual for the data set.
+    share: of the pictures, to be trained on; None for what is usual for the data set.
     split_seed: another one gives another division of the same share.
     group_by: what must not be on both sides: a field of the pictures, such as 'patient'; '' none.
     annotations: annotation files for training, validation and test, relative to the folder; one is
       divided, none are looked for.
     """
 
-    share: float = 0.0
+    share: Optional[float] = None
     split_seed: int = 0
     group_by: str = ''
     annotations: tuple[str, ...] = ()
@@ -38,6 +39,13 @@ FLAGS = {
 }
 
 
+def from_flags(flags: argparse.Namespace) -> Options:
+    """What the command line says; a command need not have all of the flags."""
+    given = {name: getattr(flags, name, None) for name in FLAGS}
+    given['annotations'] = tuple(given['annotations'] or ())
+    return Options(**{name: value for name, value in given.items() if value is not None})
+
+
 def check(options: Options, dataset: str, taken: tuple[str, ...]) -> None:
     """Raises UserError where an option has a wrong value or is not among those `taken`."""
     for name, flag in FLAGS.items():
@@ -48,7 +56,7 @@ def check(options: Options, dataset: str, taken: tuple[str, ...]) -> None:
                 if not taken
                 else f'{flag} is not for {dataset}, which takes {others}; leave it out'
             )
-    if options.share and not 0 < options.share < 1:
+    if options.share is not None and not 0 < options.share < 1:
         raise UserError(
             f'--split {options.share:g} is no share of the pictures to train on; 0.9 is one'
         )

@@ -41,6 +41,7 @@ class RecordSet:
     fingerprint: of data and format.
     image_ids: in the order of the records.
     objects_per_image: in the same order, without crowds.
+    objects_per_class: without crowds.
     """
 
     input_path: str
@@ -49,6 +50,7 @@ class RecordSet:
     fingerprint: str
     image_ids: list[int]
     objects_per_image: list[int]
+    objects_per_class: list[int]
 
     def crowded(self, max_instances: int) -> str:
         """What is not learnt of pictures with more objects than that, '' where there is none."""
@@ -91,7 +93,7 @@ def ensure_records(
         _say_what_changed(folder, data, settings)
         about = {'data': data, 'settings': settings, 'fingerprint': fingerprint}
         try:
-            _convert(dataset, split, about, folder, num_processes or _num_cores())
+            _convert(dataset, split, about, folder, num_processes or num_cores())
         except OSError as error:
             raise UserError(
                 f'records cannot be written to {folder} ({error}); give a folder with room and '
@@ -106,10 +108,11 @@ def ensure_records(
         fingerprint=manifest['fingerprint'],
         image_ids=manifest['image_ids'],
         objects_per_image=manifest['objects_per_image'],
+        objects_per_class=[manifest['objects_per_class'][name] for name in dataset.class_names],
     )
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use, where the system can tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
@@ -164,6 +167,8 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
             jobs = _divide(dataset.items(split), unfinished)
             _write_missing(dataset, split, jobs, skip_bad, num_processes)
             _finish(dataset, split, jobs, about, unfinished)
+        except shards.KilledError:
+            raise
         except UserError:
             # The data will be another after this is mended.
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -275,7 +280,7 @@ def _say_what_was_left_out(dataset, split, manifest) -> None:
     empty = manifest['empty_masks']
     if empty:
         print(
-            f'{name}: {sum(empty.values())} objects without a pixel are left out, in '
-            f'{len(empty)} images, such as {next(iter(empty))}',
+            f'{name}: objects without a pixel are left out: {sum(empty.values())}, in '
+            f'{len(empty)} of {manifest["num_images"]} images, such as {next(iter(empty))}',
             flush=True,
         )

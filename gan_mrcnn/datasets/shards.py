@@ -34,6 +34,10 @@ from gan_mrcnn.datasets import base
 from gan_mrcnn.errors import UserError
 
 
+class KilledError(UserError):
+    """A process was killed; what is finished stays good."""
+
+
 class Shard(NamedTuple):
     """A job: `items` go to `path`, `ground_truth_path` says that they are there."""
 
@@ -72,8 +76,8 @@ def write_shards(
       progress: called now and then with the number of examples done since the last call.
 
     Raises:
-      UserError: an example cannot be used, the first such one of its shard; or a process was
-        killed.
+      UserError: an example cannot be used, the first such one of its shard.
+      KilledError: a process was killed.
     """
     if min(num_processes, len(shards)) <= 1:
         for shard in shards:
@@ -85,10 +89,11 @@ def write_shards(
     with concurrent.futures.ProcessPoolExecutor(
         min(num_processes, len(shards)), context, _start_worker, (dataset, skip_bad, done, stop)
     ) as pool:
-        with _interrupts_ignored():
-            futures = [pool.submit(_work, shard) for shard in shards]
-        pending = set(futures)
+        futures: list[concurrent.futures.Future] = []
         try:
+            with interrupts_held():
+                futures += [pool.submit(_work, shard) for shard in shards]
+            pending = set(futures)
             while pending and not stop.is_set():
                 finished, pending = concurrent.futures.wait(
                     pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
@@ -107,23 +112,32 @@ def write_shards(
             try:
                 future.result()
             except process.BrokenProcessPool as error:
-                raise UserError(
+                raise KilledError(
                     'a process that converts pictures was killed, most likely for lack of memory; '
                     'the same command goes on with what is missing'
                 ) from error
 
 
 @contextlib.contextmanager
-def _interrupts_ignored():
-    """Processes started in here ignore Ctrl-C from their first moment on: the parent tells them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def interrupts_held():
+    """Processes that are started in here never see Ctrl-C; this one sees it when it leaves.
+
+    A process inherits the mask of signals, so that not even its first moments have a gap. The mask
+    is of this thread alone: where another thread gets the signal, the handler keeps it for later.
+    """
+    kept: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if in_main_thread:
+        handler = signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if kept:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Stopped(Exception):
@@ -136,6 +150,11 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(dataset, skip_bad, done, stop) -> None:
     _worker.update(dataset=dataset, skip_bad=skip_bad, done=done, stop=stop)
+    settle_in()
+
+
+def settle_in() -> None:
+    """What a process that reads pictures does first."""
     # A parent that was killed cannot say so.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # One thread per process: the processes are as many as the cores.
@@ -314,10 +333,10 @@ def encode_mask_png(rle: dict[str, Any]) -> bytes:
     object: of a small one on 1024x2048, 1 ms where an image library takes 3 to 11.
     """
     height, width = rle['size']
-    _, y, _, rows = (int(value) for value in mask_api.toBbox(rle))
+    x, y, columns, rows = (int(value) for value in mask_api.toBbox(rle))
     # A row is its filter (0: none) and its pixels.
     middle = np.zeros((rows, width + 1), np.uint8)
-    middle[:, 1:] = mask_api.decode(rle)[y : y + rows]
+    middle[:, 1 + x : 1 + x + columns] = base.decode_columns(rle, x, x + columns)[y : y + rows]
     middle = middle.tobytes()
     compressor = zlib.compressobj(1, wbits=-15)
     packed = compressor.compress(middle) + compressor.flush(zlib.Z_FULL_FLUSH)

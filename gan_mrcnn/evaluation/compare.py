@@ -219,11 +219,10 @@ def _settings(folder: str) -> dict[str, Any]:
 
 
 def _load_dataset(settings: Mapping[str, Any], data_dir: Optional[str]) -> base.Dataset:
-    given = {name: settings[name] for name in data_options.FLAGS if settings.get(name)}
-    if 'annotations' in given:
-        given['annotations'] = tuple(given['annotations'])
+    given = {name: settings.get(name) or None for name in data_options.FLAGS}
+    divided = data_options.from_flags(argparse.Namespace(**given))
     return datasets.load_dataset(
-        settings['dataset'], data_dir or settings['data_dir'] or None, data_options.Options(**given)
+        settings['dataset'], data_dir or settings['data_dir'] or None, divided
     )
 
 

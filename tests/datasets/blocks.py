@@ -1,5 +1,7 @@
 """A small data set for the tests of whatever takes any data set. Imports no TensorFlow."""
 
+import os
+import signal
 import time
 
 import numpy as np
@@ -16,9 +18,11 @@ class Blocks(base.Dataset):
     splits = ('train', 'empty')
     notice = 'NOTICE'
 
-    def __init__(self, count=40, stop_after=None, version='1', bad=(), slow_from=None):
+    def __init__(
+        self, count=40, version='1', bad=(), stop_after=None, slow_from=None, dies_at=None
+    ):
         self.count, self.version, self.bad = count, version, bad
-        self.stop_after, self.slow_from = stop_after, slow_from
+        self.stop_after, self.slow_from, self.dies_at = stop_after, slow_from, dies_at
         self.reads = []
 
     def items(self, split):
@@ -32,6 +36,9 @@ class Blocks(base.Dataset):
         k = item.image_id - 100
         if k == self.stop_after:
             raise KeyboardInterrupt
+        if k == self.dies_at:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
         if k in self.bad:
             raise UserError(f'{item.file_name} cannot be read')
         if self.slow_from is not None and k >= self.slow_from:

@@ -253,7 +253,7 @@ def write_cityscapes(folder):
 
 def _write_street(folder, split, city, name, number):
     path = folder / 'leftImg8bit' / split / city / f'{name}_leftImg8bit.png'
-    pixels, _ = save_picture(path, 'rgb', len(city) + number)
+    pixels, _ = save_picture(path, 'rgb', sum(map(ord, name)))
     # Road, an ego vehicle, sky: no instances. Then people, cars and a group of each.
     labels = np.full((HEIGHT, WIDTH), 7, np.uint16)
     labels[28:], labels[:3] = 1, 23
@@ -299,7 +299,7 @@ def write_label_images(folder, classes=True):
         labels = np.zeros((HEIGHT, WIDTH), dtype)
         objects = []
         if picture != 'empty.png':
-            for value, name, mask in _numbered(dtype):
+            for value, name, mask in numbered(dtype):
                 labels[mask] = value
                 objects.append(Object(name if classes else 'object', mask))
                 rows.append(f'{picture},{value},{name}')
@@ -312,7 +312,7 @@ def write_label_images(folder, classes=True):
     return truths
 
 
-def _numbered(dtype):
+def numbered(dtype):
     # Numbers with a gap; beyond 255 where there is room.
     last = 255 if dtype == np.uint8 else 40000
     return [

@@ -1,5 +1,6 @@
 """Noise, blur, sharpness, lightness and contrast: their values, and where they are drawn from."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -142,6 +143,25 @@ def test_an_expanded_set_keeps_what_its_source_says():
     prints = {expanded(**options).fingerprint('train') for options in ({}, {'version': '2'})}
     prints |= {expanded(size=14).fingerprint('train'), expanded(seed=6).fingerprint('train')}
     assert len(prints) == 4
+
+
+def test_a_copy_of_a_jpeg_is_stored_as_one_of_its_size():
+    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (640, 480))
+    jpeg = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+    class Photos(Blocks):
+        def read(self, item):
+            return dataclasses.replace(super().read(item), image=image, encoded=jpeg)
+
+    photos = augment.Expanded(Photos(1), 6, 0)
+    original, *copies = [photos.read(item) for item in photos.items('train')]
+    assert original.encoded == jpeg
+    for copy in copies:
+        assert copy.encoded.startswith(b'\xff\xd8') and copy.encoded != jpeg
+        stored = tf.io.decode_image(copy.encoded).numpy().astype(int)
+        assert np.abs(stored - copy.image).mean() < 4
+    # Not the one with noise.
+    assert max(len(copy.encoded) for copy in copies[1:]) < 2 * len(jpeg)
 
 
 def test_an_expanded_set_is_converted(tmp_path):

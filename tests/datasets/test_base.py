@@ -23,6 +23,29 @@ def test_run_lengths_of_labels_are_those_of_each_mask(labels):
     assert base.encode_labels(labels, numbers) == wanted
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(hnp.arrays(np.uint16, SIZES, elements=st.sampled_from([0, 3, 400])))
+def test_numbers_of_a_label_image_are_found_without_sorting_it(labels):
+    np.testing.assert_array_equal(base.numbers_in(labels), np.unique(labels))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(hnp.arrays(bool, SIZES), st.data())
+def test_some_columns_of_a_mask_are_decoded(mask, data):
+    (rle,) = base.encode_masks([mask])
+    first = data.draw(st.integers(0, mask.shape[1]))
+    end = data.draw(st.integers(first, mask.shape[1]))
+    np.testing.assert_array_equal(base.decode_columns(rle, first, end), mask[:, first:end])
+
+
+def test_run_lengths_of_a_large_mask_are_pycocotools():
+    mask = np.asfortranarray(np.random.default_rng(0).random((300, 400)) < 0.4, np.uint8)
+    mask[50:200, 100:300] = 1
+    counts = base.decode_counts(mask_api.encode(mask)['counts'].decode())
+    again = mask_api.frPyObjects({'size': [300, 400], 'counts': counts}, 300, 400)
+    np.testing.assert_array_equal(mask_api.decode(again), mask)
+
+
 def test_masks_come_back():
     example = make_example(1)
     np.testing.assert_array_equal(example.decode_masks(), make_masks(1))

@@ -1,6 +1,7 @@
 """Any COCO-style file: which files are taken, how pictures are divided, what damage is called."""
 
 import json
+import os
 import pickle
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from gan_mrcnn import datasets
-from gan_mrcnn.datasets import options
+from gan_mrcnn.datasets import augment, options
 from gan_mrcnn.errors import UserError
 from tests.datasets import layouts, round_trip
 from tests.datasets.round_trip import error_of, read_all
@@ -85,14 +86,40 @@ def test_train_val_and_test_files_are_found_or_given(own, tmp_path):
     dataset = load(folder)
     assert dataset.splits == ('train', 'val', 'test')
     assert len(names(dataset, 'train')) == 12 and names(dataset, 'test') == ['t.png']
-    given = load(folder, annotations=('my_train.json', 'annotations/my_test.json'))
-    assert given.splits == ('train', 'val') and names(given, 'val') == ['t.png']
+    # By name, by place in the folder, or as the shell completes it.
+    place = os.path.relpath(folder / 'annotations/my_test.json')
+    for last in ('my_test.json', 'annotations/my_test.json', place):
+        given = load(folder, annotations=('my_train.json', last))
+        assert given.splits == ('train', 'val') and names(given, 'val') == ['t.png']
     # A share divides the pictures of both anew; the test pictures stay where they are.
     again = load(folder, share=0.5)
     assert len(names(again, 'train')) == 7 and len(names(again, 'val')) == 6
     assert names(again, 'test') == ['t.png']
     ids = [item.image_id for split in ('train', 'val') for item in again.items(split)]
     assert len(set(ids)) == 13
+
+
+def test_files_may_each_count_from_zero(own, tmp_path):
+    """Predictions keep the ids of their file; only what is put together gets others."""
+    folder, _ = own
+    change(
+        folder / 'all.json',
+        lambda content: [
+            entry.update({key: (entry[key] - 100) // 3})
+            for name, key in (('images', 'id'), ('annotations', 'image_id'))
+            for entry in content[name]
+        ]
+        and None,
+    )
+    (folder / 'val.json').write_text((folder / 'all.json').read_text())
+    dataset = load(folder, annotations=('all.json', 'val.json'))
+    for split in ('train', 'val'):
+        assert [item.image_id for item in dataset.items(split)] == list(range(12))
+        dataset.stop_at_problems(split)
+    expanded = augment.Expanded(dataset, 40, 0)
+    ids = [item.image_id for item in expanded.items('train')]
+    assert len(set(ids)) == len(ids) == 40
+    round_trip.check(dataset, 'train', own[1], tmp_path / 'cache')
 
 
 def test_options_without_an_effect_are_refused(own):
@@ -117,7 +144,7 @@ def test_workers_get_their_items_one_by_one(own):
     dataset = load(folder)
     (item, *_) = [i for i in dataset.items('train') if i.file_name == 'case0.png']
     copy = pickle.loads(pickle.dumps(dataset))
-    assert b'segmentation' not in pickle.dumps(dataset)
+    assert len(pickle.dumps(dataset)) < 2000 < len(pickle.dumps(dataset.items('train')))
     one, other = dataset.read(item), copy.read(pickle.loads(pickle.dumps(item)))
     np.testing.assert_array_equal(one.decode_masks(), other.decode_masks())
     assert one.classes.tolist() == other.classes.tolist()

@@ -1,5 +1,7 @@
 """Masks from COCO's annotations against pycocotools and by hand; one line for every mistake."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_api
 
 from gan_mrcnn.datasets import coco_json
+from gan_mrcnn.errors import UserError
 from tests.datasets import layouts
 
 few = settings(deadline=None, derandomize=True, max_examples=60)
@@ -145,3 +148,76 @@ def test_an_odd_box_is_said_and_does_no_harm(box, said):
     assert coco_json.mistake(annotation, 10, 20, {1}) == ''
     text = coco_json.oddity(annotation, 10, 20)
     assert said in text and bool(text) == bool(said)
+
+
+# Whatever JSON can hold.
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 60)
+    | st.sampled_from([1e300, float('nan'), float('inf'), 10**20, 0.5, 20.0])
+    | st.sampled_from(['', 'o', '3b1', 'size', 'é']),
+    lambda inner: st.lists(inner, max_size=8)
+    | st.dictionaries(st.sampled_from(['size', 'counts', 'id', 'name']), inner, max_size=3),
+    max_leaves=12,
+)
+nearly_rle = st.fixed_dictionaries(
+    {
+        'size': st.sampled_from([[10, 20], [10.0, 20.0], [True, 20], [10], '10', None]),
+        'counts': st.sampled_from([[200], [200.0], [0, 200], [True, 199], [], '', 'X6', '0X6', 7]),
+    }
+)
+nearly_polygons = st.lists(
+    st.lists(st.sampled_from([2, 7.5, 12, 0, True, -3, 19, None, '4']), max_size=9), max_size=3
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=400)
+@given(
+    st.fixed_dictionaries(
+        {'segmentation': anything | nearly_rle | nearly_polygons},
+        optional={
+            'category_id': anything | st.just(1),
+            'iscrowd': anything | st.just(0),
+            'bbox': anything | st.lists(st.integers(-3, 30), min_size=4, max_size=4),
+            'area': anything,
+        },
+    ),
+    st.booleans(),
+)
+def test_no_annotation_ends_with_a_stack_trace(annotation, known):
+    if known:
+        annotation = {**annotation, 'category_id': 1, 'iscrowd': 0}
+    text = coco_json.mistake(annotation, 10, 20, {1})
+    assert '\n' not in text
+    if not text:
+        assert '\n' not in coco_json.oddity(annotation, 10, 20)
+        rle = coco_json.to_rle(annotation, 10, 20)
+        assert set(np.unique(mask_api.decode(rle))) <= {0, 1}
+        measures = coco_json.own_measures(annotation, rle, 10, 20)
+        assert all(np.isfinite(value).all() for value in measures.values())
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(data=st.data())
+def test_no_file_ends_with_a_stack_trace(data, tmp_path_factory):
+    entry = lambda **good: st.fixed_dictionaries(  # noqa: E731
+        {}, optional={key: st.just(value) | anything for key, value in good.items()}
+    )
+    some = lambda entries: st.lists(entries, max_size=3) | anything  # noqa: E731
+    content = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                'images': some(entry(id=1, file_name='a.png', width=20, height=10)),
+                'annotations': some(entry(id=1, image_id=1)),
+                'categories': some(entry(id=1, name='cell')),
+            },
+        )
+    )
+    path = tmp_path_factory.mktemp('any') / 'any.json'
+    path.write_text(json.dumps(content))
+    try:
+        coco_json.read_file(path)
+    except UserError as error:
+        assert str(path) in str(error) and '\n' not in str(error)

@@ -1,5 +1,7 @@
 """Pictures with a label image each: what is read, classes from the CSV, divisions, damage."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -93,6 +95,22 @@ def test_folders_train_and_val_are_the_splits(cells):
     assert len(names(again, 'train')) == len(names(again, 'val')) == 2
     assert names(again, 'test') == ['test/f.bmp']
     assert '--split' in error_of(lambda: load(folder, split_seed=3))
+
+
+def test_a_test_folder_does_not_need_the_others(cells):
+    folder, truths = cells
+    parts = move_into_splits(folder, truths)
+    shutil.rmtree(folder / 'images/val')
+    dataset = load(folder, share=0.7)
+    assert dataset.splits == ('train', 'val', 'test')
+    held_out = names(dataset, 'val')
+    assert len(held_out) == 1 and len(names(dataset, 'train')) == 2
+    together = sorted(names(dataset, 'train') + held_out)
+    assert together == [f'train/{name}' for name in parts['train']]
+    shutil.rmtree(folder / 'images/train')
+    # As evaluate.py asks for it with what the run had.
+    alone = load(folder, share=0.7, group_by='patient')
+    assert alone.splits == ('test',) and names(alone, 'test') == ['test/f.bmp']
 
 
 def test_pictures_of_a_patient_stay_together(cells):
@@ -194,6 +212,13 @@ PICTURE = {
     'label image in colours': (label_image(np.ones((32, 48, 3), np.uint8)), 'b.tif has 3 channels'),
     'fractions': (label_image(np.ones((32, 48), np.float32)), 'b.tif holds fractions'),
     'negative numbers': (label_image(np.full((32, 48), -1, np.int32)), 'negative numbers'),
+    'black and white': (
+        lambda f: [
+            (f / 'classes.csv').unlink(),
+            label_image(np.where(layouts.numbered(np.uint8)[2][2], 255, 0).astype(np.uint8))(f),
+        ],
+        'b.tif is black and white, with 2 pieces',
+    ),
     'cut short': (
         lambda f: (f / 'labels/b.tif').write_bytes((f / 'labels/b.tif').read_bytes()[:60]),
         'b.tif cannot be read',

@@ -3,7 +3,7 @@
 import pytest
 
 from gan_mrcnn import datasets
-from gan_mrcnn.datasets import options
+from gan_mrcnn.datasets import augment, options, records
 from tests.datasets import layouts, round_trip
 from tests.datasets.round_trip import error_of
 
@@ -54,10 +54,18 @@ def test_pictures_of_both_parts_keep_different_ids(phones):
     assert len(ids) == len(set(ids)) == 13
 
 
+def test_the_papers_copies_have_the_objects_of_their_picture(phones, tmp_path):
+    dataset = augment.Expanded(load(phones[0], share=0.9), 30, 0)
+    record_set = records.ensure_records(dataset, 'train', str(tmp_path), num_processes=1)
+    assert record_set.num_examples == 30
+    # Ten are left of 13, so each is there three times.
+    assert sorted(record_set.objects_per_image)[::3] == sorted(record_set.objects_per_image[:10])
+
+
 def test_missing_files_and_options_that_do_not_fit(phones, tmp_path):
     message = error_of(lambda: load(tmp_path))
     assert 'instances_phone_train.json is missing' in message and 'images/train/' in message
     message = error_of(lambda: load(phones[0], group_by='model'))
     assert '--group_by is not for phone, which takes --split, --split_seed' in message
-    for share in (90.0, 1.0, -0.5):
+    for share in (90.0, 1.0, 0.0, -0.5):
         assert f'--split {share:g} ' in error_of(lambda share=share: load(phones[0], share=share))
