@@ -6,9 +6,12 @@ import concurrent.futures
 import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import process
 from typing import Any, Callable, Optional
 
 import tqdm
+
+from gan_mrcnn.errors import UserError
 
 # Images in a job: enough to be worth sending, few enough that the bar moves.
 CHUNK = 50
@@ -47,7 +50,7 @@ def map_jobs(
       num_processes: at most; None for as many as there are cores, 1 for this process.
 
     Raises:
-      RuntimeError: a process was killed, most likely for lack of memory.
+      UserError: a process was killed, most likely for lack of memory.
     """
     num_processes = min(num_processes or num_cores(), len(jobs))
     with tqdm.tqdm(total=sum(sizes), desc=title, unit='image', disable=not title) as bar:
@@ -59,9 +62,15 @@ def map_jobs(
             return results
         # Not forked: TensorFlow's threads do not survive that.
         context = multiprocessing.get_context('spawn')
-        with concurrent.futures.ProcessPoolExecutor(num_processes, context) as pool:
-            results = []
-            for size, result in zip(sizes, pool.map(function, jobs)):
-                results.append(result)
-                bar.update(size)
-            return results
+        try:
+            with concurrent.futures.ProcessPoolExecutor(num_processes, context) as pool:
+                results = []
+                for size, result in zip(sizes, pool.map(function, jobs)):
+                    results.append(result)
+                    bar.update(size)
+                return results
+        except process.BrokenProcessPool as error:
+            raise UserError(
+                'a process that compares masks was killed, most likely for lack of memory; end '
+                'other programs, or take a machine with more'
+            ) from error

@@ -150,27 +150,29 @@ def _charts(scored) -> str:
         size: {kind: figures[kind][name] for kind in paper.KINDS}
         for size, name in (('small', 'APS'), ('medium', 'APM'), ('large', 'APL'))
     }
-    calibration, error = _calibration(scored.matches['mask'])
+    shown = [
+        html_page.figure(
+            charts.lines(precision_recall(scored.matches), 'recall', 'precision'),
+            'Precision over recall at several overlaps.',
+        ),
+        html_page.figure(charts.bars(sizes, 'AP'), 'AP by size of the object.'),
+        _calibration_chart(scored.matches['mask']),
+    ]
     return html_page.section(
         'Precision, size, scores',
         'Curves are means of the classes. Small is below 32 x 32 pixels, large above 96 x 96.',
-        html_page.grid(
-            [
-                html_page.figure(
-                    charts.lines(precision_recall(scored.matches), 'recall', 'precision'),
-                    'Precision over recall at several overlaps.',
-                ),
-                html_page.figure(charts.bars(sizes, 'AP'), 'AP by size of the object.'),
-                html_page.figure(
-                    charts.lines(
-                        {'predictions': calibration}, 'score', 'share that is right', True, True
-                    ),
-                    'Are scores what they say? On the dotted line, of predictions with a score of '
-                    '.7 seven in ten find an object (mask overlap of .5). Mean distance: '
-                    f'{error:.3f}.',
-                ),
-            ]
-        ),
+        html_page.grid(shown),
+    )
+
+
+def _calibration_chart(matches) -> str:
+    if len(matches.score) and not 0 <= matches.score.min() <= matches.score.max() <= 1:
+        return html_page.paragraph('Scores are not between 0 and 1: no probabilities to look at.')
+    curve, error = calibration(matches)
+    return html_page.figure(
+        charts.lines({'predictions': curve}, 'score', 'share that is right', True, True),
+        'Are scores what they say? On the dotted line, of predictions with a score of .7 seven in '
+        f'ten find an object (mask overlap of .5). Mean distance: {error:.3f}.',
     )
 
 
@@ -187,10 +189,11 @@ def precision_recall(matches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return curves
 
 
-def _calibration(matches, num_bins=10) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+def calibration(matches, num_bins=10) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     """Mean score and share of right ones in each bin of scores; the mean distance of the two.
 
-    Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (2015).
+    Right is what finds an object with an overlap of at least 0.5. Scores are from 0 to 1. Naeini et
+    al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (2015).
     """
     kept = ~matches.ignored[0, 0]
     scores, right = matches.score[kept], matches.matched[0, 0][kept]

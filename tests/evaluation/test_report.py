@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gan_mrcnn.datasets import label_images, records
-from gan_mrcnn.evaluation import error_types, report, scoring
+from gan_mrcnn.evaluation import error_types, matching, report, scoring
 from tests import test_commands
 from tests.datasets import layouts
 from tests.evaluation import shapes
@@ -79,6 +79,22 @@ def test_no_predictions_are_a_report_too(case, tmp_path):
     assert scored.figures['mask']['AP'] == 0.0
     assert scored.figures['errors']['counts']['missed'] == len(case[2]['annotations'])
     assert 'quality 0.00' in text
+
+
+def test_calibration_by_hand():
+    # Three predictions of .91 on average of which two are right, one of .25 that is right.
+    gland, far = shapes.rectangle(10, 10, 30, 30), shapes.rectangle(40, 50, 60, 70)
+    truth = shapes.truth([[(gland, 1), (far, 1)], [(gland, 1)]])
+    results = [
+        shapes.result(1, gland, 0.92),
+        shapes.result(1, far, 0.90),
+        shapes.result(1, shapes.rectangle(0, 60, 8, 70), 0.91),
+        shapes.result(2, gland, 0.25),
+    ]
+    (scores, shares), error = report.calibration(matching.match(truth, results)['mask'])
+    assert scores == pytest.approx([0.25, 0.91])
+    assert shares == pytest.approx([1, 2 / 3])
+    assert error == pytest.approx((3 * (0.91 - 2 / 3) + 0.75) / 4)
 
 
 def test_quality_is_overlap_over_finds_and_half_of_mistakes():
