@@ -242,7 +242,7 @@ def draw_outlines(image, truth_masks, found_masks):
       uint8 [H, W, 3], RGB.
     """
     canvas = np.array(image, np.uint8)
-    line = max(2, round(min(canvas.shape[:2]) / 260))
+    line = max(2, round(min(canvas.shape[:2]) / 180))
     for mask in truth_masks:
         _draw_outline(canvas, mask, TRUTH, line + 2)
     for mask in found_masks:

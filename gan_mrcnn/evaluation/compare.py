@@ -373,26 +373,31 @@ def _pictures(first: System, second: System) -> str:
     ranked = sorted(before, key=lambda i: (after[i] - before[i], i))
     better = [i for i in ranked[::-1] if after[i] > before[i]][:NUM_PICTURES]
     worse = [i for i in ranked if after[i] < before[i]][:NUM_PICTURES]
-    runs = (first.runs[0], second.runs[0])
-    scored = runs[0].scored
+    scored = first.runs[0].scored
     images = report.read_pictures(scored.dataset, scored.split, [*better, *worse])
     parts = [html_page.swatches(report.OUTLINE_COLOURS)]
     for name, ids in ((f'{second.name} is better', better), (f'{first.name} is better', worse)):
-        figures = []
-        for image_id in ids:
-            for run in runs:
-                quality = run.qualities()[image_id]
-                figures.append(
-                    report.show_picture(
-                        run.scored, images[image_id], image_id, run.threshold, quality, run.name
-                    )
-                )
-        if figures:
-            parts.append(f'<h3>{html.escape(name)}</h3>' + html_page.grid(figures))
+        shown = [
+            _show(system, images[image_id], image_id)
+            for image_id in ids
+            for system in (first, second)
+        ]
+        if shown:
+            parts.append(f'<h3>{html.escape(name)}</h3>' + html_page.grid(shown))
     return html_page.section(
         f'Where {first.name} and {second.name} differ most',
-        'By panoptic quality, the mean over seeds; shown are the first run of each.',
+        'By panoptic quality, the mean over seeds. Shown is the run of each that is nearest to its '
+        'mean.',
         *parts,
+    )
+
+
+def _show(system: System, image: np.ndarray, image_id: int) -> str:
+    qualities = [run.qualities()[image_id] for run in system.runs]
+    nearest = int(np.argmin(np.abs(np.array(qualities) - np.mean(qualities))))
+    run = system.runs[nearest]
+    return report.show_picture(
+        run.scored, image, image_id, run.threshold, qualities[nearest], run.name
     )
 
 
