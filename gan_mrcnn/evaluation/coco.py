@@ -63,7 +63,7 @@ def figures(
       classes without one do not count in the mean.
     """
     per_class: list[Figures] = []
-    for class_id in range(1, matches.num_classes + 1):
+    for class_id in matches.class_ids:
         areas = {_FIGURES[name][1] if name in _FIGURES else 'all' for name in names}
         curves = {
             area: matches.curve(class_id, matching.AREAS.index(area), weights) for area in areas

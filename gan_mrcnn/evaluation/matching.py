@@ -36,8 +36,8 @@ class Matches:
 
     Predictions are sorted by image (in the order of the ids), then class, then falling score.
 
-    num_classes: classes are 1 to this.
-    num_images: images are 0 to this, in the order of their ids.
+    class_ids: category ids of all classes, rising.
+    num_images: images are numbered from 0, in the order of their ids.
     image, class_id: [D] int.
     score: [D].
     matched, ignored: [A, T, D] bool. What is ignored is neither right nor wrong.
@@ -45,7 +45,7 @@ class Matches:
     truth_ignored: [A, G] bool: crowds, and what is of another size.
     """
 
-    num_classes: int
+    class_ids: tuple[int, ...]
     num_images: int
     image: np.ndarray
     class_id: np.ndarray
@@ -62,7 +62,7 @@ class Matches:
         """Precision and recall of one class, as `COCOeval.accumulate` has them.
 
         Args:
-          class_id: from 1.
+          class_id: one of `class_ids`.
           area: place in `AREAS`.
           weights: [num_images], how often each image is there; None for once. Equal to having the
             image that many times.
@@ -128,7 +128,7 @@ def match(
     """Compares predictions with the ground truth.
 
     Args:
-      truth: COCO annotations with categories 1, 2, ...; unchanged.
+      truth: COCO annotations; unchanged.
       predictions: COCO results; unchanged.
       kinds: of overlap, out of `KINDS`.
       title: of the progress bar, '' for none.
@@ -152,10 +152,8 @@ def match(
     few = len(predictions) < parallel.FEW
     sizes = [len(job[0]['images']) for job in jobs]
     parts = parallel.map_jobs(_match_part, jobs, sizes, title, 1 if few else num_processes)
-    return {
-        kind: _join([part[kind] for part in parts], len(truth['categories']), len(images))
-        for kind in kinds
-    }
+    class_ids = tuple(sorted(category['id'] for category in truth['categories']))
+    return {kind: _join([part[kind] for part in parts], class_ids, len(images)) for kind in kinds}
 
 
 def _match_part(job) -> dict[str, dict[str, np.ndarray]]:
@@ -218,6 +216,6 @@ def _pack(evaluation: COCOeval, first: int) -> dict[str, np.ndarray]:
     }
 
 
-def _join(parts, num_classes: int, num_images: int) -> Matches:
+def _join(parts, class_ids: tuple[int, ...], num_images: int) -> Matches:
     joined = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
-    return Matches(num_classes=num_classes, num_images=num_images, **joined)
+    return Matches(class_ids=class_ids, num_images=num_images, **joined)

@@ -181,7 +181,7 @@ def precision_recall(matches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     curves = {}
     for kind, threshold in _CURVES:
         place = int(np.flatnonzero(np.isclose(matching.THRESHOLDS, threshold))[0])
-        found = [matches[kind].curve(k) for k in range(1, matches[kind].num_classes + 1)]
+        found = [matches[kind].curve(k) for k in matches[kind].class_ids]
         precisions = [curve[0][place] for curve in found if curve is not None]
         if precisions:
             name = f'{kind} at {threshold:g}'

@@ -102,3 +102,16 @@ def test_shuffled_classes_score_what_they_must():
         figures, per_class = coco.figures(matches)
         assert [one['AP'] for one in per_class] == pytest.approx([0, 0, 1]), kind
         assert figures['AP'] == pytest.approx(1 / 3)
+
+
+def test_category_ids_with_gaps():
+    truth, results = shapes.random_case(7)
+    own = {1: 3, 2: 18, 3: 90}
+    rename = lambda entries: [{**x, 'category_id': own[x['category_id']]} for x in entries]  # noqa: E731
+    renamed = {
+        **truth,
+        'annotations': rename(truth['annotations']),
+        'categories': [{**x, 'id': own[x['id']]} for x in truth['categories']],
+    }
+    figures = coco.evaluate_coco(renamed, rename(results))
+    assert figures == coco.evaluate_coco(truth, results) and figures['mask']['AP'] > 0
