@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates a trained model: `evaluate.py --dataset gland --data_dir DIR --model_dir RUN`."""
+"""Evaluates a trained model: `evaluate.py --dataset gland --data_dir DIR --model_dir RUN`.
+
+With --predictions FILE instead of a model, it scores COCO results of any system.
+"""
 
 import argparse
 
@@ -18,9 +21,27 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument(
         '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
     )
+    parser.add_argument(
+        '--predictions', metavar='FILE', help='score these COCO results; no model is run'
+    )
+    parser.add_argument(
+        '--val_predictions',
+        metavar='FILE',
+        help='of the validation split: they choose from which score glands are painted',
+    )
+    parser.add_argument(
+        '--results', metavar='FILE', default='', help='where the figures go, as JSON'
+    )
+    parser.add_argument(
+        '--report', metavar='DIR', default='', help='writes DIR/index.html, one page with all of it'
+    )
     options = parser.parse_args()
-    if options.model_dir is None:
-        raise UserError('--model_dir is missing: the folder that train.py wrote')
+    if options.model_dir is None and options.predictions is None:
+        raise UserError(
+            '--model_dir is missing: the folder that train.py wrote; or give --predictions FILE'
+        )
+    if options.val_predictions and not options.predictions:
+        raise UserError('--val_predictions goes with --predictions; leave it out')
     return options
 
 
@@ -28,11 +49,18 @@ def main() -> None:
     options = parse_flags()
     from gan_mrcnn import evaluating, experiment
 
-    evaluating.take_saved_settings(options)
+    outputs = evaluating.Outputs(results=options.results, report=options.report)
+    if options.model_dir is not None:
+        evaluating.take_saved_settings(options)
     dataset = experiment.load_dataset(options)
-    config = experiment.load_config(options, dataset)
     split = options.split or ('test' if 'test' in dataset.splits else 'val')
-    evaluating.evaluate(config, dataset, split, options.model_dir, options.checkpoint)
+    config = experiment.load_config(options, dataset)
+    if options.predictions:
+        evaluating.evaluate_file(
+            config, dataset, split, options.predictions, options.val_predictions, outputs
+        )
+        return
+    evaluating.evaluate(config, dataset, split, options.model_dir, options.checkpoint, outputs)
 
 
 if __name__ == '__main__':

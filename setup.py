@@ -32,7 +32,7 @@ _INSTALL_REQUIRES = [
     'numpy>=1.23.5,<2',
     # COCO metrics and run-length encoded masks.
     'pycocotools>=2.0.6',
-    # Ids and names of Cityscapes' labels; only that table is imported. It brings `typing`, a
+    # Ids and names of Cityscapes' labels, and its official evaluation. It brings `typing`, a
     # backport that does no harm: the standard library's comes first.
     'cityscapesscripts>=2.2,<3',
     # Image files and drawing. The headless build, because tf-models-official already requires

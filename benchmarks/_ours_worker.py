@@ -113,7 +113,7 @@ def evaluate(detect, plan, path):
             detections['detection_masks'],
             info,
         )
-    predictions.save_predictions(str(path), found)
+    predictions.write_json(str(path), found)
     return time.perf_counter() - start
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of a checkpoint: predictions, figures and pictures of one split.
+"""Evaluation of a checkpoint or of a file of predictions on one split.
 
-Writes into `MODEL_DIR/eval/SPLIT`: `predictions.json` (COCO results, with the data set's own
-category ids), `results.json` (figures and all that made them) and `pictures.png` (image, truth and
-prediction side by side).
+A checkpoint's predictions are written first and scored then, as those of any other system. Into
+`MODEL_DIR/eval/SPLIT` go `predictions.json` (COCO results, with the data set's own category ids)
+and its manifest, `results.json` (figures and all that made them) and `pictures.png` (image, truth
+and prediction side by side).
 """
 
 import argparse
+import dataclasses
 import pathlib
+from typing import Optional
 
 import numpy as np
 import tensorflow as tf
@@ -20,9 +23,17 @@ from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
-from gan_mrcnn.evaluation import coco, paper, pictures, predictions
+from gan_mrcnn.evaluation import coco, paper, pictures, predictions, report, scoring
 
 NUM_PICTURES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What to write: path of the results, folder of the HTML report; '' for none."""
+
+    results: str = ''
+    report: str = ''
 
 
 def find_checkpoint(model_dir: str, which: str) -> str:
@@ -47,7 +58,14 @@ def find_checkpoint(model_dir: str, which: str) -> str:
     raise UserError(f'--model_dir {model_dir} holds no checkpoint; train first, or name another')
 
 
-def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoint: str) -> dict:
+def evaluate(
+    config,
+    dataset: base.Dataset,
+    split: str,
+    model_dir: str,
+    checkpoint: str,
+    outputs: Optional[Outputs] = None,
+) -> dict:
     """Evaluates one checkpoint on one split.
 
     Args:
@@ -56,72 +74,154 @@ def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoi
       split: every image of it is evaluated.
       model_dir: of the run; results go below it.
       checkpoint: see `find_checkpoint`.
+      outputs: what to write beside that.
 
     Returns:
       What `results.json` holds.
     """
     path = find_checkpoint(model_dir, checkpoint)
-    (record_set,) = experiment.prepare_records(config, dataset, [split])
+    validation_split = config.task.validation_data.split
+    # Glands are painted into label maps from a score on, which the test images must not choose.
+    wanted = [split]
+    if dataset.name == 'gland' and split != validation_split:
+        wanted.append(validation_split)
+    record_sets = experiment.prepare_records(config, dataset, wanted)
     strategy = experiment.make_strategy(config)
     with strategy.scope():
         task = task_lib.GanMaskRCNNTask(config.task)
         model = task.build_model()
         _restore(model, path)
-    found = predict(config, task, model, record_set, strategy)
+    step = _make_step(strategy, task, model)
+    found = [predict(config, task, step, one, strategy) for one in record_sets]
+    threshold = scoring.DEFAULT_THRESHOLD
+    if dataset.name == 'gland':
+        threshold = scoring.threshold_from_validation(record_sets[-1], found[-1])
 
     folder = pathlib.Path(model_dir) / 'eval' / split
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = coco.evaluate_coco(record_set.annotation_file, found)
     own_ids = [
         {**prediction, 'category_id': dataset.category_ids[prediction['category_id'] - 1]}
-        for prediction in found
+        for prediction in found[0]
     ]
-    predictions.save_predictions(str(folder / 'predictions.json'), own_ids)
-    results = {
-        'figures': figures,
-        'dataset': dataset.name,
-        'split': split,
-        'num_images': record_set.num_examples,
-        'notice': dataset.notice,
-        'data_fingerprint': record_set.fingerprint,
+    origin = {
         'checkpoint': path,
         'step': int(train_utils.read_global_step_from_checkpoint(path)),
         'seed': config.task.seed,
-        'config': config.as_dict(),
     }
-    results = paper.write_results(str(folder / 'results.json'), results)
+    predictions.save_predictions(
+        str(folder / 'predictions.json'),
+        own_ids,
+        {
+            **scoring.manifest(dataset, split, record_sets[0]),
+            **origin,
+            'score_threshold': threshold,
+        },
+    )
+    scored = scoring.score(dataset, split, record_sets[0], found[0], threshold)
     visualization.save_png(
         str(folder / 'pictures.png'),
-        pictures.contact_sheet(record_set, _spread(record_set.image_ids), found),
+        pictures.contact_sheet(record_sets[0], _spread(record_sets[0].image_ids), found[0]),
     )
-    if dataset.notice:
-        print(dataset.notice)
-    if dataset.name == 'gland':
-        is_papers = split == 'test' and not dataset.is_demo and record_set.num_examples == 80
-        print(paper.format_table4(figures, paper=is_papers))
-    else:
-        print(paper.format_figures(figures))
-    if split == config.task.validation_data.split and path.startswith(f'{model_dir}/best/'):
+    outputs = outputs or Outputs()
+    results = _finish(
+        scored,
+        {**origin, 'config': config.as_dict()},
+        dataclasses.replace(outputs, results=outputs.results or str(folder / 'results.json')),
+    )
+    if split == validation_split and path.startswith(f'{model_dir}/best/'):
         print('These images chose the checkpoint; --checkpoint last is one that they did not.')
-    print(f'{record_set.num_examples} images of {dataset.name}/{split}, {path}; wrote {folder}')
+    print(f'{record_sets[0].num_examples} images of {dataset.name}/{split}, {path}; wrote {folder}')
     return results
 
 
-def predict(config, task, model, record_set, strategy) -> list:
-    """Detections of every image, as COCO results at the images' own size."""
+def evaluate_file(
+    config,
+    dataset: base.Dataset,
+    split: str,
+    path: str,
+    validation_path: Optional[str],
+    outputs: Outputs,
+) -> dict:
+    """Scores a file of predictions, of whatever system; no model is involved.
+
+    Args:
+      config: the experiment, of which only what concerns the data is looked at.
+      dataset: where `split` is.
+      split: what was predicted.
+      path: of the predictions.
+      validation_path: of those of the validation split, which choose from which score glands are
+        painted; None for what the manifest says, or 0.5.
+      outputs: what to write.
+
+    Returns:
+      What `results.json` would hold.
+
+    Raises:
+      UserError: a file cannot be scored; nothing has been printed or written then.
+    """
+    record_set, found, manifest = _read_file(config, dataset, path, split)
+    threshold = manifest.get('score_threshold', scoring.DEFAULT_THRESHOLD)
+    if validation_path:
+        validation_split = config.task.validation_data.split
+        validation_set, validation, _ = _read_file(
+            config, dataset, validation_path, validation_split
+        )
+        threshold = scoring.threshold_from_validation(validation_set, validation)
+    scored = scoring.score(dataset, split, record_set, found, threshold)
+    origin = {key: manifest.get(key) for key in ('checkpoint', 'step', 'seed')}
+    results = _finish(scored, {**origin, 'config': None, 'predictions': path}, outputs)
+    print(f'{record_set.num_examples} images of {dataset.name}/{split}, {path}')
+    return results
+
+
+def _read_file(config, dataset, path, split):
+    """The records of a split, predictions for it from a file, and their manifest."""
+    manifest = predictions.load_manifest(path)
+    (record_set,) = experiment.prepare_records(config, dataset, [split])
+    predictions.check_manifest(path, manifest, scoring.manifest(dataset, split, record_set))
+    truth = coco.load_annotations(record_set.annotation_file)
+    return record_set, predictions.load_predictions(path, truth, dataset.category_ids), manifest
+
+
+def _finish(scored: scoring.Scored, origin: dict, outputs: Outputs) -> dict:
+    """Writes and prints what was found out."""
+    results = {
+        'figures': scored.figures,
+        'dataset': scored.dataset.name,
+        'split': scored.split,
+        'num_images': scored.record_set.num_examples,
+        'notice': scored.dataset.notice,
+        'data_fingerprint': scored.record_set.fingerprint,
+        **origin,
+    }
+    if outputs.results:
+        results = paper.write_results(outputs.results, results)
+    if outputs.report:
+        print(f'report: {report.write(scored, results, outputs.report)}')
+    if scored.dataset.notice:
+        print(scored.dataset.notice)
+    print(scoring.format_text(scored))
+    return results
+
+
+def _make_step(strategy, task, model):
+    @tf.function
+    def step(inputs):
+        outputs = strategy.run(task.validation_step, args=(inputs, model))
+        return tf.nest.map_structure(strategy.experimental_local_results, outputs)
+
+    return step
+
+
+def predict(config, task, step, record_set, strategy) -> list:
+    """Detections of every image, as COCO results at the images' own size, batch by batch."""
     params = config.task.validation_data
     experiment.use_records(params, record_set)
     dataset = strategy.distribute_datasets_from_function(
         lambda context: task.build_inputs(params, context)
     )
 
-    @tf.function
-    def step(inputs):
-        outputs = strategy.run(task.validation_step, args=(inputs, model))
-        return tf.nest.map_structure(strategy.experimental_local_results, outputs)
-
     found = []
-    with tqdm.tqdm(total=record_set.num_examples, desc='evaluate', unit='image') as bar:
+    with tqdm.tqdm(total=record_set.num_examples, desc='predict', unit='image') as bar:
         for inputs in dataset:
             outputs = step(inputs)
             task.aggregate_logs(found, outputs)

@@ -18,6 +18,8 @@ from pycocotools import mask as mask_utils
 # stains (purple, black); vermilion is kept for predictions that match nothing.
 PALETTE = ((0, 90, 220), (255, 225, 40), (0, 205, 130), (80, 205, 255))
 UNMATCHED = (255, 85, 0)
+# Outlines of both on one picture: dark under bright, told apart without colour, too.
+TRUTH, FOUND = (0, 90, 220), (255, 225, 40)
 _FILL = 0.25
 _WHITE, _INK = (255, 255, 255), (40, 40, 40)
 _FONT = cv2.FONT_HERSHEY_DUPLEX
@@ -225,6 +227,66 @@ def side_by_side(image, truth_masks, predictions, score_threshold=0.5):
     titled = [_with_title(panel, title, strip) for title, panel in panels.items()]
     space = np.full((strip + height, gap, 3), 255, np.uint8)
     return np.concatenate([titled[0], space, titled[1], space, titled[2]], axis=1)
+
+
+def draw_outlines(image, truth_masks, found_masks):
+    """Outlines of true and of predicted objects on one copy of the image.
+
+    The true ones are wider and lie below, so that where both agree both are seen.
+
+    Args:
+      image: uint8 [H, W, 3], RGB.
+      truth_masks, found_masks: iterables of bool [H, W]; one at a time is looked at.
+
+    Returns:
+      uint8 [H, W, 3], RGB.
+    """
+    canvas = np.array(image, np.uint8)
+    line = max(2, round(min(canvas.shape[:2]) / 180))
+    for mask in truth_masks:
+        _draw_outline(canvas, mask, TRUTH, line + 2)
+    for mask in found_masks:
+        _draw_outline(canvas, mask, FOUND, line)
+    return canvas
+
+
+def zoom(image, truth_mask, found_mask, side, scale):
+    """Where two outlines are farthest apart, enlarged, with both drawn.
+
+    Args:
+      image: uint8 [H, W, 3], RGB.
+      truth_mask, found_mask: bool [H, W], neither empty.
+      side: of the square that is shown, in pixels of the image; smaller where the image is.
+      scale: whole number that it is enlarged by.
+
+    Returns:
+      uint8 [scale * side, scale * side, 3], RGB.
+    """
+    y, x = _farthest_apart(truth_mask, found_mask)
+    height, width = truth_mask.shape
+    top = int(np.clip(y - side // 2, 0, max(0, height - side)))
+    left = int(np.clip(x - side // 2, 0, max(0, width - side)))
+    window = (slice(top, top + side), slice(left, left + side))
+    # With a margin of repeated pixels, so that an object that goes on beyond gets no line there.
+    grow = lambda part: np.pad(part, [(4, 4), (4, 4)] + [(0, 0)] * (part.ndim - 2), 'edge')  # noqa: E731
+    enlarge = lambda mask: np.kron(grow(mask[window]), np.ones((scale, scale), bool))  # noqa: E731
+    shown = cv2.resize(grow(image[window]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    drawn = draw_outlines(shown, [enlarge(truth_mask)], [enlarge(found_mask)])
+    return drawn[4 * scale : -4 * scale, 4 * scale : -4 * scale]
+
+
+def _farthest_apart(first, second):
+    """(y, x) halfway from the point of one outline that is farthest from the other to the other."""
+    outlines = [mask & ~_erode(mask, 1) for mask in (first, second)]
+    points = []
+    for mine, other in (outlines, outlines[::-1]):
+        distances = cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, 5) * mine
+        place = np.unravel_index(int(np.argmax(distances)), mine.shape)
+        points.append((distances[place], place, other))
+    _, place, other = max(points, key=lambda point: point[0])
+    there = np.argwhere(other)
+    nearest = there[np.argmin(((there - place) ** 2).sum(1))]
+    return (nearest + place) // 2
 
 
 def contact_sheet(rows):

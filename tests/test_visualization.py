@@ -152,6 +152,41 @@ def test_a_png_comes_back_in_rgb(tmp_path, image):
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)
 
 
+def test_outlines_of_truth_and_prediction_are_both_seen():
+    image = np.full((120, 160, 3), 200, np.uint8)
+    mask, shifted = (rectangle_mask(120, 160, 20, x, 90, x + 80) for x in (30, 50))
+    drawn = visualization.draw_outlines(image, [mask], [shifted])
+    is_truth = (drawn == visualization.TRUTH).all(-1)
+    is_found = (drawn == visualization.FOUND).all(-1)
+    assert is_truth[55, 30:38].any() and is_found[55, 50:58].any()
+    # Where both lie on each other, too.
+    both = visualization.draw_outlines(image, [mask], [mask])
+    assert (both == visualization.TRUTH).all(-1).any()
+    assert (both == visualization.FOUND).all(-1).any()
+    # Far from both nothing is drawn.
+    assert (drawn[100:] == 200).all() and (drawn[:15] == 200).all()
+
+
+def test_a_zoom_shows_where_outlines_differ():
+    image = np.full((200, 300, 3), 200, np.uint8)
+    mask = rectangle_mask(200, 300, 40, 40, 160, 260)
+    bulge = mask | rectangle_mask(200, 300, 90, 260, 110, 280)
+    shown = visualization.zoom(image, mask, bulge, 40, 3)
+    assert shown.shape == (120, 120, 3)
+    # The right end of the bulge and the straight side that it leaves, 20 pixels apart.
+    found = np.argwhere((shown == visualization.FOUND).all(-1))
+    truth = np.argwhere((shown == visualization.TRUTH).all(-1))
+    assert 50 < found[:, 1].max() - truth[:, 1].max() < 70
+    # An object that goes on beyond the window has no line at its border.
+    assert not (shown[:, :6] == visualization.TRUTH).all(-1).any()
+
+
+def rectangle_mask(height, width, y1, x1, y2, x2):
+    mask = np.zeros((height, width), bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
 def test_a_large_image_is_shrunk_and_a_tiny_mask_keeps_a_pixel():
     image = np.zeros((600, 1200, 3), np.uint8)
     image[100:200, 300:600] = 200

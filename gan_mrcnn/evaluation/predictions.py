@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the network's detections to COCO results at the image's own size.
+"""The one list of predictions that every metric reads: COCO results at the images' own size.
 
 The mask head (paper, Section 3) predicts 28x28 probabilities per box; AP is measured on masks of
 the whole image. Masks are pasted one by one into their box's window and kept as run lengths, so
 that memory does not grow with the number of detections. Pasting follows Detectron2's
 `paste_masks_in_image`: the box is not rounded and pixels are sampled at their centres.
 
+Beside a file of predictions lies its manifest: data set, split, classes, and what made them. Files
+of other systems need none; every entry is checked before anything is scored.
+
 Shapes: N detections, S side of the predicted masks (28).
 """
 
 import json
+import math
 import os
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from gan_mrcnn.datasets import coco_json
 from gan_mrcnn.errors import UserError
 
 _RESULT_KEYS = ('image_id', 'category_id', 'bbox', 'score', 'segmentation')
@@ -138,33 +144,114 @@ def write_json(path, value, indent=None):
         raise
 
 
-def save_predictions(path, predictions):
-    """Writes COCO results (a list of dicts) to a JSON file, in one piece or not at all."""
+def manifest_path(path: str) -> str:
+    """Where the manifest of a file of predictions is: beside it, `NAME.manifest.json`."""
+    return f'{os.path.splitext(path)[0]}.manifest.json'
+
+
+def save_predictions(path, predictions, manifest):
+    """Writes COCO results, and beside them what they are predictions of.
+
+    Args:
+      path: of the JSON file; both are written in one piece or not at all.
+      predictions: list of COCO results, category ids as the data set has them.
+      manifest: dict with at least 'dataset', 'split' and 'categories' (of COCO: id and name).
+    """
     write_json(path, predictions)
+    write_json(manifest_path(path), manifest, indent=1)
 
 
-def load_predictions(path):
-    """Reads COCO results with masks from a JSON file, ours or another system's.
+def load_manifest(path: str) -> dict[str, Any]:
+    """The manifest beside a file of predictions, empty without one.
 
     Raises:
-      UserError: the file cannot be read or is not a list of COCO results.
+      UserError: it cannot be read.
     """
-    try:
-        with open(path, encoding='utf-8') as file:
-            predictions = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f'cannot read predictions from {path}: {error}; give a JSON file of COCO results'
-        ) from error
+    manifest = manifest_path(path)
+    if not os.path.exists(manifest):
+        return {}
+    content = _read_json(manifest, 'a manifest that evaluate.py wrote, or remove it')
+    if not isinstance(content, dict):
+        raise UserError(f'{manifest} is no JSON object; remove it, or evaluate once more')
+    return content
+
+
+def check_manifest(path: str, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises UserError where predictions are of other data or classes than expected."""
+    for key in ('dataset', 'split', 'categories'):
+        if key in manifest and manifest[key] != expected[key]:
+            raise UserError(
+                f'{manifest_path(path)}: the predictions are of {key} {manifest[key]!r}, not '
+                f'{expected[key]!r}; score them on what they were made for'
+            )
+
+
+def load_predictions(path, truth, category_ids):
+    """Reads COCO results with boxes and masks, ours or another system's.
+
+    Args:
+      path: of a JSON file.
+      truth: COCO annotations that they are predictions for, with categories 1, 2, ...
+      category_ids: the data set's own id of each of these; the file has those.
+
+    Returns:
+      A list of COCO results whose category ids are those of `truth`.
+
+    Raises:
+      UserError: the file cannot be read, or an entry cannot be scored; it is named.
+    """
+    predictions = _read_json(path, 'a JSON file of COCO results')
     if not isinstance(predictions, list):
         raise UserError(f'{path} does not hold a list; give a JSON file of COCO results')
+    sizes = {image['id']: (image['height'], image['width']) for image in truth['images']}
+    own = {category_id: place for place, category_id in enumerate(category_ids, start=1)}
     for number, prediction in enumerate(predictions):
-        missing = [
-            key for key in _RESULT_KEYS if not isinstance(prediction, dict) or key not in prediction
-        ]
-        if missing:
-            raise UserError(
-                f'{path}: entry {number} has no {", ".join(missing)}; '
-                'give a JSON file of COCO results with boxes and masks'
-            )
-    return predictions
+        text = mistake(prediction, sizes, own)
+        if text:
+            raise UserError(f'{path}: entry {number} {text}')
+    return [{**one, 'category_id': own[one['category_id']]} for one in predictions]
+
+
+def mistake(prediction, sizes, category_ids) -> str:
+    """Why one entry cannot be scored, '' where it can.
+
+    Args:
+      prediction: should be a COCO result with box and mask.
+      sizes: (height, width) by image id.
+      category_ids: that it may have.
+    """
+    there = prediction if isinstance(prediction, dict) else {}
+    missing = [key for key in _RESULT_KEYS if key not in there]
+    if missing:
+        return f'has no {", ".join(missing)}; give COCO results with boxes and masks'
+    image_id = prediction['image_id']
+    if not coco_json.is_id(image_id) or image_id not in sizes:
+        return f'is of image_id {image_id!r}, which is not in this split; score the split predicted'
+    where = f'(image_id {image_id}) '
+    category_id = prediction['category_id']
+    if not coco_json.is_id(category_id) or category_id not in category_ids:
+        return f'{where}has the category_id {category_id!r}; there are {sorted(category_ids)}'
+    if not _is_finite(prediction['score']):
+        return f'{where}has the score {prediction["score"]!r}; a finite number is wanted'
+    box = prediction['bbox']
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        return f'{where}has the box {box!r}; [x, y, width, height] in pixels is wanted'
+    if box[2] < 0 or box[3] < 0:
+        return f'{where}has the box {box!r} of negative size; [x, y, width, height] is wanted'
+    mask = prediction['segmentation']
+    if not isinstance(mask, dict) or not isinstance(mask.get('counts'), str):
+        return f'{where}has no compressed run lengths, as pycocotools makes them, as segmentation'
+    text = coco_json.mistake(prediction, *sizes[image_id], category_ids)
+    return f'{where}{text}' if text else ''
+
+
+def _is_finite(value) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _read_json(path, wanted: str):
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f'cannot read {path}: {error}; give {wanted}') from error

@@ -193,21 +193,6 @@ def test_a_file_scores_as_its_content_does(tmp_path):
     assert evaluate_coco(str(path), found) == evaluate_coco(_annotations(_TWO), found)
 
 
-@pytest.mark.parametrize(
-    'change, message', [({'image_id': 9}, 'image_id 9'), ({'category_id': 2}, 'category_id 2')]
-)
-def test_predictions_of_something_else_are_named(change, message):
-    with pytest.raises(UserError, match=message):
-        evaluate_coco(_annotations(_TWO), [{**_result(1, [1, 1, 5, 5], 0.5), **change}])
-
-
-def test_predictions_without_masks_are_named():
-    found = _result(1, [1, 1, 5, 5], 0.5)
-    del found['segmentation']
-    with pytest.raises(UserError, match='mask'):
-        evaluate_coco(_annotations(_TWO), [found])
-
-
 def test_a_missing_annotation_file_is_named(tmp_path):
     with pytest.raises(UserError, match='nowhere.json'):
         evaluate_coco(str(tmp_path / 'nowhere.json'), [])

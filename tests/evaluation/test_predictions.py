@@ -10,6 +10,7 @@ from pycocotools import mask as mask_utils
 
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.evaluation import predictions
+from tests.evaluation import shapes
 
 
 def _slow_paste(mask, box, height, width, threshold=0.5):
@@ -154,51 +155,120 @@ def test_padding_and_boxes_outside_are_dropped():
     )
 
 
+TRUTH = shapes.truth([[(shapes.rectangle(5, 5, 20, 30), 1)], []], num_classes=2)
+# The data set's own ids of classes 1 and 2.
+OWN_IDS = (7, 24)
+
+
+def entries():
+    masks = (shapes.rectangle(5, 6, 20, 30), shapes.rectangle(0, 0, 64, 80))
+    return [shapes.result(1, masks[0], 0.9, 7), shapes.result(2, masks[1], 0.25, 24)]
+
+
+def write(folder, content):
+    path = folder / 'p.json'
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
 def test_predictions_survive_the_file(tmp_path):
-    results = predictions.detections_to_coco(
-        1,
-        [[16, 15, 48, 45]],
-        np.array([0.9], np.float32),
-        np.array([1]),
-        np.ones((1, 28, 28)),
-        _INFO,
-    )
     path = str(tmp_path / 'new' / 'predictions.json')
-    predictions.save_predictions(path, results)
-    assert predictions.load_predictions(path) == results
-    assert os.listdir(tmp_path / 'new') == ['predictions.json']
+    manifest = {'dataset': 'gland', 'split': 'test', 'categories': [{'id': 7, 'name': 'a'}]}
+    predictions.save_predictions(path, entries(), manifest)
+    read = predictions.load_predictions(path, TRUTH, OWN_IDS)
+    # Category ids have become places in the list of classes; nothing else has changed.
+    assert [one['category_id'] for one in read] == [1, 2]
+    assert [{**one, 'category_id': 0} for one in read] == [
+        {**one, 'category_id': 0} for one in entries()
+    ]
+    assert predictions.load_manifest(path) == manifest
+    assert sorted(os.listdir(tmp_path / 'new')) == [
+        'predictions.json',
+        'predictions.manifest.json',
+    ]
+
+
+def test_a_file_without_a_manifest(tmp_path):
+    path = write(tmp_path, entries())
+    assert predictions.load_manifest(path) == {}
+    predictions.check_manifest(path, {}, {'dataset': 'x', 'split': 'val', 'categories': []})
+
+
+@pytest.mark.parametrize('key, other', [('dataset', 'phone'), ('split', 'val'), ('categories', [])])
+def test_predictions_of_something_else_are_refused(key, other):
+    manifest = {'dataset': 'gland', 'split': 'test', 'categories': [{'id': 1, 'name': 'gland'}]}
+    predictions.check_manifest('p.json', {**manifest, 'step': 3}, manifest)
+    with pytest.raises(UserError, match=f'p.manifest.json.*{key}'):
+        predictions.check_manifest('p.json', {**manifest, key: other}, manifest)
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    path = write(tmp_path, entries())
+    (tmp_path / 'p.manifest.json').write_text('{')
+    with pytest.raises(UserError, match='p.manifest.json'):
+        predictions.load_manifest(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = str(tmp_path / 'predictions.json')
-    predictions.save_predictions(path, [])
+    predictions.write_json(path, [])
     with pytest.raises(TypeError, match='set'):
-        predictions.save_predictions(path, [{'image_id': {1}}])
-    assert predictions.load_predictions(path) == []
+        predictions.write_json(path, [{'image_id': {1}}])
+    assert predictions.load_predictions(path, TRUTH, OWN_IDS) == []
     assert os.listdir(tmp_path) == ['predictions.json']
 
 
-@pytest.mark.parametrize(
-    'content, message',
-    [
-        ('{', 'cannot read'),
-        ('{}', 'does not hold a list'),
-        ('[3]', 'entry 0 has no image_id'),
-        (
-            json.dumps([{'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 1, 1], 'score': 1}]),
-            'entry 0 has no segmentation',
-        ),
-    ],
-)
+@pytest.mark.parametrize('content, message', [('{', 'cannot read'), ('{}', 'does not hold a list')])
 def test_a_file_that_is_not_predictions_is_named(tmp_path, content, message):
-    path = tmp_path / 'p.json'
-    path.write_text(content)
+    path = write(tmp_path, content)
     with pytest.raises(UserError, match=message) as error:
-        predictions.load_predictions(str(path))
-    assert str(path) in str(error.value)
+        predictions.load_predictions(path, TRUTH, OWN_IDS)
+    assert path in str(error.value)
     assert '\n' not in str(error.value)
+
+
+_OTHER_SIZE = {'segmentation': shapes.rle(np.ones((80, 64), np.uint8))}
+_SHORT = {'segmentation': {'size': [64, 80], 'counts': shapes.rle(np.ones((64, 79)))['counts']}}
+_GARBAGE = {'segmentation': {'size': [64, 80], 'counts': '\u00e4!'}}
+BAD = {
+    'unknown image': ({'image_id': 9}, 'image_id 9'),
+    'image id as text': ({'image_id': '1'}, "image_id '1'"),
+    'unknown class': ({'category_id': 1}, r'category_id 1; there are \[7, 24\]'),
+    'another size': (_OTHER_SIZE, r'\[80, 64\].*\[64, 80\]'),
+    'too few pixels': (_SHORT, '5056 pixels for a picture of 5120'),
+    'garbage': (_GARBAGE, 'damaged'),
+    'no run lengths': ({'segmentation': [[1, 1, 5, 1, 5, 5]]}, 'run lengths'),
+    'NaN score': ({'score': float('nan')}, 'score nan'),
+    'score as text': ({'score': '0.9'}, "score '0.9'"),
+    'box with infinity': ({'bbox': [0, 0, float('inf'), 3]}, 'box'),
+    'box of three': ({'bbox': [0, 0, 3]}, 'box'),
+    'negative box': ({'bbox': [0, 0, -3, 3]}, 'negative'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_a_bad_entry_is_named(tmp_path, name):
+    change, message = BAD[name]
+    good, bad = entries()
+    path = write(tmp_path, [good, {**bad, **change}])
+    with pytest.raises(UserError, match=message) as error:
+        predictions.load_predictions(path, TRUTH, OWN_IDS)
+    assert str(error.value).startswith(f'{path}: entry 1 ')
+
+
+@pytest.mark.parametrize('key', ['image_id', 'category_id', 'bbox', 'score', 'segmentation'])
+def test_a_missing_key_is_named(tmp_path, key):
+    bad = entries()
+    del bad[1][key]
+    with pytest.raises(UserError, match=f'entry 1 has no {key}'):
+        predictions.load_predictions(write(tmp_path, bad), TRUTH, OWN_IDS)
+
+
+def test_an_entry_that_is_no_object_is_named(tmp_path):
+    with pytest.raises(UserError, match='entry 0 has no image_id'):
+        predictions.load_predictions(write(tmp_path, [3]), TRUTH, OWN_IDS)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match='nowhere.json'):
-        predictions.load_predictions(str(tmp_path / 'nowhere.json'))
+        predictions.load_predictions(str(tmp_path / 'nowhere.json'), TRUTH, OWN_IDS)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's ablations, run by run: `python -m gan_mrcnn.ablate --table 5 --dataset phone ...`.
+
+Each row of a table is trained and evaluated with each seed, into a folder of its own. What is done
+is not done again, and an interrupted run goes on, so that the same command finishes the table. It
+ends in the comparison of all rows with the first. Flags that are not listed go to train.py.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+from gan_mrcnn import flags
+from gan_mrcnn.errors import UserError
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Row(NamedTuple):
+    """A row of a table: the name of its runs, and what it changes."""
+
+    name: str
+    gan: str = 'combined'
+    override: str = ''
+
+
+# Rows of the same name are the same runs, wherever they stand.
+_COMBINED = Row('combined')
+TABLES = {
+    # Loss function.
+    '5': (Row('baseline', 'baseline'), Row('adversarial', 'adversarial_only'), _COMBINED),
+    # Layers of the discriminators; five are the default.
+    '6': (
+        Row('layers3', override='task.gan.num_layers=3'),
+        Row('layers4', override='task.gan.num_layers=4'),
+        _COMBINED,
+    ),
+    # Ours: one discriminator alone, other weights.
+    'ours': (
+        _COMBINED,
+        Row('box_only', override='task.gan.mask_weight=0.0'),
+        Row('mask_only', override='task.gan.box_weight=0.0'),
+        Row('weights_half', override='task.gan.box_weight=0.0125,task.gan.mask_weight=0.25'),
+        Row('weights_double', override='task.gan.box_weight=0.05,task.gan.mask_weight=1.0'),
+    ),
+}
+# The paper's figures, on the phones: mask AP and box AP by row.
+PAPER = {
+    '5': {
+        'baseline': (0.5718, 0.5486),
+        'adversarial': (0.5684, 0.5620),
+        'combined': (0.5923, 0.5844),
+    },
+    '6': {'layers3': (0.5624, 0.547), 'layers4': (0.574, 0.55), 'combined': (0.5923, 0.5844)},
+}
+
+
+def parse_flags(arguments=None) -> tuple[argparse.Namespace, list[str]]:
+    """Our flags, and those for train.py."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument('--table', required=True, choices=TABLES, help='which rows')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='for every row')
+    parser.add_argument('--dataset', required=True, help=f'one of {", ".join(flags.DATASETS)}')
+    parser.add_argument('--data_dir', help='folder of the data set')
+    parser.add_argument('--model_dir', required=True, help='runs are ROW-SEED in there')
+    parser.add_argument(
+        '--cache_dir',
+        default=os.environ.get('GAN_MRCNN_CACHE', '~/.cache/gan_mrcnn'),
+        help='where converted records are kept',
+    )
+    parser.add_argument(
+        '--eval_split', help='that is evaluated and compared (default: test for glands, else val)'
+    )
+    parser.add_argument('--samples', type=int, default=1000, help='of the comparison')
+    options, rest = parser.parse_known_args(arguments)
+    options.eval_split = options.eval_split or ('test' if options.dataset == 'gland' else 'val')
+    taken = [flag for flag in ('--gan', '--seed', '--mode') if flag in rest]
+    if taken:
+        raise UserError(f'{taken[0]} is set by the rows; leave it out')
+    return options, rest
+
+
+def commands(options, rest, row: Row, seed: int) -> tuple[str, list[list[str]]]:
+    """The folder of a run, and what trains and evaluates it."""
+    folder = os.path.join(options.model_dir, f'{row.name}-{seed}')
+    data = ['--dataset', options.dataset, '--cache_dir', options.cache_dir, '--model_dir', folder]
+    if options.data_dir:
+        data += ['--data_dir', options.data_dir]
+    override = ['--params_override', row.override] if row.override else []
+    train = ['train.py', *data, *rest, *override, '--gan', row.gan, '--seed', str(seed)]
+    evaluate = ['evaluate.py', *data, '--split', options.eval_split]
+    return folder, [train, evaluate]
+
+
+def run_row(folder: str, split: str, steps: list[list[str]]) -> bool:
+    """Trains and evaluates unless that is done; whether it was to be done.
+
+    Raises:
+      UserError: the folder is of a run with other flags, or a program has failed.
+    """
+    marker = pathlib.Path(folder) / 'ablation.json'
+    if marker.exists() and json.loads(marker.read_text(encoding='utf-8')) != steps[0]:
+        raise UserError(f'{folder} was trained with other flags; give another --model_dir')
+    if (pathlib.Path(folder) / 'eval' / split / 'results.json').exists():
+        return False
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps(steps[0]), encoding='utf-8')
+    for program, *arguments in steps:
+        status = subprocess.run([sys.executable, str(_ROOT / program), *arguments]).returncode
+        if status:
+            raise UserError(
+                f'{program} has ended with {status}; the same command goes on from there'
+            )
+    return True
+
+
+def format_paper(table: str) -> str:
+    """The paper's rows as text, '' where it has none."""
+    rows = PAPER.get(table, {})
+    lines = [
+        f'    {name}: mask AP {mask:.4f}, box AP {box:.4f}' for name, (mask, box) in rows.items()
+    ]
+    return '\n'.join([f"The paper's Table {table}:", *lines]) if lines else ''
+
+
+def main() -> None:
+    options, rest = parse_flags()
+    runs = [(row, seed) for seed in options.seeds for row in TABLES[options.table]]
+    folders = {}
+    for number, (row, seed) in enumerate(runs, start=1):
+        folder, steps = commands(options, rest, row, seed)
+        print(f'[{number}/{len(runs)}] {folder}', flush=True)
+        if not run_row(folder, options.eval_split, steps):
+            print('    is there already', flush=True)
+        folders[row, seed] = folder
+    from gan_mrcnn.evaluation import compare
+
+    in_rows = [folders[row, seed] for row in TABLES[options.table] for seed in options.seeds]
+    page = os.path.join(options.model_dir, f'table{options.table}')
+    compare.run(
+        in_rows, options.eval_split, options.data_dir, options.cache_dir, options.samples, page
+    )
+    if options.dataset == 'phone':
+        print(format_paper(options.table))
+
+
+if __name__ == '__main__':
+    flags.run_main(main)

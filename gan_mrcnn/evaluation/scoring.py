@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All metrics of one list of predictions: what `evaluate.py` prints, writes and reports.
+
+Reads predictions and ground truth only, never a model, so that any system is scored alike.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from gan_mrcnn.datasets import base, cityscapes, gland, records
+from gan_mrcnn.evaluation import (
+    cityscapes_metrics,
+    coco,
+    error_types,
+    gland_metrics,
+    matching,
+    paper,
+)
+
+# Lowest score of what is painted and drawn where the validation split was not asked.
+DEFAULT_THRESHOLD = {'value': 0.5, 'origin': 'the default: no predictions of the validation split'}
+
+
+@dataclasses.dataclass
+class Scored:
+    """Predictions of one split with all that was found out about them.
+
+    dataset, split, record_set: where ground truth and pictures are.
+    truth: COCO annotations.
+    predictions: COCO results with the category ids of `truth`.
+    matches: `matching.Matches` by kind.
+    errors: `error_types.Errors`.
+    gland_scores: by image id, for glands; empty for others.
+    figures: for results.json.
+    """
+
+    dataset: base.Dataset
+    split: str
+    record_set: records.RecordSet
+    truth: dict[str, Any]
+    predictions: list[dict[str, Any]]
+    matches: dict[str, matching.Matches]
+    errors: error_types.Errors
+    gland_scores: dict[int, gland_metrics.ImageScore]
+    figures: dict[str, Any]
+
+    @property
+    def table(self) -> Optional[paper.Table]:
+        """The paper's table of these very images, None where there is none."""
+        return paper.table_for(
+            self.dataset.name, self.dataset.is_demo, self.split, self.record_set.num_examples
+        )
+
+
+def score(
+    dataset: base.Dataset,
+    split: str,
+    record_set: records.RecordSet,
+    predictions: Sequence[dict[str, Any]],
+    threshold: Mapping[str, Any],
+) -> Scored:
+    """Computes every metric that the data set has.
+
+    Args:
+      dataset: of the images.
+      split: of them.
+      record_set: its ground truth.
+      predictions: COCO results with category ids from 1.
+      threshold: 'value', the lowest score of what is painted into label maps, and 'origin', what
+        chose it.
+    """
+    truth = coco.load_annotations(record_set.annotation_file)
+    matches = matching.match(truth, predictions, title='compare masks')
+    errors = error_types.classify(truth, predictions, title='sort errors')
+    names = dataset.class_names
+    figures: dict[str, Any] = {'per_class': {}}
+    for kind, one in matches.items():
+        figures[kind], per_class = coco.figures(one)
+        figures['per_class'][kind] = dict(zip(names, per_class))
+    figures['errors'] = error_types.summarize(errors)
+    figures['score_threshold'] = dict(threshold)
+    gland_scores = {}
+    if dataset.name == 'gland':
+        gland_scores = gland_metrics.score_images(
+            truth, predictions, threshold['value'], title='compare glands'
+        )
+        figures['glands'] = {
+            part: gland_metrics.summarize([gland_scores[i] for i in ids])
+            for part, ids in gland_parts(dataset, split, truth).items()
+        }
+    if isinstance(dataset, cityscapes.Cityscapes):
+        ids = set(record_set.image_ids)
+        items = [item for item in dataset.items(split) if item.image_id in ids]
+        figures['cityscapes'] = cityscapes_metrics.evaluate(items, predictions, 'Cityscapes')
+    return Scored(
+        dataset=dataset,
+        split=split,
+        record_set=record_set,
+        truth=truth,
+        predictions=list(predictions),
+        matches=matches,
+        errors=errors,
+        gland_scores=gland_scores,
+        figures=figures,
+    )
+
+
+def gland_parts(dataset: base.Dataset, split: str, truth: dict[str, Any]) -> dict[str, list[int]]:
+    """Image ids by part: the split, the contest's two tests in it, and each grade if known."""
+    names = {image['id']: image['file_name'].rpartition('.')[0] for image in truth['images']}
+    parts = {split: list(names)}
+    if isinstance(dataset, gland.Glands):
+        for part in ('testA', 'testB') if split == 'test' else ():
+            parts[part] = [i for i, name in names.items() if name.startswith(f'{part}_')]
+        for grade in ('benign', 'malignant'):
+            parts[grade] = [i for i, name in names.items() if dataset.grade(name) == grade]
+    return {part: ids for part, ids in parts.items() if ids}
+
+
+def threshold_from_validation(
+    record_set: records.RecordSet, predictions: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The score threshold that the validation split chooses, as `score` wants it."""
+    truth = coco.load_annotations(record_set.annotation_file)
+    value = gland_metrics.choose_threshold(truth, predictions)
+    return {'value': value, 'origin': 'chosen on the validation split by F1 plus object Dice'}
+
+
+def manifest(dataset: base.Dataset, split: str, record_set: records.RecordSet) -> dict[str, Any]:
+    """What predictions are of: the part of a manifest that every file of them must agree with."""
+    return {
+        'dataset': dataset.name,
+        'split': split,
+        'categories': [
+            {'id': number, 'name': name}
+            for number, name in zip(dataset.category_ids, dataset.class_names)
+        ],
+        'num_images': record_set.num_examples,
+        'data_fingerprint': record_set.fingerprint,
+    }
+
+
+def format_text(scored: Scored) -> str:
+    """The tables for a terminal."""
+    name, table, figures = scored.dataset.name, scored.table, scored.figures
+    parts = [paper.format_table(figures, name, table), paper.format_classes(figures)]
+    if 'glands' in figures:
+        parts.append(paper.format_glands(figures, table is not None))
+    if 'cityscapes' in figures:
+        parts.append(paper.format_table2(figures, table))
+    costs = figures['errors']['costs']
+    if all(cost is not None for cost in costs.values()):
+        texts = [f'{kind} {cost:.3f}' for kind, cost in costs.items()]
+        parts.append(f'AP50 of masks lost by kind of error: {", ".join(texts)}')
+    return '\n\n'.join(part for part in parts if part)
