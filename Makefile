@@ -14,6 +14,9 @@ VENV := .venv
 # --use-pep517: some packages come as source only, and older pips build those through setup.py.
 PIP_INSTALL := $(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517
 STAMP := $(VENV)/stamp
+# PrRoIPool, compiled; where that fails, its version in plain TensorFlow serves.
+POOL := custom_ops/prroi_pool
+POOL_STAMP := $(VENV)/prroi_pool_stamp
 DATA_FLAG := $(if $(DATA_DIR),--data_dir '$(DATA_DIR)')
 
 .PHONY: help train test lint clean
@@ -28,12 +31,12 @@ help:
 	@echo 'DATA_DIR=DIR        the folder of the gland contest (now $(or $(DATA_DIR),not given))'
 	@echo 'MODEL_DIR=DIR       checkpoints, logs and results (now $(MODEL_DIR))'
 
-train: $(STAMP)
+train: $(STAMP) $(POOL_STAMP)
 	$(VENV)/bin/python train.py --dataset gland $(DATA_FLAG) \
 	    --config_file configs/gland_small.yaml --model_dir '$(MODEL_DIR)' --mode train_and_eval
 	$(VENV)/bin/python evaluate.py --dataset gland $(DATA_FLAG) --model_dir '$(MODEL_DIR)'
 
-test: $(STAMP)
+test: $(STAMP) $(POOL_STAMP)
 	$(VENV)/bin/python -m pytest -q
 
 lint: $(STAMP)
@@ -55,6 +58,12 @@ $(STAMP): setup.py requirements.lock
 	fi
 	@touch $@
 
+$(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard $(POOL)/cc/*)
+	@echo 'Compiling PrRoIPool: half a minute.'
+	@$(VENV)/bin/python $(POOL)/build.py || echo 'PrRoIPool will run in plain TensorFlow, slower.'
+	@touch $@
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -f $(POOL)/*.so $(POOL)/*.failed.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,10 +5,14 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
-from setuptools import find_packages, setup
+from setuptools import Command, Distribution, find_packages, setup
+from setuptools.command.build import build
 
 _ROOT = pathlib.Path(__file__).resolve().parent
+_POOL = pathlib.Path('custom_ops/prroi_pool')
 
 _INSTALL_REQUIRES = [
     # The last TensorFlow with Keras 2 behind `tf.keras` and the last one that tensorflow-addons
@@ -54,6 +58,50 @@ _EXTRAS_REQUIRE = {
 }
 
 
+class BuildPrRoIPool(Command):
+    """Compiles PrRoIPool where TensorFlow is installed already; the first use does it otherwise.
+
+    TensorFlow is asked for by an interpreter that sees the environment that is installed into:
+    pip builds in one of its own. No failure here is one of the install: plain TensorFlow serves
+    then (custom_ops/prroi_pool/library.py).
+    """
+
+    editable_mode = False
+    build_lib = None
+
+    def initialize_options(self):
+        """No options."""
+
+    def finalize_options(self):
+        self.set_undefined_options('build_py', ('build_lib', 'build_lib'))
+
+    def run(self):
+        folder = (_ROOT if self.editable_mode else pathlib.Path(self.build_lib)) / _POOL
+        script = [sys.executable, '-I', str(_ROOT / _POOL / 'build.py'), '--folder', str(folder)]
+        if subprocess.run(script, check=False).returncode:
+            self.announce('PrRoIPool is left to its first use', 2)
+
+    def get_source_files(self):
+        return [str(path.relative_to(_ROOT)) for path in sorted((_ROOT / _POOL / 'cc').iterdir())]
+
+    def get_outputs(self):
+        return []
+
+    def get_output_mapping(self):
+        return {}
+
+
+class Build(build):
+    sub_commands = [*build.sub_commands, ('build_prroi_pool', None)]
+
+
+class PlatformDistribution(Distribution):
+    """A wheel of this package is for one platform: the compiled library may be in it."""
+
+    def has_ext_modules(self):
+        return True
+
+
 def _version():
     """`__version__` of the package, read and not imported: nothing is installed at this point."""
     text = (_ROOT / 'gan_mrcnn' / '__init__.py').read_text(encoding='utf-8')
@@ -66,6 +114,9 @@ setup(
     description="The Model Garden's Mask R-CNN with adversarial losses on boxes and masks",
     license='Apache-2.0',
     packages=find_packages(include=['gan_mrcnn', 'gan_mrcnn.*', 'custom_ops', 'custom_ops.*']),
+    package_data={'custom_ops.prroi_pool': ['cc/*']},
+    distclass=PlatformDistribution,
+    cmdclass={'build': Build, 'build_prroi_pool': BuildPrRoIPool},
     # TensorFlow 2.15 has no build for Python 3.12.
     python_requires='>=3.9,<3.12',
     install_requires=_INSTALL_REQUIRES,

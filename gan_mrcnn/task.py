@@ -18,10 +18,11 @@ from official.core import task_factory
 from official.modeling import optimization
 from official.vision.tasks import maskrcnn
 
+from custom_ops.prroi_pool import multilevel_prroi_pool
 from gan_mrcnn import configs, losses
 from gan_mrcnn.datasets import input_pipeline, records
 from gan_mrcnn.evaluation import coco, pictures, predictions
-from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align, roi_features
+from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align
 from gan_mrcnn.modeling import generator as generator_lib
 
 # Begins the message of the error that stops a run; `train.py` turns it into one readable line.
@@ -202,7 +203,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             level: tf.stop_gradient(outputs['decoder_features'][level])
             for level in roi_align.POOLED_LEVELS
         }
-        pool = functools.partial(roi_features.fused_roi_features, features)
+        pool = functools.partial(multilevel_prroi_pool, features)
         flatten = lambda masks: tf.reshape(  # noqa: E731
             masks, [-1, generator_lib.MASK_SIZE, generator_lib.MASK_SIZE, 1]
         )

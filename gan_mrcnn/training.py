@@ -10,6 +10,7 @@ import tensorflow as tf
 import yaml
 from official.core import train_lib, train_utils
 
+from custom_ops.prroi_pool import serving
 from gan_mrcnn import experiment, trainer
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import augment, base, options, records
@@ -190,6 +191,8 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
         *learning_rate_line(config),
         ('output', f'{model_dir} (tensorboard --logdir {model_dir})'),
     ]
+    if gan.mode != 'baseline':
+        lines.insert(-1, ('PrRoIPool', serving()))
     if task.train_data.split == 'trainval' and task.validation_data.split == 'val':
         lines.append(('note', 'validation images are trained on: evaluate with --checkpoint last'))
     crowded = train_set.crowded(task.train_data.parser.max_num_instances)

@@ -22,38 +22,42 @@ import tensorflow as tf
 
 
 def prroi_pool(features, boxes, box_indices, output_size=(28, 28), spatial_scale=0.25):
-    """Averages the bilinear interpolant of a feature map over each bin of each box, exactly.
-
-    Box (0, 0, 4, 4) at scale 1 is 4 x 4: there is no half-pixel shift. Outside the map all nodes
-    are 0. A bin without area (also of a reversed box) gives 0 and has no gradient.
-
-    Gradients to `features` and `boxes` are exact. Inside a `tf.function` the one to `features` is
-    not computed where the caller has detached them.
-
-    Args:
-        features: [B, H, W, C], float16, bfloat16 (both computed in float32), float32 or float64.
-        boxes: [N, 4], floating point, [y1, x1, y2, x2] in pixels of the input image. N may be 0.
-        box_indices: [N], integer, the image of each box, in [0, B), in any order.
-        output_size: (h, w), the number of bins.
-        spatial_scale: nodes of the feature map per pixel of the image, 2**-level in an FPN.
-
-    Returns:
-        [N, h, w, C] of the dtype of `features`.
-    """
-    features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
+    """What `custom_ops.prroi_pool.prroi_pool` says, of tensors that it has checked."""
     compute_dtype = tf.float32 if features.dtype.size < 4 else features.dtype
-    nodes = tf.cast(boxes, compute_dtype) * tf.cast(spatial_scale, compute_dtype)
+    # The weights are few, and the edges of small bins far from the origin need the digits.
+    nodes = tf.cast(boxes, tf.float64) * tf.constant(spatial_scale, tf.float64)
     y1, x1, y2, x2 = tf.unstack(nodes, num=4, axis=-1)
     height, width = tf.shape(features)[1], tf.shape(features)[2]
-    pooled = _contract(
-        tf.cast(features, compute_dtype),
-        _bin_weights(y1, y2, output_size[0], height),
-        _bin_weights(x1, x2, output_size[1], width),
-        tf.cast(box_indices, tf.int32),
-        tf.stack([*_touched_nodes(y1, y2, height), *_touched_nodes(x1, x2, width)], axis=-1),
-    )
+    with tf.control_dependencies(_assert_valid(boxes, box_indices, tf.shape(features)[0])):
+        pooled = _contract(
+            tf.cast(features, compute_dtype),
+            tf.cast(_bin_weights(y1, y2, output_size[0], height), compute_dtype),
+            tf.cast(_bin_weights(x1, x2, output_size[1], width), compute_dtype),
+            tf.identity(box_indices),
+            tf.stack([*_touched_nodes(y1, y2, height), *_touched_nodes(x1, x2, width)], axis=-1),
+        )
     pooled = tf.ensure_shape(pooled, [boxes.shape[0], *output_size, features.shape[-1]])
     return tf.cast(pooled, features.dtype)
+
+
+def _assert_valid(boxes, box_indices, num_images):
+    """Operations that raise InvalidArgumentError naming the first bad box or index."""
+    finite = tf.reduce_all(tf.math.is_finite(boxes), axis=1)
+    in_range = (box_indices >= 0) & (box_indices < num_images)
+
+    def fail():
+        n = tf.where(~(finite & in_range))[0, 0]
+        index, box = box_indices[n], tf.unstack(boxes[n])
+        message = tf.where(
+            in_range[n],
+            tf.strings.format('boxes[{}] is ({}, {}, {}, {}), must be finite', (n, *box)),
+            tf.strings.format(
+                'box_indices[{}] is {}, must be in [0, {})', (n, index, num_images)
+            ),
+        )
+        return tf.debugging.Assert(False, [message])
+
+    return [tf.cond(tf.reduce_all(finite & in_range), tf.no_op, fail)]
 
 
 def _bin_weights(start, stop, num_bins, num_nodes):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fused RoI features: order, scales, maximum, and where the gradient goes."""
+"""PrRoIPool over several levels: order, scales, maximum, and where the gradient goes."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from custom_ops.prroi_pool import prroi_pool
-from gan_mrcnn.modeling.roi_features import fused_roi_features
+from custom_ops.prroi_pool import multilevel_prroi_pool, prroi_pool
 
 BOXES = np.array(
     [[[3.0, 5, 40, 50], [0, 0, 64, 64]], [[10, 10, 20, 60], [30, 2, 63, 33]]], np.float32
@@ -23,7 +22,7 @@ def features():
 
 
 def test_is_the_maximum_over_levels_2_to_5_image_by_image(features):
-    fused = fused_roi_features(features, BOXES, output_size=4)
+    fused = multilevel_prroi_pool(features, BOXES, output_size=4)
     assert fused.shape == (4, 4, 4, 3)
     for n, image in enumerate([0, 0, 1, 1]):
         box = BOXES.reshape(-1, 4)[n : n + 1]
@@ -42,7 +41,7 @@ def test_a_feature_is_found_at_its_place_in_the_image(features):
         for level, tensor in features.items()
     }
     box = np.array([[[8.0, 12, 24, 28]]] * 2, np.float32)
-    fused = fused_roi_features(ramps, box, output_size=2, levels=('2', '3', '4'))
+    fused = multilevel_prroi_pool(ramps, box, output_size=2, levels=('2', '3', '4'))
     np.testing.assert_allclose(fused[..., 0], np.tile([16.0, 24.0], [2, 2, 1]), rtol=1e-5)
 
 
@@ -51,8 +50,8 @@ def test_gradient_reaches_boxes_and_not_detached_features(features):
     with tf.GradientTape(persistent=True) as tape:
         tape.watch([features, boxes])
         detached = {level: tf.stop_gradient(tensor) for level, tensor in features.items()}
-        loss = tf.reduce_sum(fused_roi_features(detached, boxes, output_size=4) ** 2)
-        attached_loss = tf.reduce_sum(fused_roi_features(features, boxes, output_size=4) ** 2)
+        loss = tf.reduce_sum(multilevel_prroi_pool(detached, boxes, output_size=4) ** 2)
+        attached_loss = tf.reduce_sum(multilevel_prroi_pool(features, boxes, output_size=4) ** 2)
     assert np.all(tape.gradient(loss, boxes) != 0)
     assert all(gradient is None for gradient in tape.gradient(loss, features).values())
     gradients = tape.gradient(attached_loss, features)
@@ -65,7 +64,7 @@ def test_box_gradient_equals_finite_differences(features):
     boxes, step = tf.constant(BOXES[:, :1] + 0.3, tf.float64), 1e-6
 
     def pool(boxes):
-        return tf.reduce_sum(fused_roi_features(features, boxes, output_size=4) ** 2)
+        return tf.reduce_sum(multilevel_prroi_pool(features, boxes, output_size=4) ** 2)
 
     with tf.GradientTape() as tape:
         tape.watch(boxes)
@@ -76,8 +75,3 @@ def test_box_gradient_equals_finite_differences(features):
         shift[place] = step
         expected = (pool(boxes + shift) - pool(boxes - shift)) / (2 * step)
         np.testing.assert_allclose(gradient[place], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_unknown_fusion(features):
-    with pytest.raises(ValueError, match="'sum'"):
-        fused_roi_features(features, BOXES, fusion='sum')

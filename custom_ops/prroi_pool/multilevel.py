@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RoI features for the discriminators (Fig. 2 and 3 of the paper).
+"""PrRoIPool over the levels of an FPN: what the discriminators look at (Fig. 2 and 3).
 
 A discriminator sees a box as a 28x28 map of FPN features inside it. As in the authors' code, the
-map is pooled from every level P2-P5 and the levels are fused, so that which level a box belongs to
-is no step in the way of its gradient.
+map is pooled from every level P2-P5 and the levels are fused by their maximum, so that which level
+a box belongs to is no step in the way of its gradient.
 
 Shapes: B images, N boxes per image, C channels, S bins along each side.
 """
@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from custom_ops.prroi_pool import prroi_pool
+from custom_ops.prroi_pool.pooling import prroi_pool
 
 
-def fused_roi_features(
+def multilevel_prroi_pool(
     features: Mapping[str, tf.Tensor],
     boxes: tf.Tensor,
     output_size: int = 28,
     levels: Sequence[str] = ('2', '3', '4', '5'),
-    fusion: str = 'max',
 ) -> tf.Tensor:
-    """Pools each box from every level by PrRoIPool and fuses the levels.
+    """Pools each box from every level and takes the element-wise maximum over the levels.
 
     Differentiable in the boxes and the features. The paper's adversarial gradient goes to the boxes
     only: detach the features by `tf.stop_gradient` for that, which also saves their gradient.
@@ -33,16 +32,10 @@ def fused_roi_features(
         boxes: [B, N, 4], float, [y1, x1, y2, x2] in pixels of the input image.
         output_size: S.
         levels: keys of `features` to pool from.
-        fusion: 'max', the element-wise maximum over the levels (the authors' code).
 
     Returns:
         [B * N, S, S, C] of the features' dtype: all boxes of the first image, then of the next.
-
-    Raises:
-        ValueError: for another `fusion`.
     """
-    if fusion != 'max':
-        raise ValueError(f"fusion is {fusion!r}, must be 'max'")
     batch_size, num_boxes = tf.shape(boxes)[0], tf.shape(boxes)[1]
     box_indices = tf.repeat(tf.range(batch_size), num_boxes)
     static_count = None if None in boxes.shape[:2] else boxes.shape[0] * boxes.shape[1]

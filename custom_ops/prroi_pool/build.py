@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles PrRoIPool for the TensorFlow that is installed.
+
+    python custom_ops/prroi_pool/build.py [--cuda auto|yes|no] [--native]
+
+`make` and `pip install` run it, and so does the first use where no library is there yet. It takes a
+C++ compiler (g++, or the one that CXX names); with nvcc and a TensorFlow made for CUDA the library
+holds the GPU's kernels too. TensorFlow's own flags are asked for, never written down here.
+
+The library's name carries the version of TensorFlow, whose C++ interface changes with each, and a
+digest of the sources, so that a library of another TensorFlow or of older sources is never loaded.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Optional
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_SOURCES = _PACKAGE / 'cc'
+
+# Fused multiply-add where the instruction set has it.
+_KERNEL_FLAGS = ['-O3', '-ffp-contract=fast']
+# The same kernels once per instruction set, chosen when they run. '' stands for what every
+# processor of the architecture has.
+_X86_FLAGS = {
+    'avx2': ['-mavx2', '-mfma'],
+    'avx512': [
+        *('-mavx512f', '-mavx512vl', '-mavx512bw', '-mavx512dq', '-mfma'),
+        '-mprefer-vector-width=512',
+    ],
+}
+
+
+# Volta to Hopper. CUDA 13 has left out sm_70.
+_GPUS = ('70', '75', '80', '86', '89', '90')
+
+
+class BuildError(Exception):
+    """The library cannot be made here; the message says why in one line."""
+
+
+def library_name(cuda: bool) -> str:
+    """File name of the library for the installed TensorFlow and the present sources."""
+    import tensorflow as tf
+
+    digest = hashlib.sha256()
+    for path in [pathlib.Path(__file__), *sorted(_SOURCES.iterdir())]:
+        digest.update(path.name.encode() + b'\0' + path.read_bytes())
+    device = '-cuda' if cuda else ''
+    return f'prroi_pool-tf{tf.__version__}{device}-{digest.hexdigest()[:8]}.so'
+
+
+def folders() -> list[pathlib.Path]:
+    """Where libraries are looked for: beside the sources, or in the user's cache."""
+    cache = os.environ.get('GAN_MRCNN_CACHE', '~/.cache/gan_mrcnn')
+    return [_PACKAGE, pathlib.Path(cache).expanduser() / 'ops']
+
+
+def find_library() -> Optional[pathlib.Path]:
+    """The library for the installed TensorFlow, with the GPU's kernels if there are two."""
+    for cuda in (True, False):
+        for folder in folders():
+            path = folder / library_name(cuda)
+            if path.is_file():
+                return path
+    return None
+
+
+def failure_log() -> pathlib.Path:
+    """Where the compiler's messages are kept after a failure, so that it is not tried each time."""
+    name = pathlib.Path(library_name(False)).with_suffix('.failed.txt')
+    return _writable_folder() / name
+
+
+def find_compiler() -> Optional[str]:
+    """Path of the C++ compiler."""
+    return shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('c++')
+
+
+def find_nvcc() -> Optional[str]:
+    """Path of CUDA's compiler."""
+    home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
+    return shutil.which('nvcc') or shutil.which('nvcc', path=f'{home}/bin')
+
+
+def build_library(
+    cuda: str = 'auto', native: bool = False, folder: Optional[pathlib.Path] = None
+) -> pathlib.Path:
+    """Compiles and links; replaces libraries of other versions in the same folder.
+
+    Args:
+      cuda: 'yes', 'no', or 'auto': with nvcc and a TensorFlow that was made for CUDA.
+      native: compile for this machine's processor only, as well as the compiler can.
+      folder: where to; the first of `folders()` that can be written to.
+
+    Returns:
+      Path of the library.
+
+    Raises:
+      BuildError: no compiler, or it failed.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError('there is no C++ compiler: install g++, or name another by CXX')
+    folder = folder or _writable_folder()
+    with_cuda = _wants_cuda(cuda)
+    try:
+        path = _build(compiler, folder, with_cuda, native)
+    except BuildError as error:
+        if not with_cuda or cuda == 'yes':
+            raise
+        print(f'PrRoIPool is built without CUDA: {error}', file=sys.stderr)
+        path = _build(compiler, folder, False, native)
+    for other in folder.glob('prroi_pool-tf*'):
+        if other.name not in (library_name(True), library_name(False)):
+            other.unlink()
+    return path
+
+
+def _build(compiler, folder, with_cuda, native):
+    path = folder / library_name(with_cuda)
+    with tempfile.TemporaryDirectory() as scratch:
+        commands = _compile_commands(compiler, pathlib.Path(scratch), with_cuda, native)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        objects = [command[-1] for command in commands]
+        library = pathlib.Path(scratch) / path.name
+        _run(_link_command(compiler, with_cuda, objects, library))
+        # Copied beside and renamed: another process never sees half a library.
+        partial = path.with_name(f'{path.name}.{os.getpid()}.part')
+        shutil.copy(library, partial)
+        os.replace(partial, path)
+    return path
+
+
+def _wants_cuda(cuda: str) -> bool:
+    import tensorflow as tf
+
+    if cuda == 'yes' and not find_nvcc():
+        raise BuildError('there is no nvcc: install the CUDA toolkit, or leave --cuda out')
+    return cuda != 'no' and bool(find_nvcc()) and tf.test.is_built_with_cuda()
+
+
+def _writable_folder() -> pathlib.Path:
+    for folder in folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise BuildError(f'none of {", ".join(map(str, folders()))} can be written to')
+
+
+def _compile_commands(compiler, scratch, with_cuda, native):
+    """One command per source file, each ending with its object file."""
+    import tensorflow as tf
+
+    is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
+    common = [compiler, '-std=c++17', '-fPIC', '-fvisibility=hidden']
+    kernels = {'baseline': ['-march=native'] if native else []}
+    definitions = []
+    if is_x86 and not native:
+        kernels.update(_X86_FLAGS)
+        definitions = ['-DPRROI_POOL_X86']
+    if with_cuda:
+        definitions.append('-DPRROI_POOL_CUDA')
+
+    def command(flags, name):
+        return [*flags, '-c', str(_SOURCES / name), '-o', str(scratch / f'{name}.o')]
+
+    # TensorFlow's flags come last, with the language version that its headers want.
+    flags = [*common, '-O2', *definitions, *tf.sysconfig.get_compile_flags(), '-w']
+    commands = [command(flags, 'prroi_pool_op.cc')]
+    for target, flags in kernels.items():
+        commands.append(command([*common, *_KERNEL_FLAGS, *flags], f'kernels_cpu_{target}.cc'))
+    if with_cuda:
+        # First: it takes longest.
+        commands.insert(0, command(nvcc_flags(find_nvcc()), 'kernels_cuda.cu'))
+    return commands
+
+
+def nvcc_flags(nvcc: str) -> list[str]:
+    """The command that compiles the CUDA kernels: machine code for each of `_GPUS` that this nvcc
+    knows, and PTX of the newest for what comes after."""
+    listed = subprocess.run([nvcc, '--list-gpu-code'], capture_output=True, text=True, check=False)
+    gpus = [gpu for gpu in _GPUS if f'sm_{gpu}' in listed.stdout.split()]
+    if not gpus:
+        raise BuildError(f'{nvcc} knows none of sm_{", sm_".join(_GPUS)}; install CUDA 11 or newer')
+    codes = [f'-gencode=arch=compute_{gpu},code=sm_{gpu}' for gpu in gpus]
+    codes.append(f'-gencode=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}')
+    options = ['-std=c++17', '-O3', '-Xcompiler=-fPIC,-fvisibility=hidden', '-cudart=static']
+    return [nvcc, *options, '--threads=0', *codes]
+
+
+def _link_command(compiler, with_cuda, objects, library):
+    import tensorflow as tf
+
+    # CUDA's runtime goes into the library, since TensorFlow brings another version of it; nvcc
+    # knows where it is.
+    linker = [find_nvcc(), '-cudart=static', f'-ccbin={compiler}'] if with_cuda else [compiler]
+    flags = tf.sysconfig.get_link_flags()
+    return [*linker, '-shared', *objects, *flags, '-o', str(library)]
+
+
+def _run(command):
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f'{command[0]} cannot be started: {error}') from error
+    if result.returncode:
+        log = failure_log()
+        log.write_text(f'{" ".join(command)}\n{result.stdout}{result.stderr}', encoding='utf-8')
+        raise BuildError(f'{command[0]} failed on {command[-3]}; its messages are in {log}')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--cuda', choices=('auto', 'yes', 'no'), default='auto')
+    parser.add_argument('--native', action='store_true', help="for this machine's processor only")
+    parser.add_argument('--folder', type=pathlib.Path, help='where to (default: beside build.py)')
+    flags = parser.parse_args()
+    # TensorFlow's lines about itself at import.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    try:
+        print(f'PrRoIPool: built {build_library(flags.cuda, flags.native, flags.folder)}')
+    except (BuildError, ImportError) as error:
+        sys.exit(f'PrRoIPool was not built: {error}')
+
+
+if __name__ == '__main__':
+    main()

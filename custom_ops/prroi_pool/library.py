@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds, builds where needed, and loads the compiled PrRoIPool; registers its gradient."""
+
+import functools
+import sys
+from typing import Any, NamedTuple, Optional
+
+import tensorflow as tf
+
+from custom_ops.prroi_pool import build
+
+
+class Library(NamedTuple):
+    """ops: the operations as functions, None where nothing is loaded; text: what serves and why."""
+
+    ops: Optional[Any]
+    text: str
+
+
+@functools.cache
+def load() -> Library:
+    """The library, loaded once per process; compiled first where there is none.
+
+    Whoever has no compiler still gets an answer: the reason, said once on standard error.
+    """
+    try:
+        path = build.find_library() or _build()
+        ops = tf.load_op_library(str(path))
+    except (build.BuildError, tf.errors.NotFoundError, OSError) as error:
+        text = f'TensorFlow ({" ".join(str(error).split())})'
+        print(
+            f'PrRoIPool is served by its slower version in {text}. '
+            f'To compile it: python {build.__file__}',
+            file=sys.stderr,
+        )
+        return Library(None, text)
+    has_cuda = '-cuda-' in path.name
+    if tf.config.list_physical_devices('GPU') and not has_cuda:
+        text = 'TensorFlow (the compiled operation was built without nvcc, for the CPU only)'
+        print(f'PrRoIPool is served by {text}', file=sys.stderr)
+        return Library(None, text)
+    return Library(ops, f'compiled operation, {"CPU and CUDA" if has_cuda else "CPU"}')
+
+
+def _build():
+    if build.failure_log().exists():
+        raise build.BuildError(f'compiling failed before, see {build.failure_log()}')
+    others = [path.name for folder in build.folders() for path in folder.glob('prroi_pool-tf*.so')]
+    why = f'{others[0]} is for another TensorFlow or other sources' if others else 'first use'
+    print(
+        f'Compiling PrRoIPool for TensorFlow {tf.__version__} ({why}): half a minute, once.',
+        file=sys.stderr,
+    )
+    # The GPU's kernels take a minute more; `make` compiles them wherever there is nvcc.
+    return build.build_library('auto' if tf.config.list_physical_devices('GPU') else 'no')
+
+
+@tf.RegisterGradient('PrRoiPool')
+def _gradient(op, upstream):
+    """To features and boxes, each an operation of its own; eager mode skips what is not watched."""
+    attributes = {
+        name: op.get_attr(name) for name in ('output_height', 'output_width', 'spatial_scale')
+    }
+    skipped = getattr(op, 'skip_input_indices', None) or ()
+    ops = load().ops
+    d_features = d_boxes = None
+    if 0 not in skipped:
+        d_features = ops.pr_roi_pool_grad_features(*op.inputs, upstream, **attributes)
+    if 1 not in skipped:
+        d_boxes = ops.pr_roi_pool_grad_boxes(*op.inputs, upstream, **attributes)
+    return d_features, d_boxes, None

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building and loading the compiled operation, and what happens where that cannot be done."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from custom_ops.prroi_pool import build, library, prroi_pool, serving
+
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason='no C++ compiler')
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """No library is anywhere, and this process has not loaded one."""
+    monkeypatch.setattr(build, 'folders', lambda: [tmp_path])
+    library.load.cache_clear()
+    yield tmp_path
+    library.load.cache_clear()
+
+
+def pool(implementation='auto'):
+    features = np.arange(16.0, dtype=np.float32).reshape(1, 4, 4, 1)
+    return prroi_pool(features, [[0.0, 0, 2, 2]], [0], (1, 1), 1.0, implementation)
+
+
+def fake_compiler(folder, script):
+    path = folder / 'compiler'
+    path.write_text(f'#!/bin/sh\n{script}\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_names_say_the_version_of_tensorflow_and_the_sources(tmp_path, monkeypatch):
+    name = build.library_name(cuda=False)
+    assert name.startswith(f'prroi_pool-tf{tf.__version__}-')
+    assert build.library_name(cuda=True).startswith(f'prroi_pool-tf{tf.__version__}-cuda-')
+    for source in build._SOURCES.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(build, '_SOURCES', tmp_path)
+    assert build.library_name(cuda=False) == name
+    (tmp_path / 'geometry.h').write_text('changed')
+    assert build.library_name(cuda=False) != name
+
+
+@needs_compiler
+def test_says_what_serves():
+    assert serving().startswith('compiled operation, CPU')
+
+
+def test_without_a_compiler_tensorflow_serves_and_says_so_once(
+    empty_folder, monkeypatch, capfd
+):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    monkeypatch.setenv('PATH', str(empty_folder))
+    np.testing.assert_allclose(pool(), [[[[5.0]]]], rtol=1e-6)
+    pool()
+    said = capfd.readouterr().err
+    assert said.count('there is no C++ compiler: install g++') == 1
+    assert serving().startswith('TensorFlow (there is no C++ compiler')
+    with pytest.raises(tf.errors.UnavailableError, match='no C.. compiler'):
+        pool('compiled')
+
+
+@needs_compiler
+def test_a_failing_compiler_is_tried_once_and_its_messages_are_kept(
+    empty_folder, monkeypatch, capfd
+):
+    marker = empty_folder / 'calls'
+    monkeypatch.setenv(
+        'CXX', fake_compiler(empty_folder, f'echo x >> {marker}; echo broken >&2; exit 1')
+    )
+    pool()
+    calls = marker.read_text()
+    (log,) = empty_folder.glob('*.failed.txt')
+    assert 'broken' in log.read_text()
+    assert str(log) in capfd.readouterr().err
+    library.load.cache_clear()  # As another process would.
+    pool()
+    assert marker.read_text() == calls
+    assert 'compiling failed before' in capfd.readouterr().err
+
+
+def test_a_library_of_another_tensorflow_is_not_loaded(empty_folder, monkeypatch, capfd):
+    (empty_folder / 'prroi_pool-tf2.14.0-00000000.so').write_bytes(b'not for this one')
+    monkeypatch.setattr(build, 'build_library', _refuse)
+    pool()
+    said = capfd.readouterr().err
+    assert 'prroi_pool-tf2.14.0-00000000.so is for another TensorFlow or other sources' in said
+    assert f'Compiling PrRoIPool for TensorFlow {tf.__version__}' in said
+
+
+def test_a_damaged_library_is_not_a_crash(empty_folder, capfd):
+    (empty_folder / build.library_name(cuda=False)).write_bytes(b'\x7fELF damaged')
+    np.testing.assert_allclose(pool(), [[[[5.0]]]], rtol=1e-6)
+    assert 'served by its slower version' in capfd.readouterr().err
+
+
+def test_no_folder_can_be_written_to(monkeypatch, tmp_path):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(build, 'folders', lambda: [tmp_path / 'file' / 'folder'])
+    with pytest.raises(build.BuildError, match='none of .* can be written to'):
+        build.build_library('no')
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_builds_and_replaces_older_libraries(empty_folder):
+    old = empty_folder / 'prroi_pool-tf2.14.0-00000000.so'
+    old.write_bytes(b'')
+    path = build.build_library('no')
+    assert os.listdir(empty_folder) == [path.name]
+    assert build.find_library() == path
+
+
+def _refuse(*arguments, **settings):
+    raise build.BuildError('not now')
