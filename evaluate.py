@@ -3,6 +3,7 @@
 """Evaluates a trained model: `evaluate.py --dataset gland --data_dir DIR --model_dir RUN`."""
 
 import argparse
+import pathlib
 
 from gan_mrcnn import flags
 from gan_mrcnn.errors import UserError
@@ -16,11 +17,17 @@ def parse_flags() -> argparse.Namespace:
         '--checkpoint', default='best', help="'best' (by validation mask AP), 'last' or a path"
     )
     parser.add_argument(
+        '--saved_model', help='what gan_mrcnn.serving.export wrote, in place of a checkpoint'
+    )
+    parser.add_argument(
         '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
     )
     options = parser.parse_args()
-    if options.model_dir is None:
+    if options.model_dir is None and options.saved_model is None:
         raise UserError('--model_dir is missing: the folder that train.py wrote')
+    if options.model_dir is None:
+        # OUT/model/1 is evaluated into OUT/eval.
+        options.model_dir = str(pathlib.Path(options.saved_model).resolve().parents[1])
     return options
 
 
@@ -32,7 +39,9 @@ def main() -> None:
     dataset = experiment.load_dataset(options)
     config = experiment.load_config(options, dataset)
     split = options.split or ('test' if 'test' in dataset.splits else 'val')
-    evaluating.evaluate(config, dataset, split, options.model_dir, options.checkpoint)
+    evaluating.evaluate(
+        config, dataset, split, options.model_dir, options.checkpoint, options.saved_model
+    )
 
 
 if __name__ == '__main__':

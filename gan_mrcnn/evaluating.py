@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of a checkpoint: predictions, figures and pictures of one split.
+"""Evaluation of a checkpoint or a SavedModel: predictions, figures and pictures of one split.
 
 Writes into `MODEL_DIR/eval/SPLIT`: `predictions.json` (COCO results, with the data set's own
 category ids), `results.json` (figures and all that made them) and `pictures.png` (image, truth and
@@ -8,6 +8,7 @@ prediction side by side).
 
 import argparse
 import pathlib
+from typing import Optional
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +22,8 @@ from gan_mrcnn.datasets import base
 from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.evaluation import coco, paper, pictures, predictions
+from gan_mrcnn.serving import about as about_lib
+from gan_mrcnn.serving import predictor as predictor_lib
 
 NUM_PICTURES = 6
 
@@ -47,8 +50,15 @@ def find_checkpoint(model_dir: str, which: str) -> str:
     raise UserError(f'--model_dir {model_dir} holds no checkpoint; train first, or name another')
 
 
-def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoint: str) -> dict:
-    """Evaluates one checkpoint on one split.
+def evaluate(
+    config,
+    dataset: base.Dataset,
+    split: str,
+    model_dir: str,
+    checkpoint: str,
+    saved_model: Optional[str] = None,
+) -> dict:
+    """Evaluates one checkpoint, or what was exported from one, on one split.
 
     Args:
       config: the experiment.
@@ -56,18 +66,18 @@ def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoi
       split: every image of it is evaluated.
       model_dir: of the run; results go below it.
       checkpoint: see `find_checkpoint`.
+      saved_model: folder of a SavedModel that `gan_mrcnn.serving.export` wrote, in place of the
+        checkpoint.
 
     Returns:
       What `results.json` holds.
     """
-    path = find_checkpoint(model_dir, checkpoint)
-    (record_set,) = experiment.prepare_records(config, dataset, [split])
-    strategy = experiment.make_strategy(config)
-    with strategy.scope():
-        task = task_lib.GanMaskRCNNTask(config.task)
-        model = task.build_model()
-        _restore(model, path)
-    found = predict(config, task, model, record_set, strategy)
+    if saved_model:
+        path = saved_model
+        found, step, record_set = _predict_saved_model(config, dataset, split, saved_model)
+    else:
+        path = find_checkpoint(model_dir, checkpoint)
+        found, step, record_set = _predict_checkpoint(config, dataset, split, path)
 
     folder = pathlib.Path(model_dir) / 'eval' / split
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +95,7 @@ def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoi
         'notice': dataset.notice,
         'data_fingerprint': record_set.fingerprint,
         'checkpoint': path,
-        'step': int(train_utils.read_global_step_from_checkpoint(path)),
+        'step': step,
         'seed': config.task.seed,
         'config': config.as_dict(),
     }
@@ -105,6 +115,33 @@ def evaluate(config, dataset: base.Dataset, split: str, model_dir: str, checkpoi
         print('These images chose the checkpoint; --checkpoint last is one that they did not.')
     print(f'{record_set.num_examples} images of {dataset.name}/{split}, {path}; wrote {folder}')
     return results
+
+
+def _predict_checkpoint(config, dataset, split, path):
+    """Detections, step of the training, records."""
+    (record_set,) = experiment.prepare_records(config, dataset, [split])
+    strategy = experiment.make_strategy(config)
+    with strategy.scope():
+        task = task_lib.GanMaskRCNNTask(config.task)
+        model = task.build_model()
+        restore(model, path)
+    found = predict(config, task, model, record_set, strategy)
+    return found, int(train_utils.read_global_step_from_checkpoint(path)), record_set
+
+
+def _predict_saved_model(config, dataset, split, path):
+    """As `_predict_checkpoint`."""
+    predictor = predictor_lib.load_saved_model(path)
+    if predictor.about.class_names != tuple(dataset.class_names):
+        raise UserError(
+            f'--saved_model {path} knows {", ".join(predictor.about.class_names)}, but the classes '
+            f'of {dataset.name} are {", ".join(dataset.class_names)}; give the data set of its '
+            'training'
+        )
+    (record_set,) = experiment.prepare_records(config, dataset, [split])
+    batch_size = config.task.validation_data.global_batch_size
+    found = predictor_lib.predict_records(predictor, record_set, batch_size)
+    return found, predictor.about.step, record_set
 
 
 def predict(config, task, model, record_set, strategy) -> list:
@@ -130,7 +167,8 @@ def predict(config, task, model, record_set, strategy) -> list:
     return found
 
 
-def _restore(model, path: str) -> None:
+def restore(model, path: str) -> None:
+    """Reads the weights of `model`; UserError where the checkpoint holds another network."""
     try:
         status = tf.train.Checkpoint(model=model).read(path).expect_partial()
         status.assert_existing_objects_matched()
@@ -154,14 +192,21 @@ def take_saved_settings(options: argparse.Namespace) -> None:
     that were trained on would be among those of the validation split.
 
     Raises:
-      UserError: `options.model_dir` is not the folder of a run, and there are no other settings.
+      UserError: `options.model_dir` is not the folder of a run, or `options.saved_model` that of an
+        export, and there are no other settings.
     """
-    path = pathlib.Path(options.model_dir) / 'params.yaml'
+    saved_model = getattr(options, 'saved_model', None)
+    if saved_model:
+        path = predictor_lib.find_version(saved_model) / 'assets' / about_lib.PARAMS
+    else:
+        path = pathlib.Path(options.model_dir) / 'params.yaml'
     if not path.is_file():
         if options.config_file is not None:
             return
         raise UserError(
-            f'--model_dir {options.model_dir} has no params.yaml: not the folder of a run'
+            f'--saved_model {saved_model} has no {path.name} among its assets'
+            if saved_model
+            else f'--model_dir {options.model_dir} has no params.yaml: not the folder of a run'
         )
     if options.config_file is None:
         options.config_file = str(path)
