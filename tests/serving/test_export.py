@@ -14,7 +14,7 @@ from gan_mrcnn.serving import about as about_lib
 from gan_mrcnn.serving import export as export_lib
 from gan_mrcnn.serving import inference, runs, warmup
 from gan_mrcnn.serving import predictor as predictor_lib
-from tests.serving.conftest import HERE, photo
+from tests.serving.tiny import HERE, photo
 
 SIZES = [(60, 80), (33, 100), (200, 150)]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.evaluation import predictions
 from gan_mrcnn.serving import inference
-from tests.serving.conftest import photo
+from tests.serving.tiny import photo
 
 
 def encode(image, kind, **options):

@@ -8,7 +8,6 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 import tensorflow as tf
 from official.modeling import hyperparams
 from PIL import Image
@@ -16,7 +15,6 @@ from PIL import Image
 from gan_mrcnn import experiment
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.serving import export as export_lib
-from gan_mrcnn.serving import predictor as predictor_lib
 from gan_mrcnn.serving import runs
 from tests.datasets import layouts
 from tests.test_commands import OVERRIDES
@@ -32,10 +30,8 @@ class Exported(NamedTuple):
     version: pathlib.Path
 
 
-@pytest.fixture(scope='session')
-def exported(tmp_path_factory):
-    """A run with random weights, and what was exported from it."""
-    folder = tmp_path_factory.mktemp('serving')
+def export(folder):
+    """A run with random weights below `folder`, and what was exported from it."""
     run = folder / 'run'
     _write_run(run)
     module, about, config = runs.load_run(str(run))
@@ -81,12 +77,6 @@ def photo(size, seed=0):
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC))
 
 
-@pytest.fixture(scope='session')
-def predictor(exported):
-    """The SavedModel."""
-    return predictor_lib.load_saved_model(str(exported.model))
-
-
 class StockServer:
     """`stock_server.py` in a process of its own."""
 
@@ -110,11 +100,3 @@ class StockServer:
     def close(self):
         self._process.stdin.close()
         self._process.wait(20)
-
-
-@pytest.fixture(scope='session')
-def server(exported):
-    """A server that knows nothing of this package."""
-    server = StockServer(exported.model)
-    yield server
-    server.close()
