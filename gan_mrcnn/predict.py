@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    flags_lib.run_main(main)
+    flags_lib.run_main(main, 'stopped')

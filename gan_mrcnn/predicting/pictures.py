@@ -6,13 +6,12 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Optional
 
-import cv2
 import numpy as np
 
 from gan_mrcnn.datasets import images
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.predicting import objects, tiles
-from gan_mrcnn.serving import inference
+from gan_mrcnn.serving import client, inference
 from gan_mrcnn.serving import predictor as predictor_lib
 
 
@@ -92,7 +91,7 @@ def detect(
     waiting: list[tuple[Source, images.Picture]] = []
 
     def run_waiting():
-        found = predictor.detect([_encode(picture) for _, picture in waiting])
+        found = _as_wholes([picture for _, picture in waiting], predictor)
         for (source, picture), detections in zip(waiting, found):
             window = (0, 0, *picture.pixels.shape[:2])
             yield Result(
@@ -128,6 +127,14 @@ def detect(
         yield from run_waiting()
 
 
+def _as_wholes(batch, predictor):
+    try:
+        return predictor.detect([p.encoded or client.as_png(p.pixels) for p in batch])
+    except UserError:
+        # Pillow reads damaged files that TensorFlow refuses.
+        return predictor.detect([client.as_png(p.pixels) for p in batch])
+
+
 def _in_tiles(pixels, windows, predictor, score_threshold, batch_size):
     found = []
     for start in range(0, len(windows), batch_size):
@@ -137,11 +144,3 @@ def _in_tiles(pixels, windows, predictor, score_threshold, batch_size):
             for one in objects.from_detections(detections, window, score_threshold):
                 found.append((window, one))
     return tiles.merge(found)
-
-
-def _encode(picture: images.Picture) -> bytes:
-    """The file as it is where the network can read it, otherwise as PNG."""
-    if picture.encoded is not None:
-        return picture.encoded
-    _, encoded = cv2.imencode('.png', picture.pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    return encoded.tobytes()

@@ -66,6 +66,7 @@ def export(module, about, config, export_dir: str, version: Optional[int] = None
         raise UserError(f'--version {version} is no version; 1, 2, 3, ... are')
     if target.exists():
         raise UserError(f'{target} is there already; give another --version, or remove it')
+    requests = warmup.make_requests(about.input_size)
     root.mkdir(parents=True, exist_ok=True)
     # Beside the target, for a rename must not cross disks; a server looks at numbers only.
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=root))
@@ -82,7 +83,7 @@ def export(module, about, config, export_dir: str, version: Optional[int] = None
                 f'the graph holds {", ".join(foreign)}, which TF Serving does not have; export '
                 'a network of stock TensorFlow operations'
             )
-        warmup.write_requests(partial, about.input_size)
+        warmup.write_requests(partial, requests)
         # mkdtemp lets nobody else in, and a server runs as another user.
         partial.chmod(0o755)
         os.rename(partial, target)
@@ -148,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    flags_lib.run_main(main)
+    flags_lib.run_main(main, 'stopped')

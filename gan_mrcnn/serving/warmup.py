@@ -16,22 +16,24 @@ from gan_mrcnn.serving import inference
 FILE_NAME = 'assets.extra/tf_serving_warmup_requests'
 
 
-def write_requests(saved_model: pathlib.Path, input_size: tuple[int, int]) -> None:
-    """Writes the records below `saved_model`.
-
-    Args:
-      saved_model: folder of one version.
-      input_size: height and width of the images to send, in pixels.
-    """
+def write_requests(saved_model: pathlib.Path, requests: list) -> None:
+    """Writes `make_requests` below `saved_model`, the folder of one version."""
     path = saved_model / FILE_NAME
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for request in make_requests(input_size):
+        for request in requests:
             writer.write(request.SerializeToString())
 
 
 def make_requests(input_size: tuple[int, int]) -> list:
-    """A `PredictionLog` per signature, with one image of noise each."""
+    """A `PredictionLog` per signature, with one image of noise each.
+
+    Args:
+      input_size: height and width of the images, in pixels.
+
+    Raises:
+      UserError: the extra `serving` is not installed.
+    """
     prediction_log_pb2 = _protos()
     # Noise, so that there are proposals to look at; a real picture could be someone's.
     pixels = np.random.default_rng(0).integers(0, 256, [*input_size, 3], np.uint8)

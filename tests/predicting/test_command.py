@@ -132,6 +132,24 @@ def test_a_large_picture_is_looked_at_in_tiles(tmp_path):
     assert found == sorted(squares)
 
 
+class Picky:
+    """A network that decodes PNG alone; it finds nothing."""
+
+    def detect(self, files):
+        if not all(file.startswith(b'\x89PNG') for file in files):
+            raise UserError('image 0 of the request is damaged or cut short')
+        nothing = np.zeros([0, 4]), np.zeros(0), np.zeros(0, int), np.zeros([0, 28, 28])
+        return [predictor_lib.Detections(*nothing) for _ in files]
+
+
+def test_a_file_that_the_network_cannot_decode_is_sent_as_pixels(folder):
+    problems = []
+    sources = pictures.find_sources([str(folder)])
+    results = list(pictures.detect(sources, Picky(), 0.5, 4, None, 0, problems))
+    assert [result.source.name for result in results] == ['a', 'c', 'deep/b']
+    assert len(problems) == 1 and 'd.png' in problems[0]
+
+
 def make_about():
     return about_lib.About(('a', 'b'), (3, 8), 0.5, (64, 64), 32, (0,), (1,), 'ckpt', 1, '1')
 
