@@ -125,18 +125,18 @@ def draw(result: Result) -> np.ndarray:
     if max(height, width) <= BLOCK:
         return _draw_window(result, (0, 0, height, width), scores=True)
     canvas = np.empty_like(result.pixels)
+    # Windows are larger than blocks, because the rim of a mask that is cut off is not its outline,
+    # and all of one size, because the width of a line goes with it.
+    sides = [min(BLOCK + 2 * MARGIN, length) for length in (height, width)]
     for y in range(0, height, BLOCK):
         for x in range(0, width, BLOCK):
-            inner = (y, x, min(y + BLOCK, height), min(x + BLOCK, width))
-            # The rim of a mask that is cut off is not its outline.
-            outer = objects.intersect(
-                (y - MARGIN, x - MARGIN, inner[2] + MARGIN, inner[3] + MARGIN),
-                (0, 0, height, width),
+            top, left = (
+                min(max(start - MARGIN, 0), length - side)
+                for start, length, side in zip((y, x), (height, width), sides)
             )
-            drawn = _draw_window(result, outer, scores=False)
-            canvas[inner[0] : inner[2], inner[1] : inner[3]] = drawn[
-                inner[0] - outer[0] : inner[2] - outer[0],
-                inner[1] - outer[1] : inner[3] - outer[1],
+            drawn = _draw_window(result, (top, left, top + sides[0], left + sides[1]), scores=False)
+            canvas[y : y + BLOCK, x : x + BLOCK] = drawn[
+                y - top : y - top + BLOCK, x - left : x - left + BLOCK
             ]
     return canvas
 
