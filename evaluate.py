@@ -6,6 +6,7 @@ With --predictions FILE instead of a model, it scores COCO results of any system
 """
 
 import argparse
+import pathlib
 
 from gan_mrcnn import flags
 from gan_mrcnn.errors import UserError
@@ -17,6 +18,9 @@ def parse_flags() -> argparse.Namespace:
     flags.add_data_flags(parser)
     parser.add_argument(
         '--checkpoint', default='best', help="'best' (by validation mask AP), 'last' or a path"
+    )
+    parser.add_argument(
+        '--saved_model', help='what gan_mrcnn.serving.export wrote, in place of a checkpoint'
     )
     parser.add_argument(
         '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
@@ -36,12 +40,15 @@ def parse_flags() -> argparse.Namespace:
         '--report', metavar='DIR', default='', help='writes DIR/index.html, one page with all of it'
     )
     options = parser.parse_args()
-    if options.model_dir is None and options.predictions is None:
+    if options.model_dir is None and options.saved_model is None and options.predictions is None:
         raise UserError(
             '--model_dir is missing: the folder that train.py wrote; or give --predictions FILE'
         )
     if options.val_predictions and not options.predictions:
         raise UserError('--val_predictions goes with --predictions; leave it out')
+    if options.model_dir is None and options.saved_model is not None:
+        # OUT/model/1 is evaluated into OUT/eval.
+        options.model_dir = str(pathlib.Path(options.saved_model).resolve().parents[1])
     return options
 
 
@@ -60,7 +67,15 @@ def main() -> None:
             config, dataset, split, options.predictions, options.val_predictions, outputs
         )
         return
-    evaluating.evaluate(config, dataset, split, options.model_dir, options.checkpoint, outputs)
+    evaluating.evaluate(
+        config,
+        dataset,
+        split,
+        options.model_dir,
+        options.checkpoint,
+        outputs,
+        options.saved_model,
+    )
 
 
 if __name__ == '__main__':

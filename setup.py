@@ -45,6 +45,13 @@ _INSTALL_REQUIRES = [
 ]
 
 _EXTRAS_REQUIRE = {
+    'serving': [
+        # TF Serving's messages: the export's warm-up requests and the client's gRPC. Its version is
+        # TensorFlow's; from 2.16 on it wants a newer TensorFlow.
+        'tensorflow-serving-api>=2.15,<2.16',
+        # Its messages go over that; TensorFlow 2.15 brings it.
+        'grpcio>=1.24.3,<2',
+    ],
     'test': [
         'pytest>=7',
         # Generates the inputs of the property tests.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of a checkpoint or of a file of predictions on one split.
+"""Evaluation of a checkpoint, a SavedModel or a file of predictions on one split.
 
 A checkpoint's predictions are written first and scored then, as those of any other system. Into
 `MODEL_DIR/eval/SPLIT` go `predictions.json` (COCO results, with the data set's own category ids)
@@ -24,6 +24,8 @@ from gan_mrcnn.datasets import base
 from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.evaluation import coco, paper, pictures, predictions, report, scoring
+from gan_mrcnn.serving import about as about_lib
+from gan_mrcnn.serving import predictor as predictor_lib
 
 NUM_PICTURES = 6
 
@@ -65,8 +67,9 @@ def evaluate(
     model_dir: str,
     checkpoint: str,
     outputs: Optional[Outputs] = None,
+    saved_model: Optional[str] = None,
 ) -> dict:
-    """Evaluates one checkpoint on one split.
+    """Evaluates one checkpoint, or what was exported from one, on one split.
 
     Args:
       config: the experiment.
@@ -75,24 +78,23 @@ def evaluate(
       model_dir: of the run; results go below it.
       checkpoint: see `find_checkpoint`.
       outputs: what to write beside that.
+      saved_model: folder of a SavedModel that `gan_mrcnn.serving.export` wrote, in place of the
+        checkpoint.
 
     Returns:
       What `results.json` holds.
     """
-    path = find_checkpoint(model_dir, checkpoint)
+    path = saved_model or find_checkpoint(model_dir, checkpoint)
     validation_split = config.task.validation_data.split
     # Glands are painted into label maps from a score on, which the test images must not choose.
     wanted = [split]
     if dataset.name == 'gland' and split != validation_split:
         wanted.append(validation_split)
     record_sets = experiment.prepare_records(config, dataset, wanted)
-    strategy = experiment.make_strategy(config)
-    with strategy.scope():
-        task = task_lib.GanMaskRCNNTask(config.task)
-        model = task.build_model()
-        _restore(model, path)
-    step = _make_step(strategy, task, model)
-    found = [predict(config, task, step, one, strategy) for one in record_sets]
+    if saved_model:
+        found, step = _predict_saved_model(config, dataset, record_sets, path)
+    else:
+        found, step = _predict_checkpoint(config, record_sets, path)
     threshold = scoring.DEFAULT_THRESHOLD
     if dataset.name == 'gland':
         threshold = scoring.threshold_from_validation(record_sets[-1], found[-1])
@@ -102,11 +104,7 @@ def evaluate(
         {**prediction, 'category_id': dataset.category_ids[prediction['category_id'] - 1]}
         for prediction in found[0]
     ]
-    origin = {
-        'checkpoint': path,
-        'step': int(train_utils.read_global_step_from_checkpoint(path)),
-        'seed': config.task.seed,
-    }
+    origin = {'checkpoint': path, 'step': step, 'seed': config.task.seed}
     predictions.save_predictions(
         str(folder / 'predictions.json'),
         own_ids,
@@ -212,6 +210,32 @@ def _make_step(strategy, task, model):
     return step
 
 
+def _predict_checkpoint(config, record_sets, path):
+    """Detections of each of the record sets, and the step of the training."""
+    strategy = experiment.make_strategy(config)
+    with strategy.scope():
+        task = task_lib.GanMaskRCNNTask(config.task)
+        model = task.build_model()
+        restore(model, path)
+    step = _make_step(strategy, task, model)
+    found = [predict(config, task, step, one, strategy) for one in record_sets]
+    return found, int(train_utils.read_global_step_from_checkpoint(path))
+
+
+def _predict_saved_model(config, dataset, record_sets, path):
+    """As `_predict_checkpoint`."""
+    predictor = predictor_lib.load_saved_model(path)
+    if predictor.about.class_names != tuple(dataset.class_names):
+        raise UserError(
+            f'--saved_model {path} knows {", ".join(predictor.about.class_names)}, but the classes '
+            f'of {dataset.name} are {", ".join(dataset.class_names)}; give the data set of its '
+            'training'
+        )
+    batch_size = config.task.validation_data.global_batch_size
+    found = [predictor_lib.predict_records(predictor, one, batch_size) for one in record_sets]
+    return found, predictor.about.step
+
+
 def predict(config, task, step, record_set, strategy) -> list:
     """Detections of every image, as COCO results at the images' own size, batch by batch."""
     params = config.task.validation_data
@@ -230,7 +254,8 @@ def predict(config, task, step, record_set, strategy) -> list:
     return found
 
 
-def _restore(model, path: str) -> None:
+def restore(model, path: str) -> None:
+    """Reads the weights of `model`; UserError where the checkpoint holds another network."""
     try:
         status = tf.train.Checkpoint(model=model).read(path).expect_partial()
         status.assert_existing_objects_matched()
@@ -254,14 +279,21 @@ def take_saved_settings(options: argparse.Namespace) -> None:
     that were trained on would be among those of the validation split.
 
     Raises:
-      UserError: `options.model_dir` is not the folder of a run, and there are no other settings.
+      UserError: `options.model_dir` is not the folder of a run, or `options.saved_model` that of an
+        export, and there are no other settings.
     """
-    path = pathlib.Path(options.model_dir) / 'params.yaml'
+    saved_model = getattr(options, 'saved_model', None)
+    if saved_model:
+        path = predictor_lib.find_version(saved_model) / 'assets' / about_lib.PARAMS
+    else:
+        path = pathlib.Path(options.model_dir) / 'params.yaml'
     if not path.is_file():
         if options.config_file is not None:
             return
         raise UserError(
-            f'--model_dir {options.model_dir} has no params.yaml: not the folder of a run'
+            f'--saved_model {saved_model} has no {path.name} among its assets'
+            if saved_model
+            else f'--model_dir {options.model_dir} has no params.yaml: not the folder of a run'
         )
     if options.config_file is None:
         options.config_file = str(path)

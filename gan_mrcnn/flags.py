@@ -82,15 +82,21 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Runs `main` and ends the process: 0 done, 1 a bug, 2 for the user to mend, 130 ^C."""
+def run_main(
+    main: Callable[[], None],
+    stopped: str = 'stopped; the same command goes on from the last checkpoint',
+) -> None:
+    """Runs `main` and ends the process: 0 done, 1 a bug, 2 for the user to mend, 130 ^C.
+
+    `stopped` is what ^C is answered with.
+    """
     silence_start_up()
     try:
         main()
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_fail('stopped; the same command goes on from the last checkpoint', 130))
+        sys.exit(_fail(stopped, 130))
 
 
 def silence_start_up() -> None:

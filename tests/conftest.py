@@ -30,3 +30,29 @@ def glas_dir():
     if not (folder / 'Grade.csv').is_file():
         pytest.skip(f'the gland data are not in {folder} (set GLAS_DIR to their folder)')
     return folder
+
+
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory):
+    """A tiny run and its SavedModel, `tests.serving.tiny.Exported`."""
+    from tests.serving import tiny
+
+    return tiny.export(tmp_path_factory.mktemp('serving'))
+
+
+@pytest.fixture(scope='session')
+def predictor(exported):
+    """The SavedModel, loaded."""
+    from gan_mrcnn.serving import predictor
+
+    return predictor.load_saved_model(str(exported.model))
+
+
+@pytest.fixture(scope='session')
+def server(exported):
+    """A server that knows nothing of this package."""
+    from tests.serving import tiny
+
+    server = tiny.StockServer(exported.model)
+    yield server
+    server.close()

@@ -52,7 +52,10 @@ class Parser:
             tf.cast(short_side, tf.float32) / tf.reduce_min(size),
             tf.reduce_min(tf.constant(self._size, tf.float32) / size),
         )
-        scaled_size = tf.minimum(tf.round(size * scale), tf.constant(self._size, tf.float32))
+        # A strip of 1 x 5000 pixels keeps one.
+        scaled_size = tf.clip_by_value(
+            tf.round(size * scale), 1.0, tf.constant(self._size, tf.float32)
+        )
         image = preprocess_ops.normalize_image(image)
         image = tf.image.resize(image, tf.cast(scaled_size, tf.int32))
         image = tf.image.pad_to_bounding_box(image, 0, 0, *self._size)

@@ -109,7 +109,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         }
 
     def _box_outputs(self, features, targets):
-        class_logits, deltas = self.detection_head[0](self.roi_aligner(features, targets['rois']))
+        class_logits, deltas = self.detection_head[0](
+            self.roi_aligner(features, targets['rois'], training=True)
+        )
         return {
             'class_outputs': class_logits,
             'box_outputs': deltas,
@@ -126,7 +128,10 @@ class Generator(maskrcnn_model.MaskRCNNModel):
             masks, first['gt_boxes'], first['rois'], MASK_SIZE, sample_offset=0.5
         )
         logits = self.mask_head(
-            [self.mask_roi_aligner(features, first['rois']), first['class_targets']]
+            [
+                self.mask_roi_aligner(features, first['rois'], training=True),
+                first['class_targets'],
+            ]
         )
         return {
             'mask_outputs': logits,
@@ -150,7 +155,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         return box_ops.clip_boxes(boxes, image_shape[:, tf.newaxis])
 
     def _detections(self, features, rois, image_shape):
-        class_logits, deltas = self.detection_head[0](self.roi_aligner(features, rois))
+        class_logits, deltas = self.detection_head[0](
+            self.roi_aligner(features, rois, training=False)
+        )
         detections = self.detection_generator(
             tf.cast(deltas, tf.float32),
             tf.cast(class_logits, tf.float32),
@@ -159,13 +166,32 @@ class Generator(maskrcnn_model.MaskRCNNModel):
             BOX_WEIGHTS,
             bbox_per_class=not self._config_dict['class_agnostic_bbox_pred'],
         )
-        logits = self.mask_head(
-            [
-                self.mask_roi_aligner(features, detections['detection_boxes']),
+        return {**detections, 'detection_masks': self._detected_masks(features, detections)}
+
+    def _detected_masks(self, features, detections):
+        """Masks [B, N, 28, 28]; zero in the rows without a detection.
+
+        Most of the N rows are such padding, and masks for all of them would be a third of the
+        arithmetic of the whole network.
+        """
+        scores, counts = detections['detection_scores'], detections['num_detections']
+        # Detections come first.
+        present = tf.reduce_max(counts)
+        places = tf.where(tf.sequence_mask(counts, present))
+        features, classes = (
+            tf.gather_nd(rows, places)
+            for rows in (
+                self.mask_roi_aligner(features, detections['detection_boxes'][:, :present]),
                 detections['detection_classes'],
-            ]
+            )
         )
-        return {**detections, 'detection_masks': tf.sigmoid(tf.cast(logits, tf.float32))}
+        logits = self.mask_head([features[:, tf.newaxis], classes[:, tf.newaxis]])[:, 0]
+        masks = tf.scatter_nd(
+            places,
+            tf.sigmoid(tf.cast(logits, tf.float32)),
+            tf.cast(tf.concat([tf.shape(scores), [MASK_SIZE, MASK_SIZE]], axis=0), tf.int64),
+        )
+        return tf.ensure_shape(masks, [None, scores.shape[1], MASK_SIZE, MASK_SIZE])
 
 
 def build_generator(

@@ -98,6 +98,26 @@ def test_detections_lie_inside_the_image_best_first():
     assert ((masks >= 0) & (masks <= 1)).all()
 
 
+def test_masks_are_those_of_the_detections_and_zero_behind_them():
+    tf.keras.utils.set_random_seed(0)
+    changes = {'max_num_detections': 40, 'pre_nms_score_threshold': 0.34, 'nms_iou_threshold': 0.3}
+    model = generator.build_generator(make_config(detection_generator=changes))
+    images = tf.random.stateless_normal([2, 64, 128, 3], [1, 2])
+    shapes = tf.constant([[64.0, 128.0], [20.0, 30.0]])
+    outputs = model(images, image_shape=shapes, training=False)
+    # The mask head on every row, padding too.
+    features = model.mask_roi_aligner(
+        outputs['decoder_features'], outputs['detection_boxes'], training=True
+    )
+    wanted = tf.sigmoid(model.mask_head([features, outputs['detection_classes']])).numpy()
+    counts = outputs['num_detections'].numpy()
+    assert counts[0] != counts[1] and (counts < 40).all() and counts.max() > 0
+    for b, count in enumerate(counts):
+        masks = outputs['detection_masks'][b].numpy()
+        np.testing.assert_allclose(masks[:count], wanted[b, :count], atol=1e-5)
+        assert not masks[count:].any()
+
+
 def test_unknown_normalization_is_refused():
     with pytest.raises(ValueError, match='batch'):
         heads.make_norm('batch', 'x')

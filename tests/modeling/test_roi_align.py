@@ -32,8 +32,9 @@ def roi_align_slowly(feature, box, size, samples):
     return out
 
 
+@pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('samples', [1, 2])
-def test_equals_the_definition_on_the_level_of_the_box(samples):
+def test_equals_the_definition_on_the_level_of_the_box(samples, training):
     rng = np.random.default_rng(0)
     features = {
         str(level): rng.normal(size=[1, 512 // 2**level, 512 // 2**level, 3]).astype(np.float32)
@@ -47,7 +48,9 @@ def test_equals_the_definition_on_the_level_of_the_box(samples):
         5: [0, 0, 512, 500],
     }
     aligner = roi_align.MultilevelRoIAligner(crop_size=7, samples_per_bin=samples)
-    found = aligner(features, tf.constant([list(boxes.values())], tf.float32)).numpy()[0]
+    corners = tf.constant([list(boxes.values())], tf.float32)
+    found = aligner(features, corners, training=training)
+    found = found.numpy()[0]
     for i, (level, box) in enumerate(boxes.items()):
         wanted = roi_align_slowly(
             features[str(level)][0].astype(float), np.array(box) / 2**level, 7, samples

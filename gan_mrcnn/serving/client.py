@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks a TF Serving what is in a picture: `python -m gan_mrcnn.serving.client --url URL IMAGE...`.
+
+URL is `http://HOST:8501/v1/models/model` (REST) or `grpc://HOST:8500/model`; `/versions/1` behind
+it chooses a version. REST needs neither TensorFlow nor anything of the model; gRPC needs the extra
+`serving`. Masks arrive as 28x28 probabilities and are put together here: at the picture's size, a
+hundred of them would be 40 MB an answer.
+"""
+
+import argparse
+import base64
+import http.client
+import json
+import pathlib
+import re
+import urllib.error
+import urllib.request
+from typing import NamedTuple, Optional
+
+import cv2
+import numpy as np
+
+from gan_mrcnn import flags as flags_lib
+from gan_mrcnn import visualization
+from gan_mrcnn.datasets import images
+from gan_mrcnn.errors import UserError
+from gan_mrcnn.evaluation import predictions
+
+OUTPUTS = {
+    'detection_boxes': np.float32,
+    'detection_scores': np.float32,
+    'detection_classes': np.int32,
+    'num_detections': np.int32,
+    'detection_masks': np.float32,
+}
+_URL = re.compile(
+    r'(?P<scheme>https?|grpc)://(?P<host>[^/]+)(?P<v1>/v1/models)?/(?P<model>[^/:]+)'
+    r'(/versions/(?P<version>\d+))?(:predict)?/?'
+)
+# gRPC's own limit is 4 MB, less than one large picture.
+_MOST_BYTES = 256 << 20
+
+
+class Address(NamedTuple):
+    """Where a model is. `version` is None for the newest."""
+
+    scheme: str
+    host: str
+    model: str
+    version: Optional[int] = None
+
+
+def parse_url(url: str) -> Address:
+    """Takes a URL apart.
+
+    Raises:
+      UserError: it is none of the two forms above.
+    """
+    match = _URL.fullmatch(url)
+    if not match or (match['scheme'] != 'grpc') != bool(match['v1']):
+        raise UserError(
+            f'--url {url} is neither http://HOST:8501/v1/models/NAME nor grpc://HOST:8500/NAME'
+        )
+    version = match['version'] and int(match['version'])
+    return Address(match['scheme'], match['host'], match['model'], version)
+
+
+def rest_request(encoded: bytes) -> bytes:
+    """Body of a REST request for one JPEG or PNG."""
+    image = {'image_bytes': {'b64': base64.b64encode(encoded).decode('ascii')}}
+    return json.dumps({'signature_name': 'serving_default', 'instances': [image]}).encode()
+
+
+def read_rest_response(body: bytes) -> dict[str, np.ndarray]:
+    """Outputs of the one image, without the dimension of the batch."""
+    (answer,) = json.loads(body)['predictions']
+    return {name: np.array(answer[name], dtype) for name, dtype in OUTPUTS.items()}
+
+
+def grpc_request(encoded: bytes, address: Address):
+    """`PredictRequest` for one JPEG or PNG."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = address.model
+    request.model_spec.signature_name = 'serving_default'
+    if address.version is not None:
+        request.model_spec.version.value = address.version
+    request.inputs['image_bytes'].CopyFrom(tf.make_tensor_proto([encoded]))
+    return request
+
+
+def read_grpc_response(response) -> dict[str, np.ndarray]:
+    """As `read_rest_response`."""
+    import tensorflow as tf
+
+    return {name: tf.make_ndarray(response.outputs[name])[0] for name in OUTPUTS}
+
+
+def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarray]:
+    """Detections in one JPEG or PNG: `OUTPUTS` of `inference.detect_encoded`, without the batch.
+
+    Raises:
+      UserError: nobody answers, or the answer is an error; the server's words are in the message.
+    """
+    if address.scheme == 'grpc':
+        return _ask_grpc(address, encoded, timeout)
+    version = '' if address.version is None else f'/versions/{address.version}'
+    url = f'{address.scheme}://{address.host}/v1/models/{address.model}{version}:predict'
+    request = urllib.request.Request(
+        url, rest_request(encoded), {'Content-Type': 'application/json'}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return read_rest_response(response.read())
+    except urllib.error.HTTPError as error:
+        raise UserError(f'{url} answers {error.code}: {_said(error.read())}') from error
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f'{url} does not answer ({error}); is the server up?') from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f'{url} does not answer as this model would: {error}') from error
+
+
+def _said(body):
+    try:
+        text = json.loads(body)['error']
+    except (ValueError, KeyError, TypeError):
+        text = body.decode('utf-8', 'replace')
+    return ' '.join(text.split())[:500]
+
+
+def _ask_grpc(address, encoded, timeout):
+    try:
+        import grpc
+        from tensorflow_serving.apis import prediction_service_pb2_grpc
+    except ImportError as error:
+        raise UserError(
+            "gRPC needs tensorflow-serving-api; pip install 'gan-mrcnn[serving]', or use REST"
+        ) from error
+    limits = [(f'grpc.max_{way}_message_length', _MOST_BYTES) for way in ('send', 'receive')]
+    with grpc.insecure_channel(address.host, options=limits) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        try:
+            return read_grpc_response(stub.Predict(grpc_request(encoded, address), timeout=timeout))
+        except grpc.RpcError as error:
+            raise UserError(
+                f'grpc://{address.host}/{address.model} answers {error.code().name}: '
+                f'{" ".join(error.details().split())[:500]}'
+            ) from error
+        except KeyError as error:
+            raise UserError(
+                f'grpc://{address.host}/{address.model} does not answer as this model would'
+            ) from error
+
+
+def encode(path: pathlib.Path) -> tuple[np.ndarray, bytes]:
+    """Pixels [H, W, 3] of a picture as it is displayed, and the file that shows a server the same.
+
+    A JPEG or PNG goes as it is, unless EXIF says that it lies on its side: a server does not turn.
+    """
+    picture = images.read_picture(path)
+    return picture.pixels, picture.encoded or as_png(picture.pixels)
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """A PNG of [H, W, 3] RGB; made fast, for it is read once."""
+    level = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    return cv2.imencode('.png', pixels[..., ::-1], level)[1].tobytes()
+
+
+def draw(pixels: np.ndarray, outputs: dict[str, np.ndarray], score_threshold: float) -> np.ndarray:
+    """The picture with its detections, [H, W, 3] uint8 RGB."""
+    shown = _shown(outputs, score_threshold)
+    masks = [
+        predictions.paste_mask(mask, box, *pixels.shape[:2])
+        for mask, box in zip(outputs['detection_masks'][:shown], outputs['detection_boxes'])
+    ]
+    return visualization.draw_instances(
+        pixels, np.array(masks, bool), scores=outputs['detection_scores'][:shown]
+    )
+
+
+def _shown(outputs, score_threshold):
+    """How many to show; the best come first."""
+    scores = outputs['detection_scores'][: int(outputs['num_detections'])]
+    return int(np.sum(scores >= score_threshold))
+
+
+def parse_flags() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
+    parser.add_argument(
+        '--url', required=True, help='http://HOST:8501/v1/models/model or grpc://..'
+    )
+    parser.add_argument(
+        '--out', type=pathlib.Path, default=pathlib.Path('.'), help='overlays go there (default .)'
+    )
+    parser.add_argument('--class_names', type=pathlib.Path, help="the model's class_names.txt")
+    parser.add_argument('--score_threshold', type=float, default=0.5, help='default 0.5')
+    parser.add_argument('--timeout', type=float, default=60, help='seconds (default 60)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_flags()
+    address = parse_url(options.url)
+    names = []
+    if options.class_names:
+        try:
+            names = options.class_names.read_text(encoding='utf-8').splitlines()
+        except OSError as error:
+            raise UserError(f'--class_names {options.class_names} cannot be read') from error
+    for path in options.images:
+        pixels, encoded = encode(path)
+        try:
+            outputs = ask(address, encoded, options.timeout)
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from error
+        target = options.out / f'{path.stem}.detections.png'
+        visualization.save_png(str(target), draw(pixels, outputs, options.score_threshold))
+        print(f'{path}: {target}')
+        for i in range(_shown(outputs, options.score_threshold)):
+            number = int(outputs['detection_classes'][i])
+            name = names[number - 1] if number <= len(names) else f'class {number}'
+            box = ', '.join(f'{value:.1f}' for value in outputs['detection_boxes'][i])
+            print(f'  {name} {outputs["detection_scores"][i]:.2f} [{box}]')
+
+
+if __name__ == '__main__':
+    flags_lib.run_main(main, 'stopped')

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One way to call the network, whether it is a SavedModel or a run's checkpoint."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from gan_mrcnn.datasets import records
+from gan_mrcnn.errors import UserError
+from gan_mrcnn.evaluation import predictions
+from gan_mrcnn.serving import about as about_lib
+
+
+class Detections(NamedTuple):
+    """What was found in one image, best first.
+
+    boxes: [N, 4] float32, [y1, x1, y2, x2] in pixels of the image.
+    scores: [N] float32.
+    classes: [N] int32, 1 for the first.
+    masks: [N, S, S] float32, probabilities inside the boxes.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: np.ndarray
+
+
+class Predictor:
+    """Encoded images to `Detections`."""
+
+    def __init__(self, signatures: Mapping[str, Callable], about: about_lib.About, owner=None):
+        """Takes any of the two.
+
+        Args:
+          signatures: as `InferenceModule.signatures` or a loaded SavedModel has them.
+          about: the model.
+          owner: what holds the variables of `signatures`; they live as long as it does.
+        """
+        self._signatures = signatures
+        self._owner = owner
+        self.about = about
+
+    def detect(self, images: Sequence[bytes]) -> list[Detections]:
+        """Detections in JPEG or PNG files of any sizes, one batch.
+
+        Raises:
+          UserError: one of them cannot be decoded; the message has its number in the batch.
+        """
+        return self._call('serving_default', image_bytes=tf.constant(images))
+
+    def detect_pixels(self, images: np.ndarray) -> list[Detections]:
+        """The same for pixels, uint8 [B, H, W, 3]."""
+        return self._call('image_tensor', image_tensor=tf.constant(images))
+
+    def _call(self, signature, **inputs):
+        try:
+            outputs = self._signatures[signature](**inputs)
+        except tf.errors.InvalidArgumentError as error:
+            raise UserError(_reason(error)) from error
+        return split_batch({name: value.numpy() for name, value in outputs.items()})
+
+
+def split_batch(outputs: Mapping[str, np.ndarray]) -> list[Detections]:
+    """The outputs of a batch, without the padding behind the detections, image by image."""
+    return [
+        Detections(*(outputs[f'detection_{name}'][i, :count] for name in Detections._fields))
+        for i, count in enumerate(outputs['num_detections'])
+    ]
+
+
+def _reason(error: tf.errors.InvalidArgumentError) -> str:
+    """What the graph's assertion says, without TensorFlow's frame around it."""
+    lines = str(error).splitlines()
+    said = [line for line in lines if 'assertion failed' in line] or lines
+    return said[0].split('assertion failed: ')[-1].translate(str.maketrans('', '', '[]')).strip()
+
+
+def find_version(path: str) -> pathlib.Path:
+    """Folder of a SavedModel: `OUT/model/1`, or the newest one of `OUT/model`.
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = pathlib.Path(path)
+    versions = [child for child in folder.glob('*') if child.name.isdecimal() and child.is_dir()]
+    if versions and not (folder / 'saved_model.pb').is_file():
+        folder = max(versions, key=lambda child: int(child.name))
+    if not (folder / 'saved_model.pb').is_file():
+        raise UserError(f'{path} holds no SavedModel; gan_mrcnn.serving.export writes one')
+    return folder
+
+
+def load_saved_model(path: str) -> Predictor:
+    """A SavedModel that `export` wrote, see `find_version`."""
+    folder = find_version(path)
+    about = about_lib.read(folder / 'assets')
+    loaded = tf.saved_model.load(str(folder))
+    return Predictor(loaded.signatures, about, loaded)
+
+
+def load_checkpoint(
+    model_dir: str, checkpoint: str = 'best', data_dir: Optional[str] = None
+) -> Predictor:
+    """A run's checkpoint; see `runs.load_run`."""
+    from gan_mrcnn.serving import runs
+
+    module, about, _ = runs.load_run(model_dir, checkpoint, data_dir=data_dir)
+    return Predictor(module.signatures(), about, module)
+
+
+def predict_records(
+    predictor: Predictor, record_set: records.RecordSet, batch_size: int
+) -> list[dict[str, Any]]:
+    """COCO results of every image of a split, as the evaluation of a checkpoint makes them."""
+    keys = {'image/encoded': tf.string, 'image/height': tf.int64, 'image/width': tf.int64}
+    keys['image/source_id'] = tf.string
+    features = {key: tf.io.FixedLenFeature([], dtype) for key, dtype in keys.items()}
+    files = sorted(tf.io.gfile.glob(record_set.input_path))
+    batches = tf.data.TFRecordDataset(files).batch(batch_size)
+    found = []
+    with tqdm.tqdm(total=record_set.num_examples, desc='evaluate', unit='image') as bar:
+        for serialized in batches:
+            batch = tf.io.parse_example(serialized, features)
+            batch = [batch[key].numpy() for key in keys]
+            for detections, height, width, image_id in zip(predictor.detect(batch[0]), *batch[1:]):
+                found += to_coco(int(image_id), detections, height, width)
+            bar.update(len(batch[0]))
+    return found
+
+
+def to_coco(image_id: int, detections: Detections, height: int, width: int) -> list[dict[str, Any]]:
+    """COCO results of one image of that size."""
+    as_sent = [[height, width], [height, width], [1, 1], [0, 0]]
+    return predictions.detections_to_coco(image_id, *detections, as_sent)

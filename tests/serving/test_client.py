@@ -1,0 +1,212 @@
+"""The client against a server that knows nothing of this package, over REST and gRPC."""
+
+import json
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from gan_mrcnn.errors import UserError
+from gan_mrcnn.serving import client, predictor
+from tests.serving.tiny import photo
+
+SCHEMES = ('http', 'grpc')
+
+
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp('picture') / 'photo.png'
+    Image.fromarray(photo((60, 80))).save(path)
+    return path
+
+
+def split(outputs):
+    (found,) = predictor.split_batch({name: value[np.newaxis] for name, value in outputs.items()})
+    return found
+
+
+def assert_found(outputs, wanted):
+    for name, value in zip(wanted._fields, split(outputs)):
+        tolerance = 1e-2 if name == 'boxes' else 1e-4
+        np.testing.assert_allclose(value, getattr(wanted, name), atol=tolerance, err_msg=name)
+    assert len(wanted.scores) > 1
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_the_answer_is_the_models(scheme, server, predictor, picture):
+    _, encoded = client.encode(picture)
+    assert encoded == picture.read_bytes()
+    (wanted,) = predictor.detect([encoded])
+    outputs = client.ask(client.parse_url(server.url(scheme)), encoded, 60)
+    assert_found(outputs, wanted)
+    for name, dtype in client.OUTPUTS.items():
+        assert outputs[name].dtype == dtype, name
+
+
+def test_a_version_can_be_chosen(server, picture):
+    encoded = picture.read_bytes()
+    url = server.url('http') + '/versions/1'
+    assert client.ask(client.parse_url(url), encoded, 60)['num_detections'] > 0
+    with pytest.raises(UserError, match='answers 404'):
+        client.ask(client.parse_url(server.url('http') + '/versions/2'), encoded, 60)
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_a_bad_image_is_answered_in_one_line_and_the_server_lives(scheme, server, picture):
+    address = client.parse_url(server.url(scheme))
+    for bad in (b'', b'no image', picture.read_bytes()[:500]):
+        with pytest.raises(UserError, match='image.*0.*of the request') as error:
+            client.ask(address, bad, 60)
+        assert '\n' not in str(error.value)
+    assert server.is_alive()
+    assert client.ask(address, picture.read_bytes(), 60)['num_detections'] > 0
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_nobody_at_home_is_said(scheme):
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))
+        port = unused.getsockname()[1]
+        place = 'v1/models/model' if scheme == 'http' else 'model'
+        address = client.parse_url(f'{scheme}://127.0.0.1:{port}/{place}')
+        with pytest.raises(UserError, match=str(port)) as error:
+            client.ask(address, b'', 5)
+        assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'url, wanted',
+    [
+        ('http://h:8501/v1/models/m', ('http', 'h:8501', 'm', None)),
+        ('https://h/v1/models/m:predict', ('https', 'h', 'm', None)),
+        ('http://h:8501/v1/models/m/versions/12:predict', ('http', 'h:8501', 'm', 12)),
+        ('grpc://h:8500/m', ('grpc', 'h:8500', 'm', None)),
+        ('grpc://h:8500/m/versions/3', ('grpc', 'h:8500', 'm', 3)),
+    ],
+)
+def test_urls(url, wanted):
+    assert client.parse_url(url) == wanted
+
+
+@pytest.mark.parametrize('url', ['h:8501', 'http://h:8501', 'http://h/m', 'grpc://h/v1/models/m'])
+def test_other_urls_are_refused(url):
+    with pytest.raises(UserError, match='neither'):
+        client.parse_url(url)
+
+
+def test_the_command_draws_and_needs_no_tensorflow(server, predictor, picture, tmp_path, exported):
+    script = (
+        'import sys\n'
+        'for name in ("tensorflow", "official", "tensorflow_serving", "grpc"):\n'
+        '    sys.modules[name] = None\n'
+        'from gan_mrcnn.serving import client\n'
+        'client.main()\n'
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, '-c', script, '--url', server.url('http'), '--out', str(tmp_path)),
+            *('--class_names', str(exported.version / 'assets/class_names.txt'), str(picture)),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (found,) = predictor.detect([picture.read_bytes()])
+    shown = int(np.sum(found.scores >= 0.5))
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + shown > 1
+    name = predictor.about.class_names[found.classes[0] - 1]
+    assert lines[1].split()[:2] == [name, f'{found.scores[0]:.2f}']
+    drawn = np.asarray(Image.open(tmp_path / 'photo.detections.png'))
+    assert drawn.shape == (60, 80, 3) and (drawn != photo((60, 80))).any()
+
+
+def test_masks_are_drawn_where_they_are():
+    outputs = {
+        'num_detections': np.int32(2),
+        'detection_scores': np.array([0.9, 0.3, 0], np.float32),
+        'detection_classes': np.array([1, 1, 0], np.int32),
+        'detection_boxes': np.array([[50, 60, 150, 260], [160, 0, 190, 80], [0] * 4], np.float32),
+        'detection_masks': np.ones([3, 28, 28], np.float32),
+    }
+    pixels = np.full((200, 300, 3), 200, np.uint8)
+    changed = (client.draw(pixels, outputs, 0.5) != pixels).any(-1)
+    box = np.zeros((200, 300), bool)
+    box[50:150, 60:260] = True
+    assert not changed[~box].any()
+    # The corners of a stretched mask are rounded.
+    assert changed[box].mean() > 0.99
+    assert not (client.draw(pixels, outputs, 0.95) != pixels).any()
+
+
+def test_a_picture_that_lies_on_its_side_is_turned_before_it_is_sent(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo((60, 80))).save(tmp_path / 'a.jpg', quality=95, exif=exif)
+    pixels, encoded = client.encode(tmp_path / 'a.jpg')
+    assert pixels.shape == (80, 60, 3)
+    np.testing.assert_array_equal(tf.io.decode_image(encoded), pixels)
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.skipif(
+    shutil.which('tensorflow_model_server') is None, reason='tensorflow_model_server is not here'
+)
+def test_the_real_server_answers(exported, predictor, picture):
+    rest, grpc = free_port(), free_port()
+    command = ['tensorflow_model_server', '--model_name=model', f'--rest_api_port={rest}']
+    command += [f'--port={grpc}', f'--model_base_path={exported.model.resolve()}']
+    with subprocess.Popen(command) as process:
+        try:
+            _wait_until_available(f'http://127.0.0.1:{rest}/v1/models/model')
+            (wanted,) = predictor.detect([picture.read_bytes()])
+            for url in (
+                f'http://127.0.0.1:{rest}/v1/models/model',
+                f'grpc://127.0.0.1:{grpc}/model',
+            ):
+                outputs = client.ask(client.parse_url(url), picture.read_bytes(), 60)
+                assert_found(outputs, wanted)
+                with pytest.raises(UserError, match='of the request'):
+                    client.ask(client.parse_url(url), b'no image', 60)
+        finally:
+            process.terminate()
+
+
+def _wait_until_available(url, seconds=60):
+    for _ in range(seconds * 2):
+        try:
+            with urllib.request.urlopen(url) as response:
+                (version,) = json.loads(response.read())['model_version_status']
+                if version['state'] == 'AVAILABLE':
+                    return
+        except (OSError, urllib.error.URLError):
+            pass
+        time.sleep(0.5)
+    raise TimeoutError(f'{url} is not there after {seconds} s')
+
+
+@pytest.mark.skipif(shutil.which('curl') is None, reason='curl is not here')
+@pytest.mark.parametrize('file', ['README.md', 'docs/serving.md'])
+def test_the_curl_line_works_as_it_stands(file, server, picture):
+    text = pathlib.Path(__file__).parents[2].joinpath(file).read_text()
+    line = text[text.index('(echo') :]
+    line = line[: line.index(':predict') + len(':predict')]
+    line = line.replace('http://localhost:8501/v1/models/model', server.url('http'))
+    command = ['bash', '-c', line.replace('picture.png', str(picture))]
+    answer = subprocess.run(command, capture_output=True, check=True).stdout
+    outputs = client.ask(client.parse_url(server.url('http')), picture.read_bytes(), 60)
+    assert_found(client.read_rest_response(answer), split(outputs))

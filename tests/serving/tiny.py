@@ -1,0 +1,102 @@
+"""A tiny run, its export, and pictures to show it, made once."""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from official.modeling import hyperparams
+from PIL import Image
+
+from gan_mrcnn import experiment
+from gan_mrcnn import task as task_lib
+from gan_mrcnn.serving import export as export_lib
+from gan_mrcnn.serving import runs
+from tests.datasets import layouts
+from tests.test_commands import OVERRIDES
+
+HERE = pathlib.Path(__file__).parent
+
+
+class Exported(NamedTuple):
+    """run: the folder of the run; model: `OUT/model`; version: `OUT/model/1`."""
+
+    run: pathlib.Path
+    model: pathlib.Path
+    version: pathlib.Path
+
+
+def export(folder):
+    """A run with random weights below `folder`, and what was exported from it."""
+    run = folder / 'run'
+    _write_run(run)
+    module, about, config = runs.load_run(str(run))
+    version = export_lib.export(module, about, config, str(folder / 'out'))
+    return Exported(run, version.parent, version)
+
+
+def _write_run(run):
+    """What training leaves behind: settings and a checkpoint."""
+    run.mkdir()
+    (run.parent / 'data').mkdir()
+    layouts.write_label_images(run.parent / 'data')
+    flags = argparse.Namespace(
+        dataset='label_images',
+        data_dir=str(run.parent / 'data'),
+        share=0.6,
+        config_file=None,
+        params_override=[
+            OVERRIDES,
+            '{task: {model: {detection_generator: {max_num_detections: 9}}}}',
+        ],
+        gan='baseline',
+        seed=None,
+        skip_bad=False,
+        cache_dir=str(run.parent / 'cache'),
+    )
+    config = experiment.load_config(flags, experiment.load_dataset(flags))
+    tf.keras.utils.set_random_seed(1)
+    model = task_lib.GanMaskRCNNTask(config.task).build_model()
+    for variable in model.variables:
+        # Decided masks and scores: between equal ones, rounding would decide.
+        for layer, factor in (('mask-logits', 1e4), ('detection-scores', 100)):
+            if f'{layer}/kernel' in variable.name:
+                variable.assign(variable * factor)
+    checkpoint = tf.train.Checkpoint(model=model, global_step=tf.Variable(7, dtype=tf.int64))
+    tf.train.CheckpointManager(checkpoint, str(run), 1).save(checkpoint_number=7)
+    hyperparams.save_params_dict_to_yaml(config, str(run / 'params.yaml'))
+
+
+def photo(size, seed=0):
+    """A smooth colourful picture, uint8 [H, W, 3]."""
+    coarse = np.random.default_rng(seed).integers(0, 256, [5, 7, 3]).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC))
+
+
+class StockServer:
+    """`stock_server.py` in a process of its own."""
+
+    def __init__(self, model):
+        self._process = subprocess.Popen(
+            [sys.executable, '-I', str(HERE / 'stock_server.py'), str(model), '--grpc'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.ports = json.loads(self._process.stdout.readline())
+
+    def url(self, scheme):
+        if scheme == 'grpc':
+            return f'grpc://127.0.0.1:{self.ports["grpc"]}/model'
+        return f'http://127.0.0.1:{self.ports["rest"]}/v1/models/model'
+
+    def is_alive(self):
+        return self._process.poll() is None
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait(20)
