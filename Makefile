@@ -58,7 +58,7 @@ $(STAMP): setup.py requirements.lock
 	@if $(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	    $(PIP_INSTALL) -r requirements.lock && $(PIP_INSTALL) --no-deps -e .; \
 	else \
-	    $(PIP_INSTALL) -U pip && $(PIP_INSTALL) -e '.[test]'; \
+	    $(PIP_INSTALL) -U pip && $(PIP_INSTALL) -e '.[serving,test]'; \
 	fi
 	@touch $@
 
