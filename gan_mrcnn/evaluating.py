@@ -85,14 +85,17 @@ def evaluate(
       What `results.json` holds.
     """
     path = saved_model or find_checkpoint(model_dir, checkpoint)
+    predictor = _load_saved_model(path, dataset) if saved_model else None
     validation_split = config.task.validation_data.split
     # Glands are painted into label maps from a score on, which the test images must not choose.
     wanted = [split]
     if dataset.name == 'gland' and split != validation_split:
         wanted.append(validation_split)
     record_sets = experiment.prepare_records(config, dataset, wanted)
-    if saved_model:
-        found, step = _predict_saved_model(config, dataset, record_sets, path)
+    if predictor:
+        batch_size = config.task.validation_data.global_batch_size
+        found = [predictor_lib.predict_records(predictor, one, batch_size) for one in record_sets]
+        step = predictor.about.step
     else:
         found, step = _predict_checkpoint(config, record_sets, path)
     threshold = scoring.DEFAULT_THRESHOLD
@@ -222,8 +225,8 @@ def _predict_checkpoint(config, record_sets, path):
     return found, int(train_utils.read_global_step_from_checkpoint(path))
 
 
-def _predict_saved_model(config, dataset, record_sets, path):
-    """As `_predict_checkpoint`."""
+def _load_saved_model(path, dataset):
+    """What was exported, if it knows the classes of `dataset`."""
     predictor = predictor_lib.load_saved_model(path)
     if predictor.about.class_names != tuple(dataset.class_names):
         raise UserError(
@@ -231,9 +234,7 @@ def _predict_saved_model(config, dataset, record_sets, path):
             f'of {dataset.name} are {", ".join(dataset.class_names)}; give the data set of its '
             'training'
         )
-    batch_size = config.task.validation_data.global_batch_size
-    found = [predictor_lib.predict_records(predictor, one, batch_size) for one in record_sets]
-    return found, predictor.about.step
+    return predictor
 
 
 def predict(config, task, step, record_set, strategy) -> list:

@@ -27,7 +27,12 @@ def evaluate(exported, model_dir, saved_model):
     dataset = experiment.load_dataset(flags)
     config = experiment.load_config(flags, dataset)
     results = evaluating.evaluate(
-        config, dataset, 'train', str(model_dir), str(exported.run / 'ckpt-7'), saved_model
+        config,
+        dataset,
+        'train',
+        str(model_dir),
+        str(exported.run / 'ckpt-7'),
+        saved_model=saved_model,
     )
     return results, json.loads((model_dir / 'eval/train/predictions.json').read_text())
 
@@ -53,4 +58,6 @@ def test_an_exported_model_of_other_classes_is_refused(exported, tmp_path):
         name, class_names, splits = 'other', ('cell',), ('val',)
 
     with pytest.raises(UserError, match='knows gland, vessel, but the classes of other are cell'):
-        evaluating.evaluate(None, Other(), 'val', str(tmp_path), 'best', str(exported.version))
+        evaluating.evaluate(
+            None, Other(), 'val', str(tmp_path), 'best', saved_model=str(exported.version)
+        )
