@@ -320,4 +320,5 @@ def test_missing_checkpoints_are_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match='nosuch'):
         evaluating.find_checkpoint(str(tmp_path), str(tmp_path / 'nosuch'))
     with pytest.raises(UserError, match='params.yaml'):
-        evaluating.take_saved_settings(argparse.Namespace(model_dir=str(tmp_path)))
+        flags = argparse.Namespace(model_dir=str(tmp_path), config_file=None)
+        evaluating.take_saved_settings(flags)
