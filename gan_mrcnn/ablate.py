@@ -39,13 +39,19 @@ TABLES = {
         Row('layers4', override='task.gan.num_layers=4'),
         _COMBINED,
     ),
-    # Ours: one discriminator alone, other weights.
+    # Ours: one discriminator alone, other weights, and what the authors' code has besides.
     'ours': (
         _COMBINED,
         Row('box_only', override='task.gan.mask_weight=0.0'),
         Row('mask_only', override='task.gan.box_weight=0.0'),
         Row('weights_half', override='task.gan.box_weight=0.0125,task.gan.mask_weight=0.25'),
         Row('weights_double', override='task.gan.box_weight=0.05,task.gan.mask_weight=1.0'),
+        Row('attached', override='task.gan.detach_features=false'),
+        Row(
+            'fused',
+            override='task.model.roi_aligner.fuse_levels=true,'
+            'task.model.mask_roi_aligner.fuse_levels=true',
+        ),
     ),
 }
 # The paper's figures, on the phones: mask AP and box AP by row.

@@ -48,14 +48,19 @@ class DataConfig(maskrcnn.DataConfig):
 
 @dataclasses.dataclass
 class RoIAligner(maskrcnn.ROIAligner):
-    """`samples_per_bin` along each side; 1 with P6 among the levels is the Model Garden's own."""
+    """`samples_per_bin` along each side; 1 with P6 among the levels is the Model Garden's own.
+
+    `fuse_levels`: the maximum over P2-P5 as in the authors' code, another change to the baseline.
+    """
 
     samples_per_bin: int = 2
+    fuse_levels: bool = False
 
 
 @dataclasses.dataclass
 class MaskRoIAligner(maskrcnn.MaskROIAligner):
     samples_per_bin: int = 2
+    fuse_levels: bool = False
 
 
 @dataclasses.dataclass
@@ -143,6 +148,8 @@ class Gan(hyperparams.Config):
     box_weight, mask_weight: of the generator's adversarial losses, the authors' code's.
     num_layers: convolutions of each discriminator, 3, 4 or 5 (Table 6).
     learning_rate_ratio: discriminators' learning rate over the generator's.
+    detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
+      detached, the generator can also change the features that the discriminators look at.
     """
 
     mode: str = 'combined'
@@ -150,6 +157,7 @@ class Gan(hyperparams.Config):
     mask_weight: float = 0.5
     num_layers: int = 5
     learning_rate_ratio: float = 0.2
+    detach_features: bool = True
 
 
 @dataclasses.dataclass

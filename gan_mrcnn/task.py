@@ -190,8 +190,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     def adversarial_samples(self, outputs: Mapping[str, Any]) -> Samples:
         """What the discriminators look at, real and fake (Fig. 2 and 3).
 
-        Features are detached, so that the generator's gradient reaches nothing but the coordinates
-        of the predicted boxes, through PrRoIPool, and the mask logits.
+        Features are detached (`gan.detach_features`), so that the generator's gradient reaches
+        nothing but the coordinates of the predicted boxes, through PrRoIPool, and the mask logits.
 
         Args:
           outputs: the generator's training outputs.
@@ -200,9 +200,10 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
           `Samples` of [B * K, 28, 28, C] and the weights [B * K].
         """
         features = {
-            level: tf.stop_gradient(outputs['decoder_features'][level])
-            for level in roi_align.POOLED_LEVELS
+            level: outputs['decoder_features'][level] for level in roi_align.POOLED_LEVELS
         }
+        if self.task_config.gan.detach_features:
+            features = tf.nest.map_structure(tf.stop_gradient, features)
         pool = functools.partial(multilevel_prroi_pool, features)
         flatten = lambda masks: tf.reshape(  # noqa: E731
             masks, [-1, generator_lib.MASK_SIZE, generator_lib.MASK_SIZE, 1]

@@ -28,7 +28,7 @@ def test_every_row_is_a_valid_setting_of_its_own():
                 values = experiment._parse_overrides(row.override)
                 experiment.override(config, values, row.name)
             config.task.gan.mode = row.gan
-            settings.append(json.dumps(config.task.gan.as_dict(), sort_keys=True))
+            settings.append(json.dumps(config.task.as_dict(), sort_keys=True, default=str))
         assert len(set(settings)) == len(rows), table
 
 

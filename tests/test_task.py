@@ -146,6 +146,21 @@ def test_adversarial_gradient_reaches_box_coordinates_and_mask_logits_alone(comb
     }
 
 
+def test_features_that_are_not_detached_get_the_adversarial_gradient(combined, monkeypatch):
+    task, model = combined
+    monkeypatch.setattr(task.task_config.gan, 'detach_features', False)
+    outputs = task.forward(make_batch(task.task_config), model)
+    features = {name: tf.identity(value) for name, value in outputs['decoder_features'].items()}
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(features)
+        terms = task.generator_losses(
+            task.adversarial_samples({**outputs, 'decoder_features': features})
+        )
+    for loss in terms.values():
+        gradients = tape.gradient(loss, features)
+        assert {name for name, value in gradients.items() if value is not None} == set('2345')
+
+
 def test_each_half_trains_its_own_network_only(combined):
     task, model = combined
     batch = make_batch(task.task_config)

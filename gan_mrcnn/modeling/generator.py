@@ -257,6 +257,7 @@ def build_generator(
             parts[name] = roi_align.MultilevelRoIAligner(
                 aligner.crop_size,
                 aligner.samples_per_bin,
+                aligner.fuse_levels,
                 sample_offset=aligner.sample_offset,
                 # Features may have 16 bits, boxes keep 32.
                 autocast=False,

@@ -11,6 +11,7 @@ same samples, level by level and some boxes at a time, so that samples are avera
 in the cache.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Optional
 
@@ -26,10 +27,21 @@ _BOXES_AT_A_TIME = 16
 class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
     """[B, N, crop_size, crop_size, C] features of [B, N, 4] boxes in pixels of the input."""
 
-    def __init__(self, crop_size: int, samples_per_bin: int = 2, **kwargs):
-        """`samples_per_bin` is the number of samples along each side of a bin."""
+    def __init__(
+        self, crop_size: int, samples_per_bin: int = 2, fuse_levels: bool = False, **kwargs
+    ):
+        """Makes a layer without variables.
+
+        Args:
+          crop_size: bins along each side of a box.
+          samples_per_bin: samples along each side of a bin.
+          fuse_levels: pool every box from every level and take the maximum, as the authors' code
+            does; otherwise from the level that goes with its size.
+          **kwargs: the Model Garden's.
+        """
         super().__init__(crop_size=crop_size * samples_per_bin, **kwargs)
         self._samples_per_bin = samples_per_bin
+        self._fuse_levels = fuse_levels
 
     def call(
         self,
@@ -37,8 +49,16 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         boxes: tf.Tensor,
         training: Optional[bool] = None,
     ) -> tf.Tensor:
-        """Pools each box from the level that goes with its size; the boxes lie in the image."""
-        features = {level: features[level] for level in POOLED_LEVELS}
+        """Pools boxes that lie in the image from P2 to P5."""
+        if self._fuse_levels:
+            pooled = (
+                self._align({level: features[level]}, boxes, training) for level in POOLED_LEVELS
+            )
+            return functools.reduce(tf.maximum, pooled)
+        return self._align({level: features[level] for level in POOLED_LEVELS}, boxes, training)
+
+    def _align(self, features, boxes, training):
+        """Pools each box from the one of `features` whose level is nearest to its size."""
         shape = tf.shape(boxes)
         if training:
             samples = super().call(features, boxes)
@@ -60,14 +80,15 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
 
     def _pool_by_level(self, features, boxes, images):
         """[M, crop_size, crop_size, C] features of boxes [M, 4], each in one of the `images`."""
-        box_levels = _levels(boxes)
+        levels = sorted(features)
+        box_levels = _levels(boxes, levels[0], levels[-1])
         places, pooled = [], []
-        for level in POOLED_LEVELS:
+        for level in levels:
             place = tf.where(box_levels == int(level))[:, 0]
             scaled = tf.gather(boxes, place) / 2 ** int(level)
             places.append(tf.cast(place, tf.int32))
             pooled.append(self._crop(features[level], scaled, tf.gather(images, place)))
-        return tf.cast(tf.dynamic_stitch(places, pooled), features[POOLED_LEVELS[0]].dtype)
+        return tf.cast(tf.dynamic_stitch(places, pooled), features[levels[0]].dtype)
 
     def _crop(self, feature, boxes, images):
         """[M, crop_size, crop_size, C] of boxes [M, 4] in pixels of `feature`."""
@@ -101,12 +122,10 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         return tf.concat([first, last], axis=1) / last_index
 
 
-def _levels(boxes):
+def _levels(boxes, lowest, highest):
     """Level of each of the boxes [M, 4] (Lin et al., 2017, Eq. 1), as the Model Garden rounds."""
     sides = boxes[:, 2:] - boxes[:, :2]
     octave = tf.math.floordiv(
         tf.math.log(tf.sqrt(sides[:, 0] * sides[:, 1]) / 224.0), tf.math.log(2.0)
     )
-    return tf.cast(
-        tf.clip_by_value(octave + 4.0, float(POOLED_LEVELS[0]), float(POOLED_LEVELS[-1])), tf.int32
-    )
+    return tf.cast(tf.clip_by_value(octave + 4.0, float(lowest), float(highest)), tf.int32)

@@ -56,3 +56,23 @@ def test_equals_the_definition_on_the_level_of_the_box(samples, training):
             features[str(level)][0].astype(float), np.array(box) / 2**level, 7, samples
         )
         np.testing.assert_allclose(found[i], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_fused_levels_are_the_maximum_over_all_of_them(training):
+    rng = np.random.default_rng(1)
+    features = {
+        str(level): rng.normal(size=[2, 128 // 2**level, 128 // 2**level, 3]).astype(np.float32)
+        for level in range(2, 7)
+    }
+    boxes = np.array([[[10.0, 20, 50, 90]], [[3, 5, 120, 110]]], np.float32)
+    aligner = roi_align.MultilevelRoIAligner(crop_size=3, fuse_levels=True)
+    found = aligner(features, tf.constant(boxes), training=training)
+    for image in range(2):
+        by_level = [
+            roi_align_slowly(
+                features[str(level)][image].astype(float), boxes[image, 0] / 2**level, 3, 2
+            )
+            for level in range(2, 6)
+        ]
+        np.testing.assert_allclose(found[image, 0], np.max(by_level, axis=0), atol=1e-4)
