@@ -8,10 +8,10 @@ import re
 
 import tensorflow as tf
 import yaml
-from official.core import train_lib, train_utils
+from official.core import exp_factory, train_lib, train_utils
 
 from custom_ops.prroi_pool import serving
-from gan_mrcnn import experiment, trainer
+from gan_mrcnn import configs, experiment, trainer
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import augment, base, check, options, records
 from gan_mrcnn.errors import UserError
@@ -130,16 +130,23 @@ def resumed_step(config, model_dir: str) -> int:
                     f'{model_dir} holds a run with {options.FLAGS.get(key, "--dataset")} '
                     f'{saved[key]!r}, not {now[key]!r}; give another --model_dir, or the same flag'
                 )
-        for key in ('model', 'gan'):
-            if saved[key] != now[key]:
-                changed = sorted(
-                    name for name in now[key] if saved[key].get(name) != now[key][name]
-                )
+        then = _with_defaults({key: saved[key] for key in ('model', 'gan')})
+        for key, settings in then.items():
+            if settings != now[key]:
+                changed = sorted(name for name in now[key] if settings.get(name) != now[key][name])
                 raise UserError(
                     f'{model_dir} holds a run with another task.{key}.{changed[0]}; give another '
                     '--model_dir, or the settings of its params.yaml'
                 )
     return int(train_utils.read_global_step_from_checkpoint(path))
+
+
+def _with_defaults(settings: dict) -> dict:
+    """Saved settings of the task; what there was not yet when they were saved has its default."""
+    config = exp_factory.get_exp_config(configs.EXPERIMENT)
+    config.override({'task': settings}, is_strict=False)
+    complete = config.as_dict()['task']
+    return {key: complete[key] for key in settings}
 
 
 def learning_rate_line(config) -> list[tuple[str, str]]:

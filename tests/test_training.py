@@ -6,11 +6,13 @@ import glob
 import hashlib
 import json
 import re
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 
 from gan_mrcnn import evaluating, experiment, training
 from gan_mrcnn import task as task_lib
@@ -250,6 +252,20 @@ def test_training_does_not_go_on_from_another_network(setting, run, folder):
     assert '\n' not in message and str(run) in message
     # What the run was trained with is still on record.
     assert (run / 'params.yaml').read_text() == settings
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(run, folder, tmp_path):
+    """Its checkpoint was made with what is now the setting's default."""
+    older = shutil.copytree(run, tmp_path / 'older')
+    settings = yaml.safe_load((older / 'params.yaml').read_text())
+    del settings['task']['gan']['detach_features']
+    del settings['task']['model']['roi_aligner']['fuse_levels']
+    (older / 'params.yaml').write_text(yaml.safe_dump(settings))
+    config = make_config(folder)
+    assert training.resumed_step(config, str(older)) > 0
+    config.task.gan.detach_features = False
+    with pytest.raises(UserError, match='task.gan.detach_features'):
+        training.resumed_step(config, str(older))
 
 
 @pytest.mark.parametrize(
