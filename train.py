@@ -25,11 +25,25 @@ def parse_flags() -> argparse.Namespace:
         help='most objects of an image that a step learns; overrides '
         'task.train_data.parser.max_num_instances',
     )
+    parser.add_argument(
+        '--on_blow_up',
+        choices=('stop', 'skip', 'go_back'),
+        help='a step with a loss or gradient that is not finite ends the run, is left out, or '
+        'sends it back to the last checkpoint with a lower rate; overrides task.blow_ups.policy',
+    )
+    parser.add_argument(
+        '--deterministic',
+        action='store_true',
+        help='the same bits each time with the same seed, on a CPU; slower',
+    )
+    parser.add_argument('--log_file', metavar='FILE', help='what is printed goes there too')
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_flags()
+    if options.log_file:
+        flags.log_to(options.log_file)
     from gan_mrcnn import evaluating, experiment, training
 
     if options.mode == 'eval' and options.model_dir:

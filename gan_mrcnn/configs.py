@@ -123,7 +123,7 @@ class Generator(maskrcnn.MaskRCNN):
     detection_generator: DetectionGenerator = dataclasses.field(default_factory=DetectionGenerator)
     norm_activation: common.NormActivation = dataclasses.field(
         default_factory=lambda: common.NormActivation(
-            activation='relu', norm_momentum=0.9, norm_epsilon=1e-5, use_sync_bn=False
+            activation='relu', norm_momentum=0.9, norm_epsilon=1e-5, use_sync_bn=True
         )
     )
 
@@ -161,6 +161,20 @@ class Gan(hyperparams.Config):
 
 
 @dataclasses.dataclass
+class BlowUps(hyperparams.Config):
+    """What a step with a loss or gradient that is not finite leads to, see `gan_mrcnn.blow_ups`.
+
+    policy: 'stop', 'skip' (the batch is left out) or 'go_back' (to the newest checkpoint, and on
+      from there with the learning rates times `rate_factor`).
+    limit: how many a run may have before it stops whatever the policy.
+    """
+
+    policy: str = 'stop'
+    limit: int = 10
+    rate_factor: float = 0.5
+
+
+@dataclasses.dataclass
 class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     """Everything that is trained and what it is trained on.
 
@@ -170,6 +184,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
       scratch.
     clip_norm: largest global norm of each network's gradient, 0 for no clipping.
+    deterministic: whether every operation gives the same bits each time, where it can.
     """
 
     model: Generator = dataclasses.field(default_factory=Generator)
@@ -192,7 +207,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     backbone_weights: str = ''
     clip_norm: float = 10.0
     learning_rate_batch: int = 0
+    blow_ups: BlowUps = dataclasses.field(default_factory=BlowUps)
     seed: int = 0
+    deterministic: bool = False
 
 
 def optimizer_config(
@@ -228,7 +245,7 @@ def gan_maskrcnn() -> cfg.ExperimentConfig:
             best_checkpoint_export_subdir='best',
             best_checkpoint_eval_metric='mask_AP',
             max_to_keep=2,
-            # The non-finite check of the train step stops a run; the parent's looks too late.
+            # `task.blow_ups` is for that; the Model Garden's own looks too late.
             recovery_max_trials=-1,
             optimizer_config=optimizer_config(0.01, [1500], 200),
         ),

@@ -255,11 +255,20 @@ def predict(config, task, step, record_set, strategy) -> list:
     return found
 
 
-def restore(model, path: str) -> None:
-    """Reads the weights of `model`; UserError where the checkpoint holds another network."""
+def restore(model, path: str, **others) -> None:
+    """Reads the weights of `model`, and of `others` by their names in the checkpoint.
+
+    Raises:
+      UserError: the checkpoint holds another network, or cannot be read.
+    """
     try:
-        status = tf.train.Checkpoint(model=model).read(path).expect_partial()
+        status = tf.train.Checkpoint(model=model, **others).read(path).expect_partial()
         status.assert_existing_objects_matched()
+    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError) as error:
+        raise UserError(
+            f'{path} cannot be read ({str(error).splitlines()[0][:200]}); choose another by '
+            '--checkpoint'
+        ) from error
     except (AssertionError, ValueError) as error:
         raise UserError(
             f'{path} holds another network than the settings describe '

@@ -18,7 +18,7 @@ from official.core import config_definitions, exp_factory
 from official.modeling import hyperparams
 from official.modeling.hyperparams import params_dict
 
-from gan_mrcnn import configs, datasets
+from gan_mrcnn import blow_ups, configs, datasets, multi_worker
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base, options, records
 from gan_mrcnn.errors import UserError
@@ -70,15 +70,27 @@ def load_config(
         task.gan.mode = flags.gan
     if flags.seed is not None:
         task.seed = flags.seed
-    # evaluate.py trains nothing and does not have the flag.
+    # evaluate.py trains nothing and does not have these flags.
     if getattr(flags, 'max_instances', None) is not None:
         task.train_data.parser.max_num_instances = flags.max_instances
+    if getattr(flags, 'on_blow_up', None) is not None:
+        task.blow_ups.policy = flags.on_blow_up
+    task.deterministic |= getattr(flags, 'deterministic', False)
     _check_values(task)
     task.backbone_weights = os.path.expanduser(task.backbone_weights)
     if not task.backbone_weights:
         # Frozen random layers and BatchNorm that never sees a statistic would learn nothing.
         task.model.backbone.resnet.freeze_stages = 0
         task.model.backbone.resnet.bn_trainable = True
+    return config
+
+
+def saved_config(path: pathlib.Path) -> config_definitions.ExperimentConfig:
+    """The settings that a run has noted in its `params.yaml`."""
+    if not path.is_file():
+        raise UserError(f'{path} is not there: not the folder of a run')
+    config = exp_factory.get_exp_config(configs.EXPERIMENT)
+    override(config, _read_yaml(path.read_text(encoding='utf-8'), str(path)), str(path))
     return config
 
 
@@ -93,14 +105,7 @@ def scale_learning_rate(config, file_batch: int, overrides: Sequence[Mapping[str
     if batch == file_batch or not file_batch or any(_has_rate(values) for values in chosen):
         return
     config.task.learning_rate_batch = file_batch
-    optimizer_config = config.trainer.optimizer_config
-    for part in (optimizer_config.learning_rate.get(), optimizer_config.warmup.get()):
-        for name in RATES:
-            value = getattr(part, name, None)
-            if isinstance(value, list):
-                setattr(part, name, [rate * batch / file_batch for rate in value])
-            elif value is not None:
-                setattr(part, name, value * batch / file_batch)
+    scale_rates(config, batch / file_batch)
 
 
 def _has_rate(values: Mapping[str, Any]) -> bool:
@@ -116,6 +121,7 @@ def _check_values(task: configs.GanMaskRCNNTask) -> None:
     for key, value, choices in (
         ('gan.mode', task.gan.mode, GAN_MODES),
         ('gan.num_layers', task.gan.num_layers, discriminators.NUM_LAYERS),
+        ('blow_ups.policy', task.blow_ups.policy, blow_ups.POLICIES),
         ('losses.normalization', task.losses.normalization, task_lib.NORMALIZATIONS),
         ('model.head_norm', task.model.head_norm, heads.NORMALIZATIONS),
         ('model.backbone.resnet.model_id', resnet.model_id, backbone.MODEL_IDS),
@@ -232,17 +238,41 @@ def use_records(params: configs.DataConfig, record_set: records.RecordSet) -> No
     params.num_examples = record_set.num_examples
 
 
-def make_strategy(config) -> tf.distribute.Strategy:
-    """MirroredStrategy on all GPUs, on one CPU without."""
+def scale_rates(config, scale: float) -> None:
+    """Multiplies every learning rate of the schedule and the warm-up."""
+    optimizer_config = config.trainer.optimizer_config
+    for part in (optimizer_config.learning_rate.get(), optimizer_config.warmup.get()):
+        for name in RATES:
+            value = getattr(part, name, None)
+            if isinstance(value, list):
+                setattr(part, name, [rate * scale for rate in value])
+            elif value is not None:
+                setattr(part, name, value * scale)
+
+
+def make_strategy(config, workers: bool = False) -> tf.distribute.Strategy:
+    """MirroredStrategy on all GPUs, on one CPU without.
+
+    With `workers`, and where the environment's TF_CONFIG names several, all of theirs; that has to
+    be before anything else is done with TensorFlow.
+    """
     dtype = config.runtime.mixed_precision_dtype
     if dtype and dtype != 'float32':
         tf.keras.mixed_precision.set_global_policy(f'mixed_{dtype}')
-    gpus = tf.config.list_logical_devices('GPU')
-    devices = [gpu.name for gpu in gpus] or ['/cpu:0']
-    batch_size = config.task.train_data.global_batch_size
-    if batch_size % len(devices):
+    if config.task.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if workers and multi_worker.num_workers() > 1:
+        strategy = multi_worker.make_strategy()
+    else:
+        gpus = tf.config.list_logical_devices('GPU')
+        strategy = tf.distribute.MirroredStrategy([gpu.name for gpu in gpus] or ['/cpu:0'])
+    batch_size, devices = (
+        config.task.train_data.global_batch_size,
+        strategy.num_replicas_in_sync,
+    )
+    if batch_size % devices:
         raise UserError(
-            f'task.train_data.global_batch_size is {batch_size}, which {len(devices)} devices '
-            'cannot share evenly'
+            f'task.train_data.global_batch_size is {batch_size}, which {devices} devices cannot '
+            'share evenly'
         )
-    return tf.distribute.MirroredStrategy(devices)
+    return strategy

@@ -108,6 +108,37 @@ def silence_start_up() -> None:
     logging.getLogger('tensorflow').setLevel(logging.ERROR)
 
 
+class _Logged:
+    """A stream whose lines also go to a file; no terminal, so that nothing draws bars on it."""
+
+    def __init__(self, stream, file):
+        self._stream = stream
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+def log_to(path: str) -> None:
+    """From here on, what is printed is added to `path` too; UserError where that cannot be."""
+    try:
+        file = open(path, 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f'--log_file {path} cannot be written ({error.strerror})') from error
+    sys.stdout, sys.stderr = _Logged(sys.stdout, file), _Logged(sys.stderr, file)
+
+
 def _fail(message: str, status: int) -> int:
     print(f'{pathlib.Path(sys.argv[0]).name}: {message}', file=sys.stderr)
     return status

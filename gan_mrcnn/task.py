@@ -25,9 +25,6 @@ from gan_mrcnn.evaluation import coco, pictures, predictions
 from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align
 from gan_mrcnn.modeling import generator as generator_lib
 
-# Begins the message of the error that stops a run; `train.py` turns it into one readable line.
-NON_FINITE = 'Non-finite loss or gradient'
-
 # Validation images that TensorBoard shows.
 NUM_PICTURES = 4
 
@@ -285,19 +282,24 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
           optimizer: the generator's.
           metrics: running means by name of loss term, updated in place.
 
+        A step with a term or gradient that is not finite changes nothing of a network that it would
+        be applied to, nor its BatchNorm statistics; see `_apply_gradients`.
+
         Returns:
-          A dictionary with the generator's whole loss.
+          The generator's whole loss by its name, `finite`, a scalar bool that is the same on all
+          replicas, and `terms`, this replica's share of every term by name.
         """
-        labels, gan = inputs[1], self.task_config.gan
+        gan = self.task_config.gan
+        statistics = _statistics(model)
         with tf.GradientTape() as generator_tape:
             outputs = self.forward(inputs, model)
-            terms = self.detection_losses(outputs, labels)
+            terms = self.detection_losses(outputs, inputs[1])
             total_loss = terms['model_loss'] + tf.add_n(model.losses or [0.0])
 
             if self.has_discriminators:
                 samples = self.adversarial_samples(outputs)
                 with generator_tape.stop_recording():
-                    terms.update(self._train_discriminators(samples, labels))
+                    terms.update(self._train_discriminators(samples, terms))
                 terms.update(self.generator_losses(samples))
                 total_loss += (
                     gan.box_weight * terms['box_generator_loss']
@@ -306,53 +308,72 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             loss = _share_of_replica(total_loss, optimizer)
         terms['total_loss'] = total_loss
         terms['gradient_norm'] = self._apply_gradients(
-            generator_tape, loss, model.trainable_variables, optimizer, terms, labels
+            generator_tape, loss, model.trainable_variables, optimizer, terms
         )
+        finite = _all_finite(terms, optimizer)
+        _restore_unless(finite, statistics)
         for metric in metrics or []:
-            metric.update_state(terms[metric.name])
-        return {self.loss: total_loss}
+            term = terms[metric.name]
+            metric.update_state(
+                tf.where(finite, term, tf.zeros_like(term)), tf.cast(finite, term.dtype)
+            )
+        return {self.loss: total_loss, 'finite': finite, 'terms': terms}
 
-    def _train_discriminators(self, samples: Samples, labels) -> dict[str, tf.Tensor]:
-        """One step of both discriminators on detached samples."""
+    def _train_discriminators(self, samples: Samples, terms) -> dict[str, tf.Tensor]:
+        """One step of both discriminators on detached samples; `terms` are the step's so far."""
         samples = Samples(*(tf.stop_gradient(x) for x in samples))
         optimizer = self.discriminator_optimizer
+        statistics = _statistics(self.box_discriminator, self.mask_discriminator)
         with tf.GradientTape() as discriminator_tape:
-            terms = self.discriminator_losses(samples)
+            own_terms = self.discriminator_losses(samples)
             total_loss = tf.add_n(
-                [terms['box_discriminator_loss'], terms['mask_discriminator_loss']]
+                [own_terms['box_discriminator_loss'], own_terms['mask_discriminator_loss']]
                 + self.box_discriminator.losses
                 + self.mask_discriminator.losses
             )
             loss = _share_of_replica(total_loss, optimizer)
-        terms['discriminator_gradient_norm'] = self._apply_gradients(
-            discriminator_tape, loss, self.discriminator_variables, optimizer, terms, labels
+        terms = {**terms, **own_terms}
+        own_terms['discriminator_gradient_norm'] = self._apply_gradients(
+            discriminator_tape, loss, self.discriminator_variables, optimizer, terms
         )
-        return terms
+        _restore_unless(_all_finite({**terms, **own_terms}, optimizer), statistics)
+        return own_terms
 
-    def _apply_gradients(self, tape, loss, variables, optimizer, terms, labels) -> tf.Tensor:
+    def _apply_gradients(self, tape, loss, variables, optimizer, terms) -> tf.Tensor:
         """Sums gradients over replicas, clips and applies them; returns their global norm.
 
-        Raises (when the step runs): InvalidArgumentError that begins with `NON_FINITE` and names
-        step, terms and images, before any variable of this network is changed.
+        Where the norm or one of `terms` is not finite, on whichever replica, nothing is changed but
+        the optimizer's count of steps, so that its schedule stays that of the run. In float16 an
+        overflow of the gradients is the loss scale's, which has its own way of leaving a step out.
         """
         gradients = tape.gradient(
             loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        scaled = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
-        if scaled:
+        if _is_scaled(optimizer):
             gradients = optimizer.get_unscaled_gradients(gradients)
         replicas = tf.distribute.get_replica_context()
         gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(gradients)
-        checks = [] if scaled else [_assert_finite(norm, terms, optimizer, labels)]
-        with tf.control_dependencies(checks):
-            if self.task_config.clip_norm:
-                gradients, _ = tf.clip_by_global_norm(
-                    gradients, self.task_config.clip_norm, use_norm=norm
-                )
-            else:
-                gradients = [tf.identity(gradient) for gradient in gradients]
-        optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
+        if self.task_config.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(
+                gradients, self.task_config.clip_norm, use_norm=norm
+            )
+
+        def apply(gradients):
+            optimizer.apply_gradients(
+                zip(gradients, variables), skip_gradients_aggregation=True
+            )
+
+        def apply_if_finite(strategy, finite, gradients):
+            # A condition cannot hold what replicas do together; here they are one.
+            tf.cond(
+                strategy.experimental_local_results(finite)[0],
+                lambda: _no_output(strategy.run(apply, args=(gradients,))),
+                lambda: _no_output(optimizer.iterations.assign_add(1)),
+            )
+
+        finite = _all_finite({**terms, 'norm': norm}, optimizer)
+        replicas.merge_call(apply_if_finite, args=(finite, gradients))
         return norm
 
     def build_metrics(self, training: bool = True) -> list[tf.keras.metrics.Metric]:
@@ -421,29 +442,46 @@ def _repeat_positive(positive):
 def _share_of_replica(loss, optimizer):
     """What one replica adds to the sum over replicas, scaled for float16 where that is in use."""
     loss /= tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
-    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+    if _is_scaled(optimizer):
         return optimizer.get_scaled_loss(loss)
     return loss
 
 
-def _assert_finite(norm, terms, optimizer, labels):
-    finite = tf.math.is_finite(norm)
-    names = sorted(terms)
-    for name in names:
-        finite &= tf.math.is_finite(terms[name])
-    return tf.debugging.Assert(
-        finite,
-        [f'{NON_FINITE}: step', optimizer.iterations + 1, 'images', labels['source_id']]
-        + [part for name in names for part in (name, terms[name])]
-        + ['gradient_norm', norm],
-        summarize=1000,
-    )
+def _is_scaled(optimizer) -> bool:
+    return isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
 
-def parse_non_finite(message: str) -> Optional[str]:
-    """The line of an error's message that says what was not finite and where, or None."""
-    for line in message.splitlines():
-        start = line.find(NON_FINITE)
-        if start >= 0:
-            return line[start:].replace('] [', ' ').replace('[', '').strip(' ]')
-    return None
+def _all_finite(terms, optimizer) -> tf.Tensor:
+    """Whether every term is finite on every replica; of norms in float16 see `_apply_gradients`."""
+    wanted = [
+        tf.reduce_all(tf.math.is_finite(term))
+        for name, term in terms.items()
+        if not (_is_scaled(optimizer) and name.endswith('norm'))
+    ]
+    bad = tf.cast(tf.math.logical_not(tf.reduce_all(wanted)), tf.int32)
+    replicas = tf.distribute.get_replica_context()
+    return tf.equal(replicas.all_reduce(tf.distribute.ReduceOp.SUM, bad), 0)
+
+
+def _statistics(*models) -> list[tuple[tf.Variable, tf.Tensor]]:
+    """Means and variances that a forward pass in training changes, and their values now."""
+    layers = [
+        layer
+        for model in models
+        for layer in model.submodules
+        if isinstance(layer, tf.keras.layers.BatchNormalization) and layer.trainable
+    ]
+    return [
+        (variable, tf.identity(variable))
+        for layer in layers
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+def _restore_unless(finite, statistics) -> None:
+    for variable, before in statistics:
+        variable.assign(tf.where(finite, variable, before))
+
+
+def _no_output(_) -> None:
+    """What both sides of a condition return that is there for what it does."""

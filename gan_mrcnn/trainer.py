@@ -1,25 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Model Garden's trainer with a second optimizer, and the loop around it.
+"""The Model Garden's trainer with a second optimizer, and what is looked at after every step.
 
-One checkpoint holds both networks, both optimizers and the step. The best checkpoint by mask AP on
-the validation split is kept apart.
+One checkpoint holds both networks, both optimizers and the step.
 """
 
-import sys
-import time
+from typing import Any, Callable
 
-import orbit
 import tensorflow as tf
-import tqdm
-from official.core import base_trainer, config_definitions, train_utils
+from official.core import base_trainer, train_utils
 
+from gan_mrcnn import checkpoints, stopping
 from gan_mrcnn import task as task_lib
 
 
 class Trainer(base_trainer.Trainer):
     """Trains generator and discriminators with one optimizer each."""
 
-    def __init__(self, config, task: task_lib.GanMaskRCNNTask, model, optimizer, **kwargs):
+    def __init__(
+        self,
+        config,
+        task: task_lib.GanMaskRCNNTask,
+        model,
+        optimizer,
+        stop: stopping.Stop,
+        **kwargs,
+    ):
+        """Makes the optimizers' slots and the checkpoint.
+
+        Args:
+          config: the experiment.
+          task: see there; it gets its discriminators here.
+          model: the generator.
+          optimizer: the generator's.
+          stop: asked after every step whether it was the last.
+          **kwargs: the parent's.
+        """
         items = {}
         if task.has_discriminators:
             task.build_discriminators(discriminator_optimizer(config, task))
@@ -31,6 +46,9 @@ class Trainer(base_trainer.Trainer):
         # Slots made within the first step would not be there when a checkpoint is restored.
         optimizer.build(model.trainable_variables)
         super().__init__(config, task, model, optimizer, **kwargs)
+        self._stop = stop
+        # Called with the inputs and the terms of a step that is not finite.
+        self.on_blow_up: Callable[[Any, dict[str, float]], None] = lambda inputs, terms: None
         self._checkpoint = tf.train.Checkpoint(
             global_step=self.global_step,
             model=model,
@@ -38,6 +56,70 @@ class Trainer(base_trainer.Trainer):
             **model.checkpoint_items,
             **items,
         )
+
+    def create_train_loop_fn(self):
+        """One step at a time, so that a signal or a blow-up need not wait for the others.
+
+        Raises (the loop): KeyboardInterrupt after the step in which a signal came, on every worker
+        alike, and whatever `on_blow_up` raises.
+        """
+        step = tf.function(self.train_step)
+
+        def loop(iterator, num_steps):
+            for _ in range(int(num_steps)):
+                inputs, outcome = step(iterator, tf.constant(self._stop.wanted is not None))
+                # The first step took its time to be traced; until then a signal breaks it off.
+                self._stop.hold()
+                local = tf.nest.map_structure(self.strategy.experimental_local_results, outcome)
+                if not local['finite'][0]:
+                    self.on_blow_up(self._join(inputs), self._mean(outcome['terms']))
+                if local['stop'][0]:
+                    raise KeyboardInterrupt
+
+        return loop
+
+    def train_step(self, iterator, stop: tf.Tensor):
+        """One step on every replica.
+
+        Args:
+          iterator: of the training input.
+          stop: scalar bool, whether this worker's run is to end.
+
+        Returns:
+          The step's inputs, and `finite` and `terms` of `GanMaskRCNNTask.train_step` with `stop`,
+          whether any worker's run is to end, each by replica.
+        """
+        inputs = self.next_train_inputs(iterator)
+
+        def step_on_replica(inputs, stop):
+            logs = self.task.train_step(inputs, self.model, self.optimizer, self.train_metrics)
+            self.global_step.assign_add(1)
+            replicas = tf.distribute.get_replica_context()
+            stops = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(stop, tf.int32))
+            return {'finite': logs['finite'], 'terms': logs['terms'], 'stop': stops > 0}
+
+        return inputs, self.strategy.run(step_on_replica, args=(inputs, stop))
+
+    def _join(self, inputs) -> Any:
+        """This worker's inputs of all its replicas as one batch."""
+        local = lambda x: tf.concat(self.strategy.experimental_local_results(x), 0)  # noqa: E731
+        return tf.nest.map_structure(local, inputs)
+
+    def _mean(self, terms) -> dict[str, float]:
+        """Replicas hold shares whose mean is the whole; see `gan_mrcnn.losses`."""
+        return {
+            name: float(self.strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None))
+            for name, value in terms.items()
+        }
+
+    def eval_step(self, iterator):
+        """One batch on every replica of every worker; each worker gets all detections."""
+
+        def step_on_replica(inputs):
+            return self.task.validation_step(inputs, self.model)
+
+        outputs = self.strategy.run(step_on_replica, args=(next(iterator),))
+        return tf.nest.map_structure(lambda x: [self.strategy.gather(x, axis=0)], outputs)
 
     def train_loop_end(self):
         logs = super().train_loop_end()
@@ -61,63 +143,22 @@ def discriminator_optimizer(config, task) -> tf.keras.optimizers.Optimizer:
     return task.create_optimizer(type(config.trainer.optimizer_config)(params), config.runtime)
 
 
-class ProgressBar:
-    """A bar with ETA, time per step, images per second, loss and validation AP."""
-
-    def __init__(self, config: config_definitions.ExperimentConfig, step: int):
-        self._batch_size = config.task.train_data.global_batch_size
-        self._figures = {}
-        self._last = None
-        self._bar = tqdm.tqdm(
-            total=config.trainer.train_steps,
-            initial=step,
-            unit='step',
-            desc='train',
-            dynamic_ncols=True,
-        )
-
-    def update(self, output: orbit.runner.Output) -> None:
-        """An orbit train action."""
-        now, step = time.monotonic(), _current_step()
-        self._figures['loss'] = f'{float(output["total_loss"]):.3f}'
-        if self._last:
-            seconds = (now - self._last[0]) / (step - self._last[1])
-            self._figures['s/step'] = f'{seconds:.2f}'
-            self._figures['img/s'] = f'{self._batch_size / seconds:.1f}'
-        self._last = (now, step)
-        self._bar.set_postfix(self._figures, refresh=False)
-        self._bar.update(step - self._bar.n)
-
-    def evaluated(self, output: orbit.runner.Output) -> None:
-        """An orbit evaluation action; leaves evaluation out of the time per step."""
-        self._last = None
-        figures = ', '.join(
-            f'{kind} AP {float(output[f"{kind}_AP"]):.3f}' for kind in ('box', 'mask')
-        )
-        self._figures['val'] = figures
-        # Beside the bar: standard output is orbit's during a run.
-        self._bar.write(f'step {_current_step()}: validation {figures}', file=sys.stderr)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def _current_step() -> int:
-    """The global step, which orbit makes the summaries' step."""
-    return int(tf.summary.experimental.get_step().numpy())
-
-
-def make_trainer(config, task, train: bool, evaluate: bool, model_dir: str) -> Trainer:
+def make_trainer(
+    config,
+    task: task_lib.GanMaskRCNNTask,
+    evaluate: bool,
+    best: checkpoints.BestCheckpoint,
+    stop: stopping.Stop,
+) -> Trainer:
     """Builds networks, optimizers and inputs; call it inside the strategy's scope."""
     model = task.build_model()
     optimizer = train_utils.create_optimizer(task, config)
-    exporter = train_utils.maybe_create_best_ckpt_exporter(config, model_dir) if train else None
     return Trainer(
         config,
         task,
         model,
         optimizer,
-        train=train,
+        stop=stop,
         evaluate=evaluate,
-        checkpoint_exporter=exporter,
+        checkpoint_exporter=best,
     )

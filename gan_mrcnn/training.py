@@ -2,26 +2,70 @@
 """One training run from settings to checkpoints: data, resume, the loop, and how it ends."""
 
 import contextlib
+import copy
+import dataclasses
 import json
 import pathlib
-import re
+from typing import Callable, Optional
 
+import orbit
 import tensorflow as tf
 import yaml
-from official.core import exp_factory, train_lib, train_utils
+from official.core import exp_factory, train_utils
+from official.modeling import hyperparams
 
 from custom_ops.prroi_pool import serving
-from gan_mrcnn import configs, experiment, trainer
+from gan_mrcnn import (
+    blow_ups,
+    checkpoints,
+    configs,
+    experiment,
+    files,
+    multi_worker,
+    progress,
+    stopping,
+    trainer,
+)
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import augment, base, check, options, records
 from gan_mrcnn.errors import UserError
 
 # Every reported term of every loop, as text.
 LOG_NAME = 'train.log'
+PARAMS_NAME = 'params.yaml'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same when a run goes back to an older checkpoint.
+
+    config: as the user gave it, with the records.
+    model_dir: its folder.
+    evaluates: whether it validates in between.
+    strategy: of all devices.
+    is_chief: whether this process writes the folder.
+    train_set, validation_set: the records.
+    stop: asks for its end.
+    status: `status.json`.
+    events: its blow-ups so far.
+    """
+
+    config: configs.cfg.ExperimentConfig
+    model_dir: str
+    evaluates: bool
+    strategy: tf.distribute.Strategy
+    is_chief: bool
+    train_set: records.RecordSet
+    validation_set: records.RecordSet
+    stop: stopping.Stop
+    status: progress.Status
+    events: blow_ups.BlowUps
 
 
 def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
     """Trains (and evaluates on the validation split) until `trainer.train_steps`.
+
+    SIGTERM and SIGINT end it after the step that is being done, with a checkpoint.
 
     Args:
       config: the experiment.
@@ -30,14 +74,47 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
       mode: 'train' or 'train_and_eval'.
 
     Raises:
-      UserError: a loss or gradient is not finite (the message names step, terms and images), or
-        the checkpoint is of another network.
+      UserError: a loss or gradient is not finite and the policy is to stop, the checkpoint is of
+        another network, or the folder cannot be written.
     """
-    task_config = config.task
-    train_params, validation_params = task_config.train_data, task_config.validation_data
+    strategy = experiment.make_strategy(config, workers=True)
+    is_chief = multi_worker.is_chief(strategy)
+    train_set, validation_set = prepare_data(config, dataset)
+    stop = stopping.Stop(breaks_off=multi_worker.num_workers() == 1)
+    with checkpoints.disk_errors_named(model_dir), stop:
+        checkpoint = resume(config, model_dir, strategy)
+        run = Run(
+            config=config,
+            model_dir=model_dir,
+            evaluates='eval' in mode,
+            strategy=strategy,
+            is_chief=is_chief,
+            train_set=train_set,
+            validation_set=validation_set,
+            stop=stop,
+            status=progress.Status(model_dir, config.trainer.train_steps, is_chief),
+            events=blow_ups.BlowUps(config.task.blow_ups, model_dir, is_chief),
+        )
+        say_what_runs(run, dataset, checkpoint)
+        try:
+            _to_the_end(run, checkpoint)
+            run.status.update(state='finished', eta_seconds=0)
+        except KeyboardInterrupt:
+            saved = step_of(tf.train.latest_checkpoint(model_dir))
+            run.status.update(state='stopped', step=saved)
+            print(f'stopped; step {saved} is saved, and the same command goes on from there')
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                run.status.update(state='failed', message=str(error) or type(error).__name__)
+            raise
+
+
+def prepare_data(config, dataset: base.Dataset) -> tuple[records.RecordSet, records.RecordSet]:
+    """Records of the training and of the validation split, which `config` then names."""
+    train_params, validation_params = config.task.train_data, config.task.validation_data
     to_train_on = dataset
     if train_params.expand_to:
-        to_train_on = augment.Expanded(dataset, train_params.expand_to, task_config.seed)
+        to_train_on = augment.Expanded(dataset, train_params.expand_to, config.task.seed)
     (train_set,) = experiment.prepare_records(config, to_train_on, [train_params.split])
     (validation_set,) = experiment.prepare_records(config, dataset, [validation_params.split])
     record_sets = {train_params.split: train_set, validation_params.split: validation_set}
@@ -45,83 +122,39 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
         print(f'warning: {warning}', flush=True)
     experiment.use_records(train_params, train_set)
     experiment.use_records(validation_params, validation_set)
-    task_config.annotation_file = validation_set.annotation_file
-    step = resumed_step(config, model_dir)
-    pathlib.Path(model_dir).mkdir(parents=True, exist_ok=True)
-    train_utils.serialize_config(config, model_dir)
-
-    tf.keras.utils.set_random_seed(task_config.seed)
-    strategy = experiment.make_strategy(config)
-    say_what_runs(config, dataset, train_set, validation_set, strategy, step, model_dir)
-    with strategy.scope():
-        task = task_lib.GanMaskRCNNTask(
-            task_config,
-            logging_dir=model_dir,
-            first_example=step * task_config.train_data.global_batch_size,
-            validation_records=validation_set,
-        )
-        runner = trainer.make_trainer(config, task, True, 'eval' in mode, model_dir)
-    bar = trainer.ProgressBar(config, step)
-    # Orbit prints every term of every report; the terminal has the bar.
-    log = open(f'{model_dir}/{LOG_NAME}', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
-    with contextlib.closing(bar), log, contextlib.redirect_stdout(log):
-        experiment_runner = train_lib.OrbitExperimentRunner(
-            strategy,
-            task,
-            mode,
-            config,
-            model_dir,
-            trainer=runner,
-            train_actions=[bar.update],
-            eval_actions=[bar.evaluated],
-        )
-        with strategy.scope():
-            _run(experiment_runner.controller, config.trainer, mode, train_set)
+    config.task.annotation_file = validation_set.annotation_file
+    return train_set, validation_set
 
 
-def _run(controller, trainer_config, mode, train_set) -> None:
-    try:
-        if mode == 'train':
-            controller.train(trainer_config.train_steps)
-        else:
-            controller.train_and_evaluate(
-                trainer_config.train_steps,
-                trainer_config.validation_steps,
-                trainer_config.validation_interval,
-            )
-    except tf.errors.InvalidArgumentError as error:
-        line = task_lib.parse_non_finite(str(error))
-        if line is None:
-            raise
-        raise UserError(
-            f'{name_images(line, train_set)}. The generator was not changed by this step; look at '
-            'these images, or lower the learning rate or raise the warm-up steps'
-        ) from error
+def resume(config, model_dir: str, strategy) -> Optional[str]:
+    """The checkpoint to go on from, None without one; makes the folder and notes the settings.
 
-
-def name_images(line: str, record_set: records.RecordSet) -> str:
-    """`line` with the ids after 'images' replaced by the names of the files."""
-    images = json.loads(pathlib.Path(record_set.annotation_file).read_text())['images']
-    names = {str(image['id']): image['file_name'] for image in images}
-    return re.sub(
-        r'(?<=images )\d+(?: \d+)*',
-        lambda found: ', '.join(names.get(i, i) for i in found.group().split()),
-        line,
-    )
+    Raises:
+      UserError: that run's network or data were others, or the folder cannot be written.
+    """
+    folder = pathlib.Path(model_dir)
+    step = 0
+    if multi_worker.is_chief(strategy):
+        folder.mkdir(parents=True, exist_ok=True)
+        step = resumed_step(config, model_dir)
+        with files.named_when_whole(folder / PARAMS_NAME) as path:
+            hyperparams.save_params_dict_to_yaml(config, str(path))
+    step = multi_worker.chiefs_number(strategy, step)
+    return str(folder / f'ckpt-{step}') if step else None
 
 
 def resumed_step(config, model_dir: str) -> int:
-    """The step of the newest checkpoint in `model_dir`, 0 without one.
+    """The step of the newest checkpoint in `model_dir` that can be read, 0 without one.
 
     Raises:
-      UserError: that run's network was another one.
+      UserError: that run's network or data were others.
     """
-    path = tf.train.latest_checkpoint(model_dir)
+    path = checkpoints.newest_sound(model_dir)
     if path is None:
         return 0
-    saved_file = pathlib.Path(model_dir) / 'params.yaml'
+    saved_file = pathlib.Path(model_dir) / PARAMS_NAME
     if saved_file.is_file():
-        saved = yaml.safe_load(saved_file.read_text(encoding='utf-8'))['task']
+        saved = _read_task(saved_file)
         now = config.as_dict()['task']
         for key in ('dataset', *options.FLAGS):
             # A run from before there were such settings has none of them.
@@ -138,7 +171,166 @@ def resumed_step(config, model_dir: str) -> int:
                     f'{model_dir} holds a run with another task.{key}.{changed[0]}; give another '
                     '--model_dir, or the settings of its params.yaml'
                 )
-    return int(train_utils.read_global_step_from_checkpoint(path))
+    return step_of(path)
+
+
+def _read_task(path: pathlib.Path) -> dict:
+    """The task's settings in a `params.yaml`; UserError where it is none."""
+    try:
+        task = yaml.safe_load(path.read_text(encoding='utf-8'))['task']
+        return {**task, 'model': dict(task['model']), 'gan': dict(task['gan'])}
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f'{path} is damaged ({" ".join(str(error).split())[:100]}); remove it to go on with '
+            'the settings given now'
+        ) from error
+
+
+def step_of(path: Optional[str]) -> int:
+    """The step that a checkpoint was saved at, 0 for None."""
+    return int(train_utils.read_global_step_from_checkpoint(path)) if path else 0
+
+
+def _to_the_end(run: Run, checkpoint: Optional[str]) -> None:
+    """Trains from `checkpoint`, and again from an older one where the run has to go back."""
+    while True:
+        try:
+            return _train_from(run, checkpoint)
+        except blow_ups.GoBack as reason:
+            step = step_of(tf.train.latest_checkpoint(run.model_dir))
+            checkpoint = f'{run.model_dir}/ckpt-{step}' if step else None
+            print(
+                f'{reason}: going on from step {step} with learning rates times '
+                f'{run.events.rate_scale:g}',
+                flush=True,
+            )
+            # What the graph of the last attempt holds would stay with the next one's.
+            tf.keras.backend.clear_session()
+
+
+def _train_from(run: Run, checkpoint: Optional[str]) -> None:
+    """Builds networks and input, goes on from `checkpoint` and trains to the last step."""
+    config = copy.deepcopy(run.config)
+    experiment.scale_rates(config, run.events.rate_scale)
+    step = step_of(checkpoint)
+    watching = progress.Progress(config, step, run.status)
+    best = checkpoints.BestCheckpoint(
+        run.model_dir, config.trainer.best_checkpoint_eval_metric, run.is_chief
+    )
+    with contextlib.closing(watching), _log(run):
+        tf.keras.utils.set_random_seed(config.task.seed)
+        with run.strategy.scope():
+            task = task_lib.GanMaskRCNNTask(
+                config.task,
+                logging_dir=run.model_dir,
+                first_example=step * config.task.train_data.global_batch_size,
+                validation_records=run.validation_set if run.is_chief else None,
+            )
+            runner = trainer.make_trainer(config, task, run.evaluates, best, run.stop)
+            saved = checkpoints.Checkpoints(
+                runner.checkpoint,
+                run.model_dir,
+                runner.global_step,
+                config.trainer.max_to_keep,
+                run.is_chief,
+            )
+            saved.check_room()
+            if checkpoint:
+                saved.restore(checkpoint)
+            else:
+                runner.initialize()
+        runner.on_blow_up = _blow_up_action(run, runner, watching.say)
+        controller = _make_controller(run, config, runner, watching)
+        try:
+            with run.strategy.scope():
+                _loop(run, config, controller, saved, best)
+        except KeyboardInterrupt:
+            run.stop.hold()
+            saved.save()
+            raise
+
+
+@contextlib.contextmanager
+def _log(run: Run):
+    """Orbit prints every term of every report; the terminal has the bar."""
+    path = f'{run.model_dir}/{LOG_NAME}' if run.is_chief else '/dev/null'
+    with open(path, 'a', buffering=1, encoding='utf-8') as log, contextlib.redirect_stdout(log):
+        yield
+
+
+def _blow_up_action(run: Run, runner: trainer.Trainer, say: Callable[[str], None]):
+    def handle(inputs, terms):
+        run.events.handle(
+            int(runner.global_step.numpy()),
+            inputs,
+            terms,
+            lambda ids: file_names(ids, run.train_set),
+            runner.checkpoint,
+            say,
+        )
+        run.status.update(blow_ups=run.events.count)
+
+    return handle
+
+
+def file_names(image_ids: list[int], record_set: records.RecordSet) -> list[str]:
+    """Names of the files with these ids."""
+    images = json.loads(pathlib.Path(record_set.annotation_file).read_text())['images']
+    names = {image['id']: image['file_name'] for image in images}
+    return [names.get(image_id, str(image_id)) for image_id in image_ids]
+
+
+def _make_controller(run: Run, config, runner, watching) -> orbit.Controller:
+    params = config.trainer
+    folder = lambda name: f'{run.model_dir}/{name}' if run.is_chief else None  # noqa: E731
+    return orbit.Controller(
+        strategy=run.strategy,
+        trainer=runner,
+        evaluator=runner if run.evaluates else None,
+        global_step=runner.global_step,
+        steps_per_loop=params.steps_per_loop,
+        summary_dir=folder('train'),
+        eval_summary_dir=folder(params.validation_summary_subdir),
+        summary_interval=params.summary_interval if run.is_chief else None,
+        train_actions=[watching.update],
+        eval_actions=[watching.evaluated],
+    )
+
+
+def _loop(run: Run, config, controller, saved, best) -> None:
+    """Trains, saves and validates at the multiples of their intervals and at the end.
+
+    A run that was stopped in between has the same moments as one that was not.
+    """
+    params = config.trainer
+    total = params.train_steps
+    save_every = params.checkpoint_interval or total
+    validate_every = params.validation_interval or total
+    step = int(controller.global_step.numpy())
+
+    def is_due(every):
+        return step % every == 0 or step == total
+
+    def validate():
+        run.status.update(state='validating')
+        run.stop.release()
+        controller.evaluate(params.validation_steps)
+        run.stop.hold()
+        run.status.update(best={'step': best.best_step, **best.best_figure()})
+
+    if run.evaluates and step and is_due(validate_every) and step not in best.history:
+        validate()
+    while step < total:
+        intervals = [save_every, validate_every]
+        if step % params.steps_per_loop:
+            intervals.append(params.steps_per_loop)
+        step = min(total, *((step // every + 1) * every for every in intervals))
+        controller.train(step, checkpoint_at_completion=False)
+        validates = run.evaluates and is_due(validate_every)
+        if validates or is_due(save_every):
+            saved.save()
+        if validates:
+            validate()
 
 
 def _with_defaults(settings: dict) -> dict:
@@ -164,10 +356,11 @@ def learning_rate_line(config) -> list[tuple[str, str]]:
     ]
 
 
-def say_what_runs(config, dataset, train_set, validation_set, strategy, step, model_dir) -> None:
+def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) -> None:
     """Prints the run in a few lines, for someone who reads the log next year."""
-    task = config.task
-    gan = task.gan
+    config, step = run.config, step_of(checkpoint)
+    task, gan = config.task, config.task.gan
+    train_set, validation_set = run.train_set, run.validation_set
     weights = task.backbone_weights or 'none: training from scratch'
     adversarial = (
         'no discriminators'
@@ -195,11 +388,12 @@ def say_what_runs(config, dataset, train_set, validation_set, strategy, step, mo
         ),
         (
             'devices',
-            f'{strategy.num_replicas_in_sync} x '
-            f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}',
+            f'{run.strategy.num_replicas_in_sync} x '
+            f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}'
+            + (', deterministic' if task.deterministic else ''),
         ),
         *learning_rate_line(config),
-        ('output', f'{model_dir} (tensorboard --logdir {model_dir})'),
+        ('output', f'{run.model_dir} (tensorboard --logdir {run.model_dir})'),
     ]
     if gan.mode != 'baseline':
         lines.insert(-1, ('PrRoIPool', serving()))

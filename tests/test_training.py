@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from gan_mrcnn import evaluating, experiment, training
+from gan_mrcnn import evaluating, experiment, replay, training
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.errors import UserError
@@ -286,20 +286,124 @@ def test_training_does_not_go_on_with_another_division(name, value, flag, run, f
     assert '\n' not in message and str(run) in message and f'{flag} ' in message
 
 
-def test_non_finite_loss_names_the_images_in_one_line(folder):
-    """A learning rate far too high, in a run of its own."""
-    config = make_config(
-        folder,
-        'trainer.train_steps=4',
-        'task.clip_norm=0.0',
-        'trainer.optimizer_config.learning_rate.stepwise.values=[1.0e+30, 1.0e+30]',
-        'trainer.optimizer_config.warmup.linear.warmup_learning_rate=1.0e+30',
-    )
+HUGE_RATE = (
+    'task.clip_norm=0.0',
+    'trainer.optimizer_config.learning_rate.stepwise.values=[1.0e+30, 1.0e+30]',
+    'trainer.optimizer_config.warmup.linear.warmup_learning_rate=1.0e+30',
+)
+
+
+@pytest.fixture(scope='module')
+def blown(folder):
+    """A run with a learning rate far too high: its folder, and the line that it ended with."""
+    config = make_config(folder, 'trainer.train_steps=4', *HUGE_RATE)
     with pytest.raises(UserError) as error:
         training.train(config, DATASET, str(folder / 'blown'), 'train')
-    message = str(error.value)
-    assert '\n' not in message and message.startswith(task_lib.NON_FINITE)
-    assert re.search(r'step [12] images \d\.png, \d\.png ', message), message
+    return folder / 'blown', str(error.value)
+
+
+def test_non_finite_loss_names_step_terms_and_images_in_one_line(blown):
+    model_dir, message = blown
+    assert '\n' not in message
+    assert re.match(
+        r'Non-finite loss or gradient: step [12] images \d\.png, \d\.png .*gradient_norm', message
+    )
+    (event,) = json.loads((model_dir / 'blow_ups.json').read_text())
+    assert event['policy'] == 'stop' and f'step {event["step"]} ' in message
+    status = json.loads((model_dir / 'status.json').read_text())
+    assert status['state'] == 'failed' and status['message'] == message
+
+
+def test_a_blown_up_batch_is_taken_again(blown):
+    model_dir, message = blown
+    path = re.search(r'python -m gan_mrcnn.replay (\S+\.npz)', message).group(1)
+    lines = replay.replay(path)
+    assert any(line.startswith('not finite: ') for line in lines)
+    # The very same step: what was finite has the value that the run has noted.
+    (event,) = json.loads((model_dir / 'blow_ups.json').read_text())
+    again = dict(line.strip().split(': ') for line in lines if re.match(r' +\w+: \S+$', line))
+    for name in task_lib.DETECTION_TERMS:
+        then = float(event['terms'][name])
+        assert float(again[name]) == pytest.approx(then, rel=1e-4, nan_ok=True)
+    assert sum(line.startswith('image ') for line in lines) == 2
+
+
+def test_replay_says_in_one_line_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match='is not there'):
+        replay.replay(str(tmp_path / 'step-3.npz'))
+    (tmp_path / 'step-3.npz').write_bytes(b'PK nonsense')
+    with pytest.raises(UserError, match='no batch'):
+        replay.replay(str(tmp_path / 'step-3.npz'))
+
+
+class Poisoned(task_lib.GanMaskRCNNTask):
+    """A step of which the loss is not finite, on its batch, whenever it comes."""
+
+    step = 3
+
+    def detection_losses(self, outputs, labels):
+        terms = super().detection_losses(outputs, labels)
+        poison = tf.where(tf.equal(self._counted, self.step), float('nan'), 0.0)
+        self._counted.assign_add(1)
+        return {**terms, 'model_loss': terms['model_loss'] + poison}
+
+    def __init__(self, *args, first_example=0, **kwargs):
+        super().__init__(*args, first_example=first_example, **kwargs)
+        self._counted = tf.Variable(1 + first_example // 2, trainable=False)
+
+
+def test_skipping_leaves_out_the_batch_and_goes_on(folder, monkeypatch, capsys):
+    monkeypatch.setattr(task_lib, 'GanMaskRCNNTask', Poisoned)
+    config = make_config(folder, f'trainer.train_steps={STEPS}', 'task.blow_ups.policy=skip')
+    training.train(config, DATASET, str(folder / 'skipped'), 'train')
+    found = variables(folder / 'skipped')
+    assert all(np.isfinite(value).all() for value in found.values())
+    (event,) = json.loads((folder / 'skipped' / 'blow_ups.json').read_text())
+    assert event['step'] == 3
+    assert 'step 3 images' in capsys.readouterr().err
+    assert json.loads((folder / 'skipped' / 'status.json').read_text())['state'] == 'finished'
+
+
+def test_going_back_lowers_the_rate_for_good(folder, monkeypatch, capsys):
+    class Once(Poisoned):
+        """The lower rate mends it."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if (folder / 'back' / 'blow_ups.json').is_file():
+                self.step = -1
+
+    monkeypatch.setattr(task_lib, 'GanMaskRCNNTask', Once)
+    settings = (f'trainer.train_steps={STEPS}', 'task.blow_ups.policy=go_back')
+    training.train(make_config(folder, *settings), DATASET, str(folder / 'back'), 'train')
+    assert 'going on from step 2 with learning rates times 0.5' in capsys.readouterr().out
+    rates = events(folder / 'back' / 'train')['learning_rate']
+    # Step 3 has the full rate of 0.01, step 4 a tenth of it.
+    assert rates[3] == pytest.approx(0.005) and rates[4] == pytest.approx(0.0005)
+    # A later start has the lower rate too.
+    training.train(
+        make_config(folder, 'trainer.train_steps=5', *settings[1:]),
+        DATASET,
+        str(folder / 'back'),
+        'train',
+    )
+    assert events(folder / 'back' / 'train')['learning_rate'][5] == pytest.approx(0.0005)
+
+
+def test_blow_ups_have_a_limit(folder, monkeypatch):
+    class Always(Poisoned):
+        def detection_losses(self, outputs, labels):
+            self.step = tf.identity(self._counted)
+            return super().detection_losses(outputs, labels)
+
+    monkeypatch.setattr(task_lib, 'GanMaskRCNNTask', Always)
+    settings = ('trainer.train_steps=9', 'task.blow_ups.policy=skip', 'task.blow_ups.limit=4')
+    with pytest.raises(UserError, match='number 5 of at most 4') as error:
+        training.train(make_config(folder, *settings), DATASET, str(folder / 'always'), 'train')
+    assert '\n' not in str(error.value)
+    # The last three can be replayed; a disk is not filled with the others.
+    kept = sorted(path.name for path in (folder / 'always' / 'blow_ups').glob('*.npz'))
+    assert kept == ['step-3.npz', 'step-4.npz', 'step-5.npz']
 
 
 class Uneven(Rectangles):

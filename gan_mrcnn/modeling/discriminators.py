@@ -111,7 +111,13 @@ class _ConvBlock(tf.keras.layers.Layer):
         self.norm = None
         if normalize:
             # Momentum and epsilon are PyTorch's, in which the authors' code is written.
-            self.norm = tf.keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name='bn')
+            self.norm = tf.keras.layers.BatchNormalization(
+                momentum=0.9,
+                epsilon=1e-5,
+                # Several replicas normalize by the statistics of all their RoIs, as one would.
+                synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+                name='bn',
+            )
 
     def call(self, x, training=None):
         x = self.convolution(x)

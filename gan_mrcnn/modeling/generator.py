@@ -207,6 +207,9 @@ def build_generator(
     Returns:
       The network, its variables made.
     """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        # Nothing to synchronize, and the fused normalization is faster.
+        config = config.replace(norm_activation={'use_sync_bn': False})
     norm, resnet = config.norm_activation, config.backbone.get()
     input_specs = tf.keras.layers.InputSpec(shape=[None] + list(config.input_size))
     backbone = backbone_lib.build_backbone(

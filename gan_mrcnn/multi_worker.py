@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several machines that train as one, named by TF_CONFIG, and what happens when one of them dies.
+
+TF_CONFIG is TensorFlow's own convention: `{"cluster": {"worker": ["host1:port", "host2:port"]},
+"task": {"type": "worker", "index": 0}}`, the same on every worker but for the index. Worker 0 is
+the chief: it alone writes the run's folder, which all must be able to read.
+
+TensorFlow cannot take a worker back into a run. A worker that loses another therefore starts itself
+again, from the same command, and waits for the others; whoever restarts the dead one (a scheduler,
+a shell loop) need not touch the rest. All go on from the last checkpoint.
+"""
+
+import json
+import os
+
+import tensorflow as tf
+
+from gan_mrcnn.errors import UserError
+
+
+def num_workers() -> int:
+    """Workers that TF_CONFIG names, 1 without it.
+
+    Raises:
+      UserError: it is not what TensorFlow expects.
+    """
+    text = os.environ.get('TF_CONFIG')
+    if not text:
+        return 1
+    try:
+        config = json.loads(text)
+        workers, task = config['cluster']['worker'], config['task']
+        if not (isinstance(workers, list) and all(isinstance(w, str) for w in workers)):
+            raise ValueError('cluster.worker is no list of HOST:PORT')
+        if task['type'] != 'worker' or not 0 <= int(task['index']) < len(workers):
+            raise ValueError(f'task is {task}, not one of {len(workers)} workers')
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'TF_CONFIG is not {{"cluster": {{"worker": ["HOST:PORT", ...]}}, "task": {{"type": '
+            f'"worker", "index": N}}}} ({error!r})'
+        ) from error
+    return len(workers)
+
+
+def make_strategy() -> tf.distribute.Strategy:
+    """Of all workers; waits for those that are not there yet."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise UserError(f'the workers of TF_CONFIG cannot be joined: {error}') from error
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the run's folder."""
+    return strategy.extended.should_checkpoint
+
+
+def chiefs_number(strategy: tf.distribute.Strategy, number: int) -> int:
+    """The chief's `number`, on every worker; waits for all of them."""
+    workers = num_workers()
+    if workers == 1:
+        return number
+    mine = number if is_chief(strategy) else 0
+
+    @tf.function
+    def add():
+        def on_replica(value):
+            replicas = tf.distribute.get_replica_context()
+            return replicas.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+        return strategy.run(on_replica, args=(tf.constant(mine),))
+
+    replicas_of_chief = strategy.num_replicas_in_sync // workers
+    return int(strategy.experimental_local_results(add())[0]) // replicas_of_chief

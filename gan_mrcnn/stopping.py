@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM and SIGINT (Ctrl-C): the first asks a run to stop, the second ends it at once.
+
+Schedulers send SIGTERM before they take a machine away, people press Ctrl-C. Both must be answered
+within seconds although TensorFlow keeps the main thread, in which Python handles signals, for as
+long as a step takes. Another thread therefore reads them as they come.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Optional
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether somebody wants the run to stop; a context in which signals say so.
+
+    Between `hold` and `release` a signal only sets `wanted`, for the loop to look at between two
+    steps. Otherwise it also raises KeyboardInterrupt in the main thread, where start-up and
+    validation can be broken off with nothing lost. Outside the main thread nothing is caught.
+    """
+
+    def __init__(self, breaks_off: bool = True):
+        """Without `breaks_off` every signal waits for a step: one worker of several cannot leave
+        what they do together."""
+        self._breaks_off = breaks_off
+        self.wanted: Optional[signal.Signals] = None
+        self._held = False
+        self._before = {}
+        self._sockets = ()
+
+    def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._sockets = socket.socketpair()
+        for end in self._sockets:
+            end.setblocking(False)
+        # Written to by the C handler, whatever the main thread is doing.
+        self._wakeup_before = signal.set_wakeup_fd(
+            self._sockets[1].fileno(), warn_on_full_buffer=False
+        )
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._in_main_thread)
+        self._sockets[0].setblocking(True)
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        if not self._sockets:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        for end in reversed(self._sockets):
+            end.close()
+
+    def hold(self) -> None:
+        """From here on a signal waits for the step."""
+        self._held = True
+
+    def release(self) -> None:
+        """From here on a signal breaks off what is being done."""
+        self._held = False
+
+    def _in_main_thread(self, number, _) -> None:
+        self.wanted = signal.Signals(number)
+        if self._breaks_off and not self._held:
+            raise KeyboardInterrupt
+
+    def _listen(self) -> None:
+        seen = 0
+        while True:
+            try:
+                received = self._sockets[0].recv(16)
+            except OSError:
+                return
+            if not received:
+                return
+            for number in received:
+                if number not in SIGNALS:
+                    continue
+                seen += 1
+                if seen > 1:
+                    os._exit(128 + number)
+                self.wanted = signal.Signals(number)
+                print(
+                    f'\n{self.wanted.name}: stopping as soon as this step is done and saved; once '
+                    'more to stop at once, without saving',
+                    file=sys.stderr,
+                    flush=True,
+                )
