@@ -228,14 +228,8 @@ class BestCheckpoint:
         """The figure that it was chosen by, by its name."""
         return {self._metric: self.history[self._best_step][self._metric]}
 
-    @property
-    def best_ckpt_logs(self) -> Mapping[str, Any]:
-        """Figures of the best, by the name that the Model Garden's trainer asks for."""
-        return self.history[self._best_step]
-
-    def maybe_export_checkpoint(self, checkpoint, logs, step) -> None:
-        """Adds a validation and, where it is the best, the checkpoint; see `Trainer.eval_end`."""
-        step = int(step)
+    def add(self, checkpoint: tf.train.Checkpoint, logs: Mapping[str, Any], step: int) -> None:
+        """Notes a validation's figures and, where it is the best so far, saves `checkpoint`."""
         self.history[step] = {name: float(orbit.utils.get_value(x)) for name, x in logs.items()}
         if self._is_chief:
             files.write_json(self._file, self.history)

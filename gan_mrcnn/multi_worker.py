@@ -12,10 +12,15 @@ a shell loop) need not touch the rest. All go on from the last checkpoint.
 
 import json
 import os
+import sys
 
 import tensorflow as tf
 
 from gan_mrcnn.errors import UserError
+
+# A cluster that breaks as often has another problem than a machine.
+MOST_RESTARTS = 20
+_RESTARTS = 'GAN_MRCNN_RESTARTS'
 
 
 def num_workers() -> int:
@@ -55,6 +60,44 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended.should_checkpoint
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether `error` says that another worker has gone."""
+    return num_workers() > 1 and isinstance(
+        error,
+        (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.InternalError,
+        ),
+    )
+
+
+def start_again(error: Exception) -> None:
+    """Puts this command in the place of this process, to wait for the worker that has gone.
+
+    Raises:
+      UserError: it has been done `MOST_RESTARTS` times.
+    """
+    restarts = int(os.environ.get(_RESTARTS, '0')) + 1
+    reason = ' '.join(str(error).split())[:160]
+    if restarts > MOST_RESTARTS:
+        raise UserError(
+            f'another worker has gone for the {restarts}th time ({reason}); look at the logs of '
+            'the others, then start all of them again: they go on from the last checkpoint'
+        ) from error
+    print(
+        f'another worker has gone ({reason}): starting again, to go on from the last checkpoint '
+        f'when it is back ({restarts} of at most {MOST_RESTARTS} times)',
+        file=sys.stderr,
+        flush=True,
+    )
+    os.environ[_RESTARTS] = str(restarts)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
 def chiefs_number(strategy: tf.distribute.Strategy, number: int) -> int:
     """The chief's `number`, on every worker; waits for all of them."""
     workers = num_workers()
@@ -66,7 +109,8 @@ def chiefs_number(strategy: tf.distribute.Strategy, number: int) -> int:
     def add():
         def on_replica(value):
             replicas = tf.distribute.get_replica_context()
-            return replicas.all_reduce(tf.distribute.ReduceOp.SUM, value)
+            # Made here: what is added up has to have a device.
+            return replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(value, tf.float64))
 
         return strategy.run(on_replica, args=(tf.constant(mine),))
 

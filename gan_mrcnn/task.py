@@ -458,9 +458,9 @@ def _all_finite(terms, optimizer) -> tf.Tensor:
         for name, term in terms.items()
         if not (_is_scaled(optimizer) and name.endswith('norm'))
     ]
-    bad = tf.cast(tf.math.logical_not(tf.reduce_all(wanted)), tf.int32)
+    bad = tf.cast(tf.math.logical_not(tf.reduce_all(wanted)), tf.float32)
     replicas = tf.distribute.get_replica_context()
-    return tf.equal(replicas.all_reduce(tf.distribute.ReduceOp.SUM, bad), 0)
+    return tf.equal(replicas.all_reduce(tf.distribute.ReduceOp.SUM, bad), 0.0)
 
 
 def _statistics(*models) -> list[tuple[tf.Variable, tf.Tensor]]:

@@ -95,7 +95,7 @@ class Trainer(base_trainer.Trainer):
             logs = self.task.train_step(inputs, self.model, self.optimizer, self.train_metrics)
             self.global_step.assign_add(1)
             replicas = tf.distribute.get_replica_context()
-            stops = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(stop, tf.int32))
+            stops = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(stop, tf.float32))
             return {'finite': logs['finite'], 'terms': logs['terms'], 'stop': stops > 0}
 
         return inputs, self.strategy.run(step_on_replica, args=(inputs, stop))
@@ -120,6 +120,13 @@ class Trainer(base_trainer.Trainer):
 
         outputs = self.strategy.run(step_on_replica, args=(next(iterator),))
         return tf.nest.map_structure(lambda x: [self.strategy.gather(x, axis=0)], outputs)
+
+    def eval_end(self, aggregated_logs=None) -> dict[str, Any]:
+        """Figures of a validation; the parent takes one without any detection for none at all."""
+        logs = self.task.reduce_aggregated_logs(aggregated_logs or [], self.global_step)
+        best = self.checkpoint_exporter
+        best.add(self.checkpoint, logs, int(self.global_step.numpy()))
+        return {**logs, **{f'best_{name}': value for name, value in best.best_figure().items()}}
 
     def train_loop_end(self):
         logs = super().train_loop_end()

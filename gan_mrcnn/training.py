@@ -104,6 +104,8 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
             run.status.update(state='stopped', step=saved)
             print(f'stopped; step {saved} is saved, and the same command goes on from there')
         except BaseException as error:
+            if multi_worker.is_lost(error):
+                multi_worker.start_again(error)
             with contextlib.suppress(OSError):
                 run.status.update(state='failed', message=str(error) or type(error).__name__)
             raise
@@ -361,6 +363,7 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
     config, step = run.config, step_of(checkpoint)
     task, gan = config.task, config.task.gan
     train_set, validation_set = run.train_set, run.validation_set
+    workers = multi_worker.num_workers()
     weights = task.backbone_weights or 'none: training from scratch'
     adversarial = (
         'no discriminators'
@@ -389,7 +392,9 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
         (
             'devices',
             f'{run.strategy.num_replicas_in_sync} x '
-            f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}, seed {task.seed}'
+            f'{"GPU" if tf.config.list_logical_devices("GPU") else "CPU"}'
+            + (f' of {workers} workers' if workers > 1 else '')
+            + f', seed {task.seed}'
             + (', deterministic' if task.deterministic else ''),
         ),
         *learning_rate_line(config),
