@@ -64,11 +64,8 @@ def newest_sound(model_dir: str) -> Optional[str]:
         problem = _problem(path)
         if problem is None:
             _clean(folder, found)
-            if tf.train.latest_checkpoint(model_dir) != path:
-                kept = [str(folder / f'ckpt-{one}') for one in reversed(found) if one <= step]
-                tf.compat.v1.train.update_checkpoint_state(
-                    model_dir, path, all_model_checkpoint_paths=kept
-                )
+            if latest(model_dir) != path:
+                _name_as_latest(folder, [one for one in reversed(found) if one <= step])
             return path
         _set_aside(folder, step)
         print(f'{path} is damaged ({problem}): moved to {folder / DAMAGED}', flush=True)
@@ -80,13 +77,34 @@ def newest_sound(model_dir: str) -> Optional[str]:
     return None
 
 
+def latest(folder: str) -> Optional[str]:
+    """The checkpoint that `folder` names as its newest; None without one, or a readable name."""
+    try:
+        return tf.train.latest_checkpoint(folder)
+    except (ValueError, tf.errors.OpError):
+        return None
+
+
+def _name_as_latest(folder: pathlib.Path, steps: list[int]) -> None:
+    """Writes what TensorFlow wants to know of the checkpoints that are kept, oldest first."""
+    paths = [str(folder / f'ckpt-{step}') for step in steps]
+    tf.compat.v1.train.update_checkpoint_state(
+        str(folder),
+        paths[-1],
+        all_model_checkpoint_paths=paths,
+        all_model_checkpoint_timestamps=[os.path.getmtime(f'{path}.index') for path in paths],
+        # Older than all of them: what is preserved would never be deleted.
+        last_preserved_timestamp=0.0,
+    )
+
+
 def _problem(path: str) -> Optional[str]:
     """Why a checkpoint cannot be read, None where it can: every tensor's checksum is looked at."""
     try:
         reader = tf.train.load_checkpoint(path)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, OverflowError, MemoryError) as error:
+    except (tf.errors.OpError, ValueError, IndexError, OverflowError, MemoryError) as error:
         return ' '.join(str(error).split())[:100] or type(error).__name__
     return None
 
@@ -157,8 +175,8 @@ class Checkpoints:
         """Raises UserError where the disk cannot take what the run will save."""
         if self._throw_away:
             return
-        checkpoint = self._manager.checkpoint
-        variables = {id(v): v for v in _variables(checkpoint)}.values()
+        view = tf.train.TrackableView(self._manager.checkpoint)
+        variables = [x for x in view.descendants() if isinstance(x, tf.Variable)]
         size = sum(v.dtype.size * v.shape.num_elements() for v in variables)
         free = shutil.disk_usage(self._model_dir).free
         # Those that are kept and the best, and for a moment the one that takes another's place.
@@ -169,21 +187,6 @@ class Checkpoints:
                 f'{size / 1e6:.0f} MB and there is always one more than is kept: make room for '
                 f'{wanted / 1e6:.0f} MB, or give another --model_dir'
             )
-
-
-def _variables(checkpoint: tf.train.Checkpoint) -> list[tf.Variable]:
-    return [
-        value
-        for name in ('model', 'optimizer', 'box_discriminator', 'mask_discriminator',
-                     'discriminator_optimizer')
-        for value in _of(getattr(checkpoint, name, None))
-    ]
-
-
-def _of(part) -> list[tf.Variable]:
-    if part is None:
-        return []
-    return list(part.variables() if callable(part.variables) else part.variables)
 
 
 class BestCheckpoint:
@@ -204,7 +207,7 @@ class BestCheckpoint:
         self._best_step = self._step_on_disk()
 
     def _step_on_disk(self) -> Optional[int]:
-        path = tf.train.latest_checkpoint(self._folder)
+        path = latest(self._folder)
         if path is None or _problem(path) is not None:
             return None
         step = int(train_utils.read_global_step_from_checkpoint(path))
@@ -223,6 +226,10 @@ class BestCheckpoint:
     @property
     def best_step(self) -> Optional[int]:
         return self._best_step
+
+    def is_settled(self, step: int) -> bool:
+        """Whether the validation of `step` is on record, and the checkpoint kept if it is best."""
+        return step in self.history and (self._best_step == step or not self._is_best(step))
 
     def best_figure(self) -> dict[str, float]:
         """The figure that it was chosen by, by its name."""

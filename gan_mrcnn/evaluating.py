@@ -18,7 +18,7 @@ import tqdm
 import yaml
 from official.core import train_utils
 
-from gan_mrcnn import experiment, visualization
+from gan_mrcnn import checkpoints, experiment, visualization
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.datasets import options as data_options
@@ -54,7 +54,7 @@ def find_checkpoint(model_dir: str, which: str) -> str:
         return which
     folders = [f'{model_dir}/best', model_dir] if which == 'best' else [model_dir]
     for folder in folders:
-        path = tf.train.latest_checkpoint(folder)
+        path = checkpoints.latest(folder)
         if path:
             return path
     raise UserError(f'--model_dir {model_dir} holds no checkpoint; train first, or name another')

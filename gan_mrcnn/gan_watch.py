@@ -15,8 +15,10 @@ from typing import Callable, NamedTuple
 PATIENCE = 20
 # Scores of the box discriminator, between which a game is being played.
 WON = (0.98, 0.02)
-# Closer than that, it does not tell the boxes apart: its loss is that of a coin.
+# Closer than that, it does not tell the boxes apart: its loss is that of a coin. So it is for
+# everybody at the start, for up to as many reports.
 COLLAPSED = 0.01
+LEARNING_REPORTS = 200
 # The mask discriminator's distance over the largest that its smoothed value has been.
 VANISHED = 0.02
 # A mask loss over the lowest that its smoothed value has been; that of guessing is log 2.
@@ -37,6 +39,8 @@ class Watch:
 
     def __init__(self):
         self._in_a_row: dict[str, int] = {}
+        self._reports = 0
+        self._advantage = _Smoothed()
         self._distance = _Smoothed()
         self._mask_loss = _Smoothed()
 
@@ -51,12 +55,14 @@ class Watch:
         """
         if not all(math.isfinite(value) for value in terms.values()):
             return []
+        self._reports += 1
         rules: list[tuple[str, bool, Callable[[], str]]] = []
         if 'mask_loss' in terms and terms['mask_loss'] > 0:
             self._mask_loss.update(terms['mask_loss'])
             rules.append(('mask_loss_running_away', self._mask_loss_runs_away(), self._about_mask))
         if 'box_score_real' in terms:
             real, fake = terms['box_score_real'], terms['box_score_fake']
+            self._advantage.update(real - fake)
             self._distance.update(-terms['mask_discriminator_loss'])
             rules += [
                 (
@@ -68,10 +74,10 @@ class Watch:
                 ),
                 (
                     'box_discriminator_collapsed',
-                    abs(real - fake) < COLLAPSED,
-                    lambda: 'the box discriminator has collapsed: it gives true boxes '
-                    f'{real:.3f} and predicted ones {fake:.3f}, so its gradient says nothing; '
-                    'raise task.gan.learning_rate_ratio',
+                    self._reports > LEARNING_REPORTS and abs(self._advantage.value) < COLLAPSED,
+                    lambda: 'the box discriminator does not tell boxes apart (any more): it gives '
+                    f'true ones {real:.3f} and predicted ones {fake:.3f}, so that its gradient '
+                    'says nothing; raise task.gan.learning_rate_ratio',
                 ),
                 (
                     'mask_discriminator_collapsed',

@@ -100,7 +100,7 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
             _to_the_end(run, checkpoint)
             run.status.update(state='finished', eta_seconds=0)
         except KeyboardInterrupt:
-            saved = step_of(tf.train.latest_checkpoint(model_dir))
+            saved = step_of(checkpoints.latest(model_dir))
             run.status.update(state='stopped', step=saved)
             print(f'stopped; step {saved} is saved, and the same command goes on from there')
         except BaseException as error:
@@ -199,7 +199,7 @@ def _to_the_end(run: Run, checkpoint: Optional[str]) -> None:
         try:
             return _train_from(run, checkpoint)
         except blow_ups.GoBack as reason:
-            step = step_of(tf.train.latest_checkpoint(run.model_dir))
+            step = step_of(checkpoints.latest(run.model_dir))
             checkpoint = f'{run.model_dir}/ckpt-{step}' if step else None
             print(
                 f'{reason}: going on from step {step} with learning rates times '
@@ -320,7 +320,7 @@ def _loop(run: Run, config, controller, saved, best) -> None:
         run.stop.hold()
         run.status.update(best={'step': best.best_step, **best.best_figure()})
 
-    if run.evaluates and step and is_due(validate_every) and step not in best.history:
+    if run.evaluates and step and is_due(validate_every) and not best.is_settled(step):
         validate()
     while step < total:
         intervals = [save_every, validate_every]
