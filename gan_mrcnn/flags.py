@@ -99,6 +99,16 @@ def run_main(
         sys.exit(_fail(stopped, 130))
 
 
+def leave_at_once() -> None:
+    """Ends the process with status 0, without the many seconds that TensorFlow takes to clean up.
+
+    Who has sent a signal does not wait for long; all that matters is on the disk.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def silence_start_up() -> None:
     """Keeps lines of TensorFlow and its dependencies that say nothing about the run off the log."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

@@ -11,9 +11,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Optional
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What sends a signal to a group of processes, and to one of them that passes it on, sends it twice.
+SAME_SIGNAL_SECONDS = 0.3
 
 
 class Stop:
@@ -72,7 +75,7 @@ class Stop:
             raise KeyboardInterrupt
 
     def _listen(self) -> None:
-        seen = 0
+        first: Optional[float] = None
         while True:
             try:
                 received = self._sockets[0].recv(16)
@@ -83,9 +86,12 @@ class Stop:
             for number in received:
                 if number not in SIGNALS:
                     continue
-                seen += 1
-                if seen > 1:
-                    os._exit(128 + number)
+                now = time.monotonic()
+                if first is not None:
+                    if now - first > SAME_SIGNAL_SECONDS:
+                        os._exit(128 + number)
+                    continue
+                first = now
                 self.wanted = signal.Signals(number)
                 print(
                     f'\n{self.wanted.name}: stopping as soon as this step is done and saved; once '

@@ -130,6 +130,8 @@ class Trainer(base_trainer.Trainer):
 
     def train_loop_end(self):
         logs = super().train_loop_end()
+        # The parent's name for what `total_loss` is.
+        del logs[self.train_loss.name]
         optimizer = self.task.discriminator_optimizer
         if optimizer is not None:
             logs['discriminator_learning_rate'] = optimizer.learning_rate

@@ -62,7 +62,7 @@ class Run:
     events: blow_ups.BlowUps
 
 
-def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
+def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
     """Trains (and evaluates on the validation split) until `trainer.train_steps`.
 
     SIGTERM and SIGINT end it after the step that is being done, with a checkpoint.
@@ -72,6 +72,9 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
       dataset: where `train_data.split` and `validation_data.split` come from.
       model_dir: goes on from the newest checkpoint in there.
       mode: 'train' or 'train_and_eval'.
+
+    Returns:
+      Whether it came to its end, and was not stopped before.
 
     Raises:
       UserError: a loss or gradient is not finite and the policy is to stop, the checkpoint is of
@@ -99,10 +102,12 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
         try:
             _to_the_end(run, checkpoint)
             run.status.update(state='finished', eta_seconds=0)
+            return True
         except KeyboardInterrupt:
             saved = step_of(checkpoints.latest(model_dir))
             run.status.update(state='stopped', step=saved)
             print(f'stopped; step {saved} is saved, and the same command goes on from there')
+            return False
         except BaseException as error:
             if multi_worker.is_lost(error):
                 multi_worker.start_again(error)

@@ -78,6 +78,10 @@ def test_the_second_signal_ends_the_process_at_once(number):
         process.send_signal(number)
         said = process.stderr.readline() + process.stderr.readline()
         assert f'{signal.Signals(number).name}: stopping' in said
+        # The same one, passed on by a parent process as well.
+        process.send_signal(number)
+        time.sleep(stopping.SAME_SIGNAL_SECONDS + 0.1)
+        assert process.poll() is None
         began = time.monotonic()
         process.send_signal(number)
         assert process.wait(timeout=5) == 128 + number
