@@ -149,6 +149,7 @@ def _open(path: pathlib.Path) -> Image.Image:
         if mistake:
             image.close()
             raise UserError(f'{path} {mistake}')
+        num_pages = image.n_frames if image.format in ('GIF', 'TIFF') else 1
         image.load()
         image.getexif()
     except UserError:
@@ -158,8 +159,8 @@ def _open(path: pathlib.Path) -> Image.Image:
     except Exception as error:  # Pillow's parsers raise anything when the bytes are not theirs.
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{path} cannot be read ({reason}); replace the file') from error
-    if image.format in ('GIF', 'TIFF') and image.n_frames > 1:
-        raise UserError(f'{path} has {image.n_frames} pages; one is wanted')
+    if num_pages > 1:
+        raise UserError(f'{path} has {num_pages} pages; one is wanted')
     return image
 
 
