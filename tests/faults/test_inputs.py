@@ -350,8 +350,8 @@ KINDS = (
     Checkpoint,
     SavedModel,
 )
-# Settings are parsed in Python, slowly.
-MANY = {kind: 500 if kind is Settings else 2000 for kind in KINDS}
+# YAML is parsed in Python, slowly, and a cache is made again.
+MANY = {kind: 500 if kind in (Settings, Cache) else 2000 for kind in KINDS}
 
 
 def cause(kind, folder, number):
