@@ -15,10 +15,10 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 import tqdm
-import yaml
+from google.protobuf import message
 from official.core import train_utils
 
-from gan_mrcnn import checkpoints, experiment, visualization
+from gan_mrcnn import experiment, visualization, yaml_files
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.datasets import options as data_options
@@ -54,7 +54,12 @@ def find_checkpoint(model_dir: str, which: str) -> str:
         return which
     folders = [f'{model_dir}/best', model_dir] if which == 'best' else [model_dir]
     for folder in folders:
-        path = checkpoints.latest(folder)
+        try:
+            path = tf.train.latest_checkpoint(folder)
+        except (ValueError, tf.errors.OpError) as error:
+            raise UserError(
+                f'{folder}/checkpoint is damaged; give the path of a file there by --checkpoint'
+            ) from error
         if path:
             return path
     raise UserError(f'--model_dir {model_dir} holds no checkpoint; train first, or name another')
@@ -264,15 +269,14 @@ def restore(model, path: str, **others) -> None:
     try:
         status = tf.train.Checkpoint(model=model, **others).read(path).expect_partial()
         status.assert_existing_objects_matched()
-    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError) as error:
-        raise UserError(
-            f'{path} cannot be read ({str(error).splitlines()[0][:200]}); choose another by '
-            '--checkpoint'
-        ) from error
     except (AssertionError, ValueError) as error:
         raise UserError(
             f'{path} holds another network than the settings describe '
-            f'({str(error).splitlines()[0][:200]}); give the --config_file it was trained with'
+            f'({" ".join(str(error).split())[:200]}); give the --config_file it was trained with'
+        ) from error
+    except (tf.errors.OpError, message.Error, UnicodeError, LookupError, TypeError) as error:
+        raise UserError(
+            f'{path} is damaged ({" ".join(str(error).split())[:200]}); give another --checkpoint'
         ) from error
 
 
@@ -307,7 +311,7 @@ def take_saved_settings(options: argparse.Namespace) -> None:
         )
     if options.config_file is None:
         options.config_file = str(path)
-    saved = yaml.safe_load(path.read_text(encoding='utf-8'))['task']
+    saved = yaml_files.read_task(path)
     if saved['dataset'] != options.dataset:
         return
     for name in ('data_dir', *data_options.FLAGS):

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-import yaml
 from official.core import config_definitions, exp_factory
 from official.modeling import hyperparams
 from official.modeling.hyperparams import params_dict
 
-from gan_mrcnn import blow_ups, configs, datasets, multi_worker
+from gan_mrcnn import blow_ups, configs, datasets, multi_worker, yaml_files
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base, options, records
 from gan_mrcnn.errors import UserError
@@ -52,7 +51,7 @@ def load_config(
     path = pathlib.Path(flags.config_file or default_config_file(dataset))
     if not path.is_file():
         raise UserError(f'--config_file {path} is not there; see {CONFIGS_DIR} for others')
-    override(config, _read_yaml(path.read_text(), str(path)), str(path))
+    override(config, yaml_files.parse(path.read_bytes(), str(path)) or {}, str(path))
     overrides = [_parse_overrides(text) for text in flags.params_override]
     file_batch = config.task.train_data.global_batch_size
     for values in overrides:
@@ -90,7 +89,7 @@ def saved_config(path: pathlib.Path) -> config_definitions.ExperimentConfig:
     if not path.is_file():
         raise UserError(f'{path} is not there: not the folder of a run')
     config = exp_factory.get_exp_config(configs.EXPERIMENT)
-    override(config, _read_yaml(path.read_text(encoding='utf-8'), str(path)), str(path))
+    override(config, yaml_files.parse(path.read_bytes(), str(path)) or {}, str(path))
     return config
 
 
@@ -198,23 +197,16 @@ def _same_kind(current, value) -> bool:
     return True
 
 
-def _read_yaml(text: str, source: str) -> Mapping[str, Any]:
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f'{source} is not YAML: {" ".join(str(error).split())}') from error
-
-
 def _parse_overrides(text: str) -> Mapping[str, Any]:
     """`a.b=1,c=[2, 3]` or a YAML mapping, as a nested mapping."""
-    if text.lstrip().startswith('{') or ': ' in text:
-        return _read_yaml(text, '--params_override')
-    try:
-        return yaml.safe_load(params_dict.nested_csv_str_to_json_str(text))
-    except ValueError as error:
-        raise UserError(
-            f'--params_override {text!r} is not KEY=VALUE,KEY=VALUE: {error}'
-        ) from error
+    if not (text.lstrip().startswith('{') or ': ' in text):
+        try:
+            text = params_dict.nested_csv_str_to_json_str(text)
+        except ValueError as error:
+            raise UserError(
+                f'--params_override {text!r} is not KEY=VALUE,KEY=VALUE: {error}'
+            ) from error
+    return yaml_files.parse(text, '--params_override') or {}
 
 
 def prepare_records(config, dataset: base.Dataset, splits: list[str]) -> list[records.RecordSet]:

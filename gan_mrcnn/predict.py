@@ -11,9 +11,6 @@ import pathlib
 from gan_mrcnn import flags as flags_lib
 from gan_mrcnn.errors import UserError
 
-# A crop of a slide; Pillow takes a file of more than 0.18 for an attack.
-_MOST_PIXELS = 1 << 30
-
 
 def parse_flags() -> argparse.Namespace:
     """Flags, before TensorFlow is imported: --help and mistakes answer at once."""
@@ -55,12 +52,10 @@ def parse_flags() -> argparse.Namespace:
 def main() -> None:
     options = parse_flags()
     import tqdm
-    from PIL import Image
 
     from gan_mrcnn.predicting import pictures, writing
     from gan_mrcnn.serving import predictor as predictor_lib
 
-    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
     sources = pictures.find_sources(options.images)
     if (pathlib.Path(options.model) / 'params.yaml').is_file():
         predictor = predictor_lib.load_checkpoint(

@@ -10,7 +10,6 @@ from typing import Callable, Optional
 
 import orbit
 import tensorflow as tf
-import yaml
 from official.core import exp_factory, train_utils
 from official.modeling import hyperparams
 
@@ -25,6 +24,7 @@ from gan_mrcnn import (
     progress,
     stopping,
     trainer,
+    yaml_files,
 )
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import augment, base, check, options, records
@@ -108,12 +108,31 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
             run.status.update(state='stopped', step=saved)
             print(f'stopped; step {saved} is saved, and the same command goes on from there')
             return False
+        except tf.errors.DataLossError as error:
+            raise _name_damaged(error, run) from error
         except BaseException as error:
             if multi_worker.is_lost(error):
                 multi_worker.start_again(error)
             with contextlib.suppress(OSError):
                 run.status.update(state='failed', message=str(error) or type(error).__name__)
             raise
+
+
+def _name_damaged(error: Exception, run: Run) -> UserError:
+    """What to say of a record that TensorFlow cannot read."""
+    damaged = [
+        name
+        for record_set in (run.train_set, run.validation_set)
+        for name in records.set_damaged_aside(record_set)
+    ]
+    if damaged:
+        text = f'{", ".join(damaged)} in the cache are damaged and set aside; start again: they are '
+        text += 'written anew, and the run goes on from the last checkpoint'
+    else:
+        text = f'a record could not be read ({" ".join(str(error).split())[:200]}), but is as it '
+        text += 'was written; start again, and look at the disk if it comes back'
+    run.status.update(state='failed', message=text)
+    return UserError(text)
 
 
 def prepare_data(config, dataset: base.Dataset) -> tuple[records.RecordSet, records.RecordSet]:
@@ -161,7 +180,7 @@ def resumed_step(config, model_dir: str) -> int:
         return 0
     saved_file = pathlib.Path(model_dir) / PARAMS_NAME
     if saved_file.is_file():
-        saved = _read_task(saved_file)
+        saved = yaml_files.read_task(saved_file)
         now = config.as_dict()['task']
         for key in ('dataset', *options.FLAGS):
             # A run from before there were such settings has none of them.
@@ -170,7 +189,7 @@ def resumed_step(config, model_dir: str) -> int:
                     f'{model_dir} holds a run with {options.FLAGS.get(key, "--dataset")} '
                     f'{saved[key]!r}, not {now[key]!r}; give another --model_dir, or the same flag'
                 )
-        then = _with_defaults({key: saved[key] for key in ('model', 'gan')})
+        then = _with_defaults({key: saved.get(key, {}) for key in ('model', 'gan')})
         for key, settings in then.items():
             if settings != now[key]:
                 changed = sorted(name for name in now[key] if settings.get(name) != now[key][name])
@@ -179,18 +198,6 @@ def resumed_step(config, model_dir: str) -> int:
                     '--model_dir, or the settings of its params.yaml'
                 )
     return step_of(path)
-
-
-def _read_task(path: pathlib.Path) -> dict:
-    """The task's settings in a `params.yaml`; UserError where it is none."""
-    try:
-        task = yaml.safe_load(path.read_text(encoding='utf-8'))['task']
-        return {**task, 'model': dict(task['model']), 'gan': dict(task['gan'])}
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise UserError(
-            f'{path} is damaged ({" ".join(str(error).split())[:100]}); remove it to go on with '
-            'the settings given now'
-        ) from error
 
 
 def step_of(path: Optional[str]) -> int:

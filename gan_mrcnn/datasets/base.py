@@ -190,10 +190,14 @@ def encode_labels(labels: np.ndarray, numbers: Iterable[int]) -> list[dict[str, 
     flat = labels.ravel(order='F')
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     ends = np.concatenate([starts[1:], [flat.size]])
-    run_labels = flat[starts]
+    # The runs of a number follow each other here: to look through all of them for each of many
+    # objects would take minutes.
+    order = np.argsort(flat[starts], kind='stable')
+    sorted_labels = flat[starts][order]
     rles = []
     for number in numbers:
-        mine = run_labels == number
+        first, last = np.searchsorted(sorted_labels, [number, number + 1])
+        mine = order[first:last]
         turns = np.stack([starts[mine], ends[mine]], axis=1).ravel()
         counts = np.diff(turns, prepend=0, append=flat.size)
         # The last background is left out where the object reaches the last pixel, as COCO does.
@@ -222,7 +226,8 @@ def decode_counts(text: str) -> Optional[list[int]]:
     value, shift = 0, 0
     for character in text:
         code = ord(character) - 48
-        if not 0 <= code < 64:
+        # More than 64 bits are no run; a number of millions of them would take hours.
+        if not 0 <= code < 64 or shift > 60:
             return None
         value |= (code & 31) << shift
         shift += 5

@@ -7,8 +7,9 @@ one in an annotation or a picture makes that picture unusable.
 
 import collections
 import dataclasses
+import json
+import os
 import pathlib
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -37,7 +38,7 @@ class Item(base.Item):
     width, height: in pixels, as the annotations have them.
     path: of the picture.
     source: the annotation file.
-    packed: `annotations`, pickled: COCO's 860,000 as Python's lists would fill 2 GB while a run
+    packed: `annotations`, in JSON: COCO's 860,000 as Python's lists would fill 2 GB while a run
       trains, and would be slow to send to another process.
     """
 
@@ -45,12 +46,12 @@ class Item(base.Item):
     height: int
     path: pathlib.Path
     source: pathlib.Path
-    packed: bytes
+    packed: str
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
         """COCO's dictionaries."""
-        return pickle.loads(self.packed)
+        return json.loads(self.packed)
 
 
 class _File(NamedTuple):
@@ -184,7 +185,7 @@ class CocoFormat(base.Dataset):
                 text = f'{count} annotations have the id {number}'
                 yield base.Problem(str(source), text, 'warning')
         for item in tqdm.tqdm(items, desc=f'look at {self.name}/{split}', unit='image', delay=2):
-            if not item.path.is_file():
+            if not _is_file(item.path):
                 yield base.Problem(str(item.path), 'is missing', 'error')
             if names[item.path] > 1:
                 text = f'is there as image {item.image_id} and under another id, too; keep one'
@@ -222,7 +223,7 @@ class CocoFormat(base.Dataset):
         if not text:
             text, severity = coco_json.oddity(annotation, *size), 'warning'
         if text:
-            subject = f'annotation {annotation.get("id")} of {item.file_name}'
+            subject = f'annotation {coco_json.short(annotation.get("id"))} of {item.file_name}'
             yield base.Problem(str(item.source), f'{subject} {text}', severity)
 
     def _sources(self, split: str) -> list[str]:
@@ -299,9 +300,9 @@ class CocoFormat(base.Dataset):
                 file_name=entry['file_name'],
                 width=entry['width'],
                 height=entry['height'],
-                path=folder / entry['file_name'],
+                path=self._picture_path(split, folder, entry),
                 source=self._paths[split],
-                packed=pickle.dumps(annotations[entry['id']]),
+                packed=json.dumps(annotations[entry['id']]),
             )
             for entry in content['images']
         ]
@@ -321,13 +322,46 @@ class CocoFormat(base.Dataset):
         ]
         places += [self._folder, self._folder / 'images', path.parent]
         tried = [entry['file_name'] for entry in entries[:_TRIED]]
-        found = [sum((place / name).is_file() for name in tried) for place in places]
+        found = [
+            sum(_is_file(self._inside(split, place, name)) for name in tried) for place in places
+        ]
         if not any(found):
             raise UserError(
-                f'{path}: none of its pictures, such as {tried[0]}, is in '
+                f'{path}: none of its pictures, such as {coco_json.short(tried[0])}, is in '
                 f'{", ".join(map(str, places))}'
             )
         return places[found.index(max(found))]
+
+    def _picture_path(self, split: str, folder: pathlib.Path, entry) -> pathlib.Path:
+        name = entry['file_name']
+        path = self._inside(split, folder, name)
+        if path is None:
+            raise UserError(
+                f'{self._paths[split]}: image {entry["id"]} has the file_name '
+                f'{coco_json.short(name)}, which leads out of {self._folder}; move the picture in, '
+                'or link its folder from there, and name it from there'
+            )
+        return path
+
+    def _inside(self, split: str, place: pathlib.Path, name: str) -> Optional[pathlib.Path]:
+        """The file `name` in `place`; None where it is neither in the folder nor beside the file.
+
+        By its name, before any link is followed: links are the user's, names are the file's. With
+        `..` taken out by hand, for behind a link the system would leave the folder by it.
+        """
+        path = os.path.normpath(place / name)
+        for root in (self._folder, self._paths[split].parent):
+            # The common part of a folder and what is in it is the folder.
+            if os.path.commonpath([os.path.abspath(path), root := os.path.abspath(root)]) == root:
+                return pathlib.Path(path)
+        return None
+
+
+def _is_file(path: Optional[pathlib.Path]) -> bool:
+    try:
+        return path is not None and path.is_file()
+    except OSError:  # Its name is longer than any can be.
+        return False
 
 
 def _with_other_ids(items: Sequence[Item], taken: set[int]) -> list[Item]:

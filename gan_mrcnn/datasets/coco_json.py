@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO's annotation format: files read whole, every annotation checked, masks as run lengths.
 
-pycocotools trusts its input: a polygon of two points is taken for a box, and run lengths that do
-not add up give whatever was in memory. So annotations are checked before it sees them.
+pycocotools trusts its input: a polygon of two points is taken for a box, run lengths that do not
+add up give whatever was in memory, and memory is taken for as long an outline or as large a mask as
+the file says. So annotations are checked before it sees them.
 """
 
 import gc
 import hashlib
 import json
-import math
 import pathlib
+import reprlib
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -17,13 +18,19 @@ import numpy as np
 from pycocotools import coco as coco_api
 from pycocotools import mask as mask_api
 
-from gan_mrcnn.datasets import base
+from gan_mrcnn.datasets import base, images
 from gan_mrcnn.errors import UserError
 
 # Pixels between the box in a file and that of its mask, which is one of whole pixels.
 BOX_TOLERANCE = 1
+# Pixels that all outlines of an object may be long; pycocotools takes 40 bytes for each.
+_LONGEST_OUTLINE = 1 << 22
+# JSON has integers of any length; the product of two of these is still a float.
+_LARGEST_NUMBER = 1e100
 # Bytes of a file that takes seconds to read.
 _LARGE = 100_000_000
+_SHORTENER = reprlib.Repr()
+_SHORTENER.maxstring = _SHORTENER.maxother = 80
 _LISTS = ('images', 'annotations', 'categories')
 
 
@@ -64,9 +71,9 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
     for annotation in content['annotations']:
         if not is_id(annotation.get('image_id')) or annotation['image_id'] not in known:
             raise UserError(
-                f'{path}: annotation {annotation.get("id")} is of image '
-                f'{annotation.get("image_id")!r}, which is not among the images; add the image or '
-                'remove the annotation'
+                f'{path}: annotation {short(annotation.get("id"))} is of image '
+                f'{short(annotation.get("image_id"))}, which is not among the images; add the '
+                'image or remove the annotation'
             )
     return content, hashlib.sha256(encoded).hexdigest()
 
@@ -74,22 +81,30 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
 def _check_images(path, entries) -> None:
     ids = _check_ids(path, 'image', entries)
     for image_id, image in zip(ids, entries):
-        if not isinstance(image.get('file_name'), str) or not image['file_name']:
-            raise UserError(f'{path}: image {image_id} has no file_name')
+        if not _is_name(image.get('file_name')):
+            raise UserError(
+                f'{path}: image {image_id} has no file_name that can be one: '
+                f'{short(image.get("file_name"))}'
+            )
         for side in ('width', 'height'):
             if not is_id(image.get(side)) or not image[side]:
                 raise UserError(
                     f'{path}: image {image_id} ({image["file_name"]}) has the {side} '
-                    f'{image.get(side)!r}; a number of pixels is wanted'
+                    f'{short(image.get(side))}; a number of pixels is wanted'
                 )
+        too_large = images.size_mistake(image['width'], image['height'])
+        if too_large:
+            raise UserError(f'{path}: image {image_id} ({image["file_name"]}) {too_large}')
 
 
 def _check_categories(path, entries) -> None:
     names = set()
     for category_id, category in zip(_check_ids(path, 'category', entries), entries):
         name = category.get('name')
-        if not isinstance(name, str) or not name:
-            raise UserError(f'{path}: category {category_id} has no name')
+        if not _is_name(name):
+            raise UserError(
+                f'{path}: category {category_id} has no name that can be printed: {short(name)}'
+            )
         if name in names:
             raise UserError(f'{path}: two categories are named {name!r}; rename or merge them')
         names.add(name)
@@ -101,8 +116,8 @@ def _check_ids(path, kind, entries) -> list[int]:
     for number, entry_id in enumerate(ids):
         if not is_id(entry_id):
             raise UserError(
-                f'{path}: {kind} number {number + 1} has the id {entry_id!r}; a whole number is '
-                'wanted'
+                f'{path}: {kind} number {number + 1} has the id {short(entry_id)}; a whole number '
+                'is wanted'
             )
         if entry_id in seen:
             raise UserError(f'{path}: {kind} id {entry_id} is there twice; ids must differ')
@@ -115,15 +130,39 @@ def is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number that one can count with; JSON has 1e999, NaN and any integer."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER
+    )
+
+
+def short(value: Any) -> str:
+    """What `value` is, for a message of one line."""
+    # Not `repr`: of a list of a million numbers it would be the message.
+    return _SHORTENER.repr(value)
+
+
+def _is_name(value) -> bool:
+    """Whether `value` can be the name of a file or a class and be printed in one line."""
+    try:
+        is_text = isinstance(value, str) and value.encode()
+    except UnicodeEncodeError:  # Half of a character.
+        return False
+    return bool(is_text) and not any(ord(x) < 32 or 127 <= ord(x) < 160 for x in value)
+
+
 def mistake(
     annotation: dict[str, Any], height: int, width: int, category_ids: Container[int]
 ) -> str:
     """Why `annotation`, of a picture of that size, cannot be used; '' where it can."""
     category_id = annotation.get('category_id')
     if not is_id(category_id) or category_id not in category_ids:
-        return f'has the category id {category_id!r}, which is not among the categories'
+        return f'has the category id {short(category_id)}, which is not among the categories'
     if annotation.get('iscrowd', 0) not in (0, 1):
-        return f'has iscrowd {annotation["iscrowd"]!r}; 0 or 1 is wanted'
+        return f'has iscrowd {short(annotation["iscrowd"])}; 0 or 1 is wanted'
     segmentation = annotation.get('segmentation')
     if not segmentation:
         return 'has no segmentation; a box alone does not say which pixels are meant'
@@ -139,10 +178,8 @@ def _polygon_mistake(polygons, height, width) -> str:
         return 'has no list of polygons, each [x1, y1, x2, y2, ...], as its segmentation'
     for polygon in polygons:
         for value in polygon:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                return f'has {value!r} in a polygon; numbers are wanted'
-            if not math.isfinite(value):
-                return f'has {value!r} in a polygon; finite numbers are wanted'
+            if not is_number(value):
+                return f'has {short(value)} in a polygon; finite numbers are wanted'
         if len(polygon) % 2:
             return f'has a polygon of {len(polygon)} numbers; x and y of each point are wanted'
         if len(polygon) < 6:
@@ -155,13 +192,22 @@ def _polygon_mistake(polygons, height, width) -> str:
         return f'reaches far beyond its picture of {width}x{height} pixels; is it of another size?'
     if (high <= 1).all() and (points % 1).any():
         return 'has coordinates between 0 and 1; pixels are wanted'
+    if sum(map(_outline, polygons)) > _LONGEST_OUTLINE:
+        return f'has an outline of more than {_LONGEST_OUTLINE} pixels; is it an object?'
     return ''
 
 
+def _outline(polygon) -> float:
+    """Pixels that a closed outline is long, its longer side counted of each piece."""
+    points = _points([polygon])
+    return np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+
+
 def _run_length_mistake(rle, height, width) -> str:
-    if rle.get('size') != [height, width]:
+    size = rle.get('size')
+    if size != [height, width] or not all(map(is_id, size)):
         return (
-            f'has run lengths for [height, width] {rle.get("size")}, but its picture is '
+            f'has run lengths for [height, width] {short(size)}, but its picture is '
             f'{[height, width]}'
         )
     counts = rle.get('counts')
@@ -179,8 +225,8 @@ def oddity(annotation: dict[str, Any], height: int, width: int) -> str:
     box = annotation.get('bbox')
     if box is None:
         return ''
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        return f'has the box {box!r}, not [x, y, width, height]; that of its mask is taken'
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return f'has the box {short(box)}, not [x, y, width, height]; that of its mask is taken'
     x, y, w, h = box
     if w <= 0 or h <= 0:
         return f'has a box of {w:g}x{h:g} pixels; that of its mask is taken'
@@ -207,7 +253,7 @@ def own_measures(
             found['bbox'] = annotation['bbox']
     area, of_mask = annotation.get('area'), float(mask_api.area(rle))
     # Some tools write the area of the box.
-    if _is_number(area) and area > 0 and abs(area - of_mask) <= 0.1 * of_mask + 4:
+    if is_number(area) and area > 0 and abs(area - of_mask) <= 0.1 * of_mask + 4:
         found['area'] = area
     return found
 
@@ -222,13 +268,9 @@ def _extent(segmentation) -> np.ndarray:
     return np.concatenate([points.min(0), points.max(0)])
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _points(polygons: Sequence[Sequence[float]]) -> np.ndarray:
     """All points, [P, 2] as x, y."""
-    return np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+    return np.concatenate([np.array(polygon, np.float64).reshape(-1, 2) for polygon in polygons])
 
 
 def to_rle(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:

@@ -4,9 +4,13 @@
 Pillow and not OpenCV: OpenCV fills up a picture that was cut short with grey and goes on, and turns
 the numbers of a palette into colours.
 
+A few kilobytes can claim to be a picture of gigabytes. So a picture's size is looked at before its
+pixels are decoded, and `max_pixels` is the one limit for all ways that a picture comes in.
+
 Shapes: H x W pixels.
 """
 
+import os
 import pathlib
 from collections.abc import Collection
 from typing import NamedTuple, Optional
@@ -20,7 +24,18 @@ PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
 LABEL_SUFFIXES = ('.bmp', '.png', '.tif', '.tiff')
 # A JPEG of many cameras is an MPO: a JPEG with a second, small one behind it.
 _PASSED_ON = ('JPEG', 'MPO', 'PNG')
+# Kinds of files that are looked for in a file of any name. Pillow knows others, one of which, EPS,
+# is a program that it would have Ghostscript run.
+_KINDS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+MAX_PIXELS = 1 << 28
+# Of either side: a JPEG's limit. An outline along a picture of 1 x 2^28 would take gigabytes.
+MAX_SIDE = (1 << 16) - 1
+_VARIABLE = 'GAN_MRCNN_MAX_PIXELS'
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 2 to 8 are to be turned or mirrored.
+
+
+# Pillow's own check is off: it would warn at a third of ours, and give up at two thirds.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class Picture(NamedTuple):
@@ -32,6 +47,30 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray
     encoded: Optional[bytes]
+
+
+def max_pixels() -> int:
+    """Pixels that a picture may have: `MAX_PIXELS`, or GAN_MRCNN_MAX_PIXELS of the environment.
+
+    Raises:
+      UserError: the variable is not a number.
+    """
+    given = os.environ.get(_VARIABLE, str(MAX_PIXELS))
+    if not given.isdecimal() or not 0 < len(given) < 16:
+        raise UserError(f'{_VARIABLE}={given[:40]!r} is no number of pixels; give one or unset it')
+    return int(given)
+
+
+def size_mistake(width: int, height: int) -> str:
+    """Why a picture of that size is not read, '' where it is."""
+    if width * height > max_pixels():
+        return (
+            f'has {width}x{height} pixels, more than {max_pixels()}; make it smaller, or set '
+            f'{_VARIABLE} where there is the memory'
+        )
+    if max(width, height) > MAX_SIDE:
+        return f'has {width}x{height} pixels, a side above {MAX_SIDE}; cut it into pieces'
+    return ''
 
 
 def read_picture(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> Picture:
@@ -48,8 +87,8 @@ def read_picture(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> 
       size: (width, height) that the annotations are for; None for the displayed one.
 
     Raises:
-      UserError: the file cannot be read, has several pages or pixels that are not 8 or 16 bits, or
-        is of another size.
+      UserError: the file cannot be read, is too large (`max_pixels`), has several pages or pixels
+        that are not 8 or 16 bits, or is of another size.
     """
     image = _open(path)
     displayed = _turned(image)
@@ -77,8 +116,8 @@ def read_labels(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> n
       size: (width, height) of the picture; None for any.
 
     Raises:
-      UserError: the file cannot be read, has more than one channel or page, holds anything but
-        whole numbers, or is of another size than its picture.
+      UserError: the file cannot be read, is too large (`max_pixels`), has more than one channel or
+        page, holds anything but whole numbers, or is of another size than its picture.
     """
     image = _open(path)
     labels = np.asarray(image)
@@ -105,16 +144,23 @@ def find(folder: pathlib.Path, stem: str, suffixes: Collection[str]) -> Optional
 
 def _open(path: pathlib.Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=_KINDS)
+        mistake = size_mistake(*image.size)
+        if mistake:
+            image.close()
+            raise UserError(f'{path} {mistake}')
+        num_pages = image.n_frames if image.format in ('GIF', 'TIFF') else 1
         image.load()
         image.getexif()
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f'{path} is missing') from error
     except Exception as error:  # Pillow's parsers raise anything when the bytes are not theirs.
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{path} cannot be read ({reason}); replace the file') from error
-    if image.format in ('GIF', 'TIFF') and image.n_frames > 1:
-        raise UserError(f'{path} has {image.n_frames} pages; one is wanted')
+    if num_pages > 1:
+        raise UserError(f'{path} has {num_pages} pages; one is wanted')
     return image
 
 
@@ -130,7 +176,7 @@ def _to_rgb(image: Image.Image, path: pathlib.Path) -> np.ndarray:
     if not image.mode.startswith('I'):
         return np.asarray(image.convert('RGB'))
     # Pillow's own conversion would turn everything above 255 into white.
-    grey = np.asarray(image).astype(np.int64)
+    grey = np.asarray(image)
     if grey.min() < 0 or grey.max() >= 1 << 16:
         raise UserError(f'{path} has pixels of 32 bits; save it with 8 or 16')
     return np.repeat((grey >> 8).astype(np.uint8)[..., np.newaxis], 3, axis=2)

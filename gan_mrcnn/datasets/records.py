@@ -5,6 +5,9 @@ A cache folder is named after all that its records depend on: the data, by the d
 fingerprint, and the settings of the conversion. It is written under another name, shard by shard,
 and renamed when whole. What is there can therefore be read, a second run starts at once, and an
 interrupted one goes on with the shards that are missing.
+
+Disks lose bits, and copies end early. The manifest has the SHA-256 of every file; a shard that is
+not as it was written is written again, alone.
 """
 
 import contextlib
@@ -21,14 +24,18 @@ from typing import Any, Optional
 
 import tqdm
 
-from gan_mrcnn.datasets import base, shards
+from gan_mrcnn.datasets import base, fingerprints, shards
 from gan_mrcnn.errors import UserError
 
 # Raise it when what is written changes.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # Enough shards to keep every core busy and to shuffle by, and no more files than a folder likes.
 EXAMPLES_PER_SHARD = 32
 MOST_SHARDS = 256
+# Bytes of a cache that is read and compared at each start, in half a second. Of a larger one only
+# files are that have changed since; what else went wrong shows when TensorFlow reads it.
+_ALWAYS_READ = 200_000_000
+_MANIFEST, _ANNOTATIONS = 'manifest.json', 'annotations.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +96,7 @@ def ensure_records(
     fingerprint = hashlib.sha256(f'{data}:{json.dumps(settings)}'.encode()).hexdigest()
     folder = pathlib.Path(cache_dir) / f'{dataset.name}-{split}-{fingerprint[:16]}'
     manifest = _read_manifest(folder)
-    if manifest is None:
+    if manifest is None or _find_damaged(folder, manifest):
         _say_what_changed(folder, data, settings)
         about = {'data': data, 'settings': settings, 'fingerprint': fingerprint}
         try:
@@ -104,7 +111,7 @@ def ensure_records(
     return RecordSet(
         input_path=f'{glob.escape(str(folder))}/records-*.tfrecord',
         num_examples=len(manifest['image_ids']),
-        annotation_file=str(folder / 'annotations.json'),
+        annotation_file=str(folder / _ANNOTATIONS),
         fingerprint=manifest['fingerprint'],
         image_ids=manifest['image_ids'],
         objects_per_image=manifest['objects_per_image'],
@@ -117,23 +124,88 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
+def set_damaged_aside(record_set: RecordSet) -> list[str]:
+    """Looks for files of a cache that are not as they were written, and renames them to *.damaged.
+
+    To be called where TensorFlow finds a record damaged (`tf.errors.DataLossError`). It reads all
+    of the cache. The next `ensure_records` writes again what is then missing: those shards alone,
+    or everything where it is not a shard.
+
+    Returns:
+      Names of the files, sorted; empty where the disk gives back what was written.
+
+    Raises:
+      UserError: they cannot be renamed.
+    """
+    folder = pathlib.Path(record_set.annotation_file).parent
+    manifest = _read_manifest(folder)
+    damaged = [_MANIFEST] if manifest is None else _find_damaged(folder, manifest, read_all=True)
+    for name in damaged:
+        try:
+            os.replace(folder / name, folder / f'{name}.damaged')
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(
+                f'{folder / name} is damaged and cannot be renamed ({error}); remove {folder}'
+            ) from error
+    return damaged
+
+
 def _read_manifest(folder: pathlib.Path) -> Optional[dict[str, Any]]:
-    """The manifest of a whole `folder`; None where something is missing or cut short."""
+    """The manifest of `folder`; None where there is none as `_write_manifest` wrote it."""
     try:
-        manifest = json.loads((folder / 'manifest.json').read_text())
-        sizes = manifest['file_sizes']
-        if all((folder / name).stat().st_size == size for name, size in sizes.items()):
-            return manifest
-    except (OSError, ValueError, KeyError):
-        pass
-    return None
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        return manifest if manifest.pop('sha256') == _digest(manifest) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _write_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps({**manifest, 'sha256': _digest(manifest)}, indent=1)
+    (folder / _MANIFEST).write_text(text)
+
+
+def _digest(manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def _find_damaged(folder: pathlib.Path, manifest, read_all: bool = False) -> list[str]:
+    """Files that are missing or not as they were written, as far as they are read."""
+    files = manifest['files']
+    read_all = read_all or sum(file['size'] for file in files.values()) <= _ALWAYS_READ
+    written = (folder / _MANIFEST).stat().st_mtime_ns
+    damaged, changed = [], False
+    for name, expected in sorted(files.items()):
+        try:
+            state = (folder / name).stat()
+            is_newer = state.st_mtime_ns > written
+            is_good = state.st_size == expected['size'] and (
+                not (read_all or is_newer)
+                or fingerprints.of_file(folder / name) == expected['sha256']
+            )
+        except OSError:
+            is_newer = is_good = False
+        changed |= is_newer
+        if not is_good:
+            damaged.append(name)
+    if changed and not damaged:
+        # Copied, or touched: there is no need to read them at the next start, too.
+        with contextlib.suppress(OSError):
+            os.utime(folder / _MANIFEST)
+    return damaged
 
 
 def _say_what_changed(folder: pathlib.Path, data: str, settings: dict[str, Any]) -> None:
     """One line where the same split was converted before and its records do not fit now."""
     name = folder.name.rpartition('-')[0]
     if folder.is_dir():
-        print(f'{name}: the records in {folder} are damaged: rebuilding', flush=True)
+        manifest = _read_manifest(folder)
+        damaged = _find_damaged(folder, manifest) if manifest else [_MANIFEST]
+        print(
+            f'{name}: in {folder} are damaged or missing: {", ".join(damaged)}; rebuilding',
+            flush=True,
+        )
         return
     others = glob.glob(f'{glob.escape(str(folder.with_name(name)))}-' + '[0-9a-f]' * 16)
     found = [_read_manifest(pathlib.Path(other)) for other in others]
@@ -157,15 +229,17 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
         dataset.stop_at_problems(split)
     unfinished = folder.with_name(f'{folder.name}.unfinished')
     with _only_one_at_a_time(unfinished):
-        if _read_manifest(folder) is not None:
-            # Another process was at it, and was waited for.
-            unfinished.rmdir()
+        # Another process may have been at it, and was waited for.
+        if _is_mended(dataset, split, folder, skip_bad, num_processes):
+            with contextlib.suppress(OSError):  # It holds what an interrupted call has written.
+                unfinished.rmdir()
             return
         for path in unfinished.glob('*.tmp'):
             path.unlink()
         try:
             jobs = _divide(dataset.items(split), unfinished)
-            _write_missing(dataset, split, jobs, skip_bad, num_processes)
+            missing = [job for job in jobs if not job.is_finished()]
+            _write(dataset, split, jobs, missing, skip_bad, num_processes)
             _finish(dataset, split, jobs, about, unfinished)
         except shards.KilledError:
             raise
@@ -175,6 +249,28 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
             raise
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(unfinished, folder)
+    _remove_markers(jobs, folder)
+
+
+def _is_mended(dataset, split, folder, skip_bad, num_processes) -> bool:
+    """Whether `folder` is whole, once those of its shards that are damaged are written again."""
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        return False
+    damaged = _find_damaged(folder, manifest)
+    jobs = [job for job in _divide(dataset.items(split), folder) if job.path.name in damaged]
+    if len(jobs) < len(damaged):
+        return False
+    if jobs:
+        _write(dataset, split, jobs, jobs, skip_bad, num_processes)
+        _remove_markers(jobs, folder)
+        for job in jobs:
+            job.path.with_name(f'{job.path.name}.damaged').unlink(missing_ok=True)
+    # The same data can become other bytes by another version of OpenCV.
+    return not _find_damaged(folder, manifest)
+
+
+def _remove_markers(jobs, folder) -> None:
     for job in jobs:
         (folder / job.ground_truth_path.name).unlink(missing_ok=True)
 
@@ -205,8 +301,8 @@ def _divide(items, folder: pathlib.Path) -> list[shards.Shard]:
     ]
 
 
-def _write_missing(dataset, split, jobs, skip_bad, num_processes) -> None:
-    missing = [job for job in jobs if not job.is_finished()]
+def _write(dataset, split, jobs, missing, skip_bad, num_processes) -> None:
+    """Writes those of `jobs` that are `missing`."""
     total = sum(len(job.items) for job in jobs)
     left = sum(len(job.items) for job in missing)
     if left < total:
@@ -221,12 +317,16 @@ def _finish(dataset, split, jobs, about, folder) -> None:
     """Annotations of all shards in one file, and the manifest."""
     manifest = {'dataset': dataset.name, 'split': split, 'classes': list(dataset.class_names)}
     manifest.update(about)
-    manifest.update(_merge_annotations(dataset, split, jobs, folder / 'annotations.json'))
+    manifest.update(_merge_annotations(dataset, split, jobs, folder / _ANNOTATIONS))
     if not manifest['image_ids']:
         raise UserError(f'{dataset.name}/{split} has no usable image')
-    files = [job.path for job in jobs] + [folder / 'annotations.json']
-    manifest['file_sizes'] = {path.name: path.stat().st_size for path in files}
-    (folder / 'manifest.json').write_text(json.dumps(manifest, indent=1))
+    digests = {job.path: job.read_ground_truth()['sha256'] for job in jobs}
+    digests[folder / _ANNOTATIONS] = fingerprints.of_file(folder / _ANNOTATIONS)
+    manifest['files'] = {
+        path.name: {'size': path.stat().st_size, 'sha256': digest}
+        for path, digest in digests.items()
+    }
+    _write_manifest(folder, manifest)
 
 
 def _merge_annotations(dataset, split, jobs, path) -> dict[str, Any]:

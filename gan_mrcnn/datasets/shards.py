@@ -26,8 +26,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_api
 
-from gan_mrcnn import flags
-from gan_mrcnn.datasets import base
+from gan_mrcnn import files, flags
+from gan_mrcnn.datasets import base, fingerprints
 from gan_mrcnn.errors import UserError
 
 
@@ -49,10 +49,13 @@ class Shard(NamedTuple):
         return json.loads(self.ground_truth_path.read_text())
 
     def is_finished(self) -> bool:
-        """Whether both files are there and whole."""
+        """Whether both files are there and as they were written.
+
+        After a power cut a file may have its name and its size, but not its content.
+        """
         try:
-            return self.read_ground_truth()['size'] == self.path.stat().st_size
-        except (OSError, ValueError):
+            return self.read_ground_truth()['sha256'] == fingerprints.of_file(self.path)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return False
 
 
@@ -74,6 +77,7 @@ def write_shards(
 
     Raises:
       UserError: an example cannot be used, the first such one of its shard.
+      OSError: a shard cannot be written.
       KilledError: a process was killed.
     """
     if min(num_processes, len(shards)) <= 1:
@@ -183,34 +187,33 @@ def write_shard(
 
     left_out: Optional[list[str]] = [] if skip_bad else None
     ground_truth: dict[str, Any] = {'images': [], 'annotations': [], 'empty_masks': {}}
-    with _named_when_whole(shard.path) as path:
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for item in shard.items:
-                example = dataset.read_or_leave_out(item, left_out)
-                if example is not None:
-                    example, num_empty = _without_empty_masks(example)
-                    if num_empty:
-                        ground_truth['empty_masks'][example.file_name] = num_empty
-                    annotations = coco_annotations(example)
-                    ground_truth['images'].append(_coco_image(example))
-                    ground_truth['annotations'] += annotations
-                    writer.write(tf_example(example, annotations))
-                on_example()
-        ground_truth['size'] = path.stat().st_size
+    with files.named_when_whole(shard.path) as path:
+        try:
+            _write_records(dataset, shard.items, path, left_out, ground_truth, on_example)
+        except tf.errors.OpError as error:
+            raise OSError(' '.join(str(error.message).split())) from error
+        ground_truth['sha256'] = fingerprints.of_file(path)
     ground_truth['left_out'] = left_out or []
-    with _named_when_whole(shard.ground_truth_path) as path:
+    with files.named_when_whole(shard.ground_truth_path) as path:
         path.write_text(json.dumps(ground_truth))
 
 
-@contextlib.contextmanager
-def _named_when_whole(path: pathlib.Path):
-    """Another path to write to, which gets the name of `path` at the end."""
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_records(dataset, items, path, left_out, ground_truth, on_example) -> None:
+    """Writes the examples of `items`; adds to `left_out` and `ground_truth` what is found."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for item in items:
+            example = dataset.read_or_leave_out(item, left_out)
+            if example is not None:
+                example, num_empty = _without_empty_masks(example)
+                if num_empty:
+                    ground_truth['empty_masks'][example.file_name] = num_empty
+                annotations = coco_annotations(example)
+                ground_truth['images'].append(_coco_image(example))
+                ground_truth['annotations'] += annotations
+                writer.write(tf_example(example, annotations))
+            on_example()
 
 
 def _coco_image(example: base.Example) -> dict[str, Any]:

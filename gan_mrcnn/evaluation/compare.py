@@ -22,9 +22,8 @@ from typing import Any, Optional
 
 import numpy as np
 import tqdm
-import yaml
 
-from gan_mrcnn import datasets, flags
+from gan_mrcnn import datasets, flags, yaml_files
 from gan_mrcnn.datasets import base, records
 from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
@@ -211,11 +210,11 @@ def load_runs(
     return runs
 
 
-def _settings(folder: str) -> dict[str, Any]:
+def _settings(folder: str) -> Mapping[str, Any]:
     path = pathlib.Path(folder) / 'params.yaml'
     if not path.is_file():
         raise UserError(f'{folder} has no params.yaml: not the folder of a run')
-    return yaml.safe_load(path.read_text(encoding='utf-8'))['task']
+    return yaml_files.read_task(path)
 
 
 def _load_dataset(settings: Mapping[str, Any], data_dir: Optional[str]) -> base.Dataset:

@@ -13,13 +13,14 @@ Shapes: N detections, S side of the predicted masks (28).
 """
 
 import json
-import math
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from gan_mrcnn import files
 from gan_mrcnn.datasets import coco_json
 from gan_mrcnn.errors import UserError
 
@@ -133,15 +134,9 @@ def _plain(value):
 def write_json(path, value, indent=None):
     """Writes JSON so that `path` holds either the old content or all of the new one."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f'{path}.{os.getpid()}.tmp'
-    try:
-        with open(temporary, 'w', encoding='utf-8') as file:
-            json.dump(value, file, indent=indent, default=_plain)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+    whole = files.named_when_whole(pathlib.Path(path))
+    with whole as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(value, file, indent=indent, default=_plain)
 
 
 def manifest_path(path: str) -> str:
@@ -220,22 +215,26 @@ def mistake(prediction, sizes, category_ids) -> str:
       sizes: (height, width) by image id.
       category_ids: that it may have.
     """
+    short = coco_json.short
     there = prediction if isinstance(prediction, dict) else {}
     missing = [key for key in _RESULT_KEYS if key not in there]
     if missing:
         return f'has no {", ".join(missing)}; give COCO results with boxes and masks'
     image_id = prediction['image_id']
     if not coco_json.is_id(image_id) or image_id not in sizes:
-        return f'is of image_id {image_id!r}, which is not in this split; score the split predicted'
+        return (
+            f'is of image_id {short(image_id)}, which is not in this split; score the split '
+            'predicted'
+        )
     where = f'(image_id {image_id}) '
     category_id = prediction['category_id']
     if not coco_json.is_id(category_id) or category_id not in category_ids:
-        return f'{where}has the category_id {category_id!r}; there are {sorted(category_ids)}'
-    if not _is_finite(prediction['score']):
-        return f'{where}has the score {prediction["score"]!r}; a finite number is wanted'
+        return f'{where}has the category_id {short(category_id)}; there are {sorted(category_ids)}'
+    if not coco_json.is_number(prediction['score']):
+        return f'{where}has the score {short(prediction["score"])}; a finite number is wanted'
     box = prediction['bbox']
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        return f'{where}has the box {box!r}; [x, y, width, height] in pixels is wanted'
+    if not isinstance(box, list) or len(box) != 4 or not all(map(coco_json.is_number, box)):
+        return f'{where}has the box {short(box)}; [x, y, width, height] in pixels is wanted'
     if box[2] < 0 or box[3] < 0:
         return f'{where}has the box {box!r} of negative size; [x, y, width, height] is wanted'
     mask = prediction['segmentation']
@@ -245,13 +244,10 @@ def mistake(prediction, sizes, category_ids) -> str:
     return f'{where}{text}' if text else ''
 
 
-def _is_finite(value) -> bool:
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _read_json(path, wanted: str):
     try:
         with open(path, encoding='utf-8') as file:
             return json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f'cannot read {path}: {error}; give {wanted}') from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(f'cannot read {path}: {reason}; give {wanted}') from error

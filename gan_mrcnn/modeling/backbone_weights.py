@@ -33,7 +33,14 @@ _SAFETENSORS_DTYPES = {
     'I64': '<i8',
     'I32': '<i4',
 }
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
+# What NumPy, zipfile and json raise over a damaged file. MemoryError: of a tensor of terabytes.
+# RuntimeError: its bytes say encrypted, packed in another way, or a thousand lists in each other.
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError),
+    *(MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+# All tensors of a .npz, unpacked: a megabyte can be a gigabyte of zeros. ResNet-101 is 180 MB.
+_MOST_BYTES = 1 << 30
 _BATCH_COUNTER = '.num_batches_tracked'
 
 
@@ -309,9 +316,10 @@ def _read(path) -> Mapping[str, np.ndarray]:
 def _read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if sum(entry.file_size for entry in archive.zip.infolist()) > _MOST_BYTES:
+                raise ValueError(f'it unpacks to more than {_MOST_BYTES} bytes')
             return {name: archive[name] for name in archive.files}
-    # TypeError and AttributeError: a bare array is no context manager.
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, *_ZIP_ERRORS) as error:
+    except _DAMAGE as error:
         raise UserError(
             f'backbone weights {path}: not a readable .npz file: {_one_line(error)}'
         ) from error
@@ -329,7 +337,7 @@ def _read_safetensors(path):
         header.pop('__metadata__', None)
         data = memoryview(content)[8 + length :]
         return {name: _safetensor(name, entry, data) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         raise UserError(
             f'backbone weights {path}: not a readable .safetensors file: {_one_line(error)}'
         ) from error

@@ -4,11 +4,18 @@
 The Model Garden samples with stateful random operations, whose state no checkpoint holds: a resumed
 run would see other RoIs than one that was never stopped. Here the draw is a function of the
 example's place in the run (`sampling_seed`, made by the parser), so that runs repeat and resume.
+
+It also compares all anchors with all objects at once. A picture of 1024x2048 pixels has 523,776
+anchors, and with 300 objects each of several such matrices is 630 MB. Here they are compared with a
+few objects at a time.
 """
 
 import tensorflow as tf
 from official.vision.modeling.layers import roi_sampler
-from official.vision.ops import anchor
+from official.vision.ops import anchor, box_matcher
+
+# Pairs of an anchor and an object that are compared at a time, 4 MB for each number about them.
+_PAIRS = 1 << 20
 
 
 def sample_balanced(
@@ -41,13 +48,76 @@ def sample_balanced(
 
 
 class AnchorLabeler(anchor.RpnAnchorLabeler):
-    """The Model Garden's anchor matching with the sampling above; one instance per draw."""
+    """The Model Garden's anchor targets with the sampling above; one instance per draw.
 
-    def __init__(self, seed: tf.Tensor, batch_size_per_image: int, positive_fraction: float, **kw):
+    The matching is equal to the Model Garden's, too, in memory that does not grow with the objects.
+    """
+
+    def __init__(
+        self,
+        seed: tf.Tensor,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        match_threshold: float = 0.7,
+        unmatched_threshold: float = 0.3,
+    ):
         super().__init__(
-            rpn_batch_size_per_im=batch_size_per_image, rpn_fg_fraction=positive_fraction, **kw
+            match_threshold, unmatched_threshold, batch_size_per_image, positive_fraction
         )
         self._seed = seed
+        self._overlaps = self.similarity_calc
+        self._classify = box_matcher.BoxMatcher(
+            [unmatched_threshold, match_threshold], indicators=[-1, -2, 1]
+        )
+        # The parent hands on whatever the comparison gives: here the boxes, yet to be compared.
+        self.similarity_calc = lambda *boxes: boxes
+        self.matcher = lambda boxes: self._match(*boxes)
+
+    def _match(self, anchors, objects):
+        """Each anchor's object, as the Model Garden's matcher finds it, ties included.
+
+        Args:
+          anchors: [A, 4], A static.
+          objects: [N, 4].
+
+        Returns:
+          [A] int32, index of the object; and [A] int32, whether the two match (1), do not (-1) or
+          are to be ignored (-2). An object's best anchor matches it, whatever their IoU.
+        """
+        num_anchors, num_objects = anchors.shape[0], tf.shape(objects)[0]
+        size = max(_PAIRS // num_anchors, 1)
+
+        def add(start, best, best_object, forced_object):
+            overlaps = self._overlaps(objects[start : start + size], anchors)
+            numbers = start + tf.range(tf.shape(overlaps)[0])
+            highest = tf.reduce_max(overlaps, axis=0)
+            which = start + tf.argmax(overlaps, axis=0, output_type=tf.int32)
+            # Of several best objects the first counts, and so it does of those that force a match.
+            best_object = tf.where(highest > best, which, best_object)
+            best_anchors = tf.argmax(overlaps, axis=1, output_type=tf.int32)
+            forced_object = tf.tensor_scatter_nd_min(
+                forced_object, best_anchors[:, tf.newaxis], numbers
+            )
+            return start + size, tf.maximum(highest, best), best_object, forced_object
+
+        # One after the other, for TensorFlow would compare several at a time.
+        _, best, best_object, forced_object = tf.while_loop(
+            lambda start, *_: start < num_objects,
+            add,
+            (
+                tf.constant(0),
+                tf.fill([num_anchors], -1.0),
+                tf.zeros([num_anchors], tf.int32),
+                tf.fill([num_anchors], tf.int32.max),
+            ),
+            parallel_iterations=1,
+        )
+        is_forced = forced_object < num_objects
+        _, indicators = self._classify(best[:, tf.newaxis])
+        return (
+            tf.where(is_forced, forced_object, best_object),
+            tf.where(is_forced, 1, indicators),
+        )
 
     def _get_rpn_samples(self, match_results):
         """As the parent's: 1 sampled positive, 0 sampled negative, -1 not sampled, [N] int32."""

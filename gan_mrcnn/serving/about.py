@@ -8,6 +8,7 @@ It travels as assets of the SavedModel: `model.json` (this), `class_names.txt` (
 import dataclasses
 import json
 import pathlib
+import typing
 
 from gan_mrcnn.errors import UserError
 
@@ -58,8 +59,31 @@ def read(folder: pathlib.Path) -> About:
     path = folder / FILE_NAME
     try:
         values = json.loads(path.read_text(encoding='utf-8'))
-        return About(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        about = About(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f'{path} cannot be read; give a model that gan_mrcnn.serving.export wrote'
         ) from error
+    for name, hint in typing.get_type_hints(About).items():
+        if not _fits(getattr(about, name), hint):
+            raise UserError(f'{path} has no {name} that can be one; export the model again')
+    if len(about.class_names) != len(about.category_ids):
+        raise UserError(f'{path} has not as many category_ids as class_names; export again')
+    return about
+
+
+def _fits(value, hint) -> bool:
+    """Whether `value` is of the type that a field of `About` has."""
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        any_length = kinds[-1] is ...
+        return (
+            isinstance(value, tuple)
+            and (any_length or len(value) == len(kinds))
+            and all(_fits(part, kinds[0]) for part in value)
+        )
+    if isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, (int, float)) and abs(value) < float('inf')
+    return isinstance(value, hint)

@@ -14,6 +14,9 @@ from gan_mrcnn.errors import UserError
 from gan_mrcnn.evaluation import predictions
 from gan_mrcnn.serving import about as about_lib
 
+# Those that `Predictor` calls.
+_SIGNATURES = ('serving_default', 'image_tensor')
+
 
 class Detections(NamedTuple):
     """What was found in one image, best first.
@@ -96,10 +99,26 @@ def find_version(path: str) -> pathlib.Path:
 
 
 def load_saved_model(path: str) -> Predictor:
-    """A SavedModel that `export` wrote, see `find_version`."""
+    """A SavedModel that `export` wrote, see `find_version`.
+
+    Its graph is run: it can do whatever TensorFlow can, such as reading and writing files.
+
+    Raises:
+      UserError: there is none, it is damaged, or another program wrote it.
+    """
     folder = find_version(path)
     about = about_lib.read(folder / 'assets')
-    loaded = tf.saved_model.load(str(folder))
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except Exception as error:  # TensorFlow raises anything where a graph is damaged.
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f'{folder} is damaged ({reason}); export the model again') from error
+    missing = [name for name in _SIGNATURES if name not in getattr(loaded, 'signatures', ())]
+    if missing:
+        raise UserError(
+            f'{folder} has no signature {missing[0]}; gan_mrcnn.serving.export writes models that '
+            'have'
+        )
     return Predictor(loaded.signatures, about, loaded)
 
 

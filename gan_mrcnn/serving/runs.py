@@ -6,12 +6,12 @@ import os
 import pathlib
 from typing import Any, Optional
 
-import yaml
+import tensorflow as tf
 from official.core import train_utils
 from official.vision.ops import preprocess_ops
 
 import gan_mrcnn
-from gan_mrcnn import evaluating, experiment
+from gan_mrcnn import evaluating, experiment, yaml_files
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
@@ -58,10 +58,17 @@ def load_run(
         mean_rgb=tuple(preprocess_ops.MEAN_RGB),
         stddev_rgb=tuple(preprocess_ops.STDDEV_RGB),
         checkpoint=os.path.basename(path),
-        step=int(train_utils.read_global_step_from_checkpoint(path)),
+        step=_step(path),
         version=gan_mrcnn.__version__,
     )
     return inference.InferenceModule(model, config.task, score_threshold), about, config
+
+
+def _step(path) -> int:
+    try:
+        return int(train_utils.read_global_step_from_checkpoint(path))
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise UserError(f'{path} does not say at which step it is; give another') from error
 
 
 def _flags(model_dir, data_dir) -> argparse.Namespace:
@@ -69,7 +76,7 @@ def _flags(model_dir, data_dir) -> argparse.Namespace:
     params = pathlib.Path(model_dir) / 'params.yaml'
     if not params.is_file():
         raise UserError(f'--model_dir {model_dir} has no params.yaml: not the folder of a run')
-    task = yaml.safe_load(params.read_text(encoding='utf-8'))['task']
+    task = yaml_files.read_task(params)
     flags = argparse.Namespace(
         model_dir=model_dir,
         dataset=task['dataset'],
@@ -79,7 +86,7 @@ def _flags(model_dir, data_dir) -> argparse.Namespace:
         gan=None,
         seed=None,
         skip_bad=False,
-        cache_dir=task['cache_dir'],
+        cache_dir=str(task.get('cache_dir', '')),
         **dict.fromkeys(data_options.FLAGS),
     )
     evaluating.take_saved_settings(flags)

@@ -1,5 +1,7 @@
 """Masks as run lengths, and how a data set goes over its pictures."""
 
+import time
+
 import numpy as np
 import pytest
 from absl import logging
@@ -21,6 +23,14 @@ def test_run_lengths_of_labels_are_those_of_each_mask(labels):
     numbers = [3, 1, 2]
     wanted = [mask_api.encode(np.asfortranarray(labels == n, np.uint8)) for n in numbers]
     assert base.encode_labels(labels, numbers) == wanted
+
+
+def test_a_label_image_of_65535_objects_takes_no_minute():
+    labels = np.arange(1 << 18, dtype=np.int32).reshape(512, 512) % (1 << 16)
+    start = time.process_time()
+    rles = base.encode_labels(labels, range(1, 1 << 16))
+    assert time.process_time() - start < 30 and len(rles) == 65535
+    assert mask_api.area(rles).tolist() == [4] * 65535
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -57,3 +67,8 @@ def test_a_bad_picture_is_named_or_left_out(monkeypatch):
 def test_classes_are_numbered_from_one_where_the_data_set_has_no_numbers():
     assert Blocks().category_ids == (1, 2)
     assert Blocks(7).num_examples('train') == 7
+
+
+def test_an_endless_run_length_is_damaged():
+    """A number of a million digits is one in COCO's string, and each digit moves all others."""
+    assert base.decode_counts('o' * 1_000_000 + '0') is None

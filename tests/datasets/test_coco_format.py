@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -192,6 +193,11 @@ FRAME = {
     'image without id': (setting('images', 2, id=None), 'image number 3 has the id None'),
     'negative image id': (setting('images', 2, id=-4), 'image number 3 has the id -4'),
     'no file name': (setting('images', 0, file_name=''), 'image 100 has no file_name'),
+    'file name of two lines': (setting('images', 0, file_name='a\nb'), 'has no file_name'),
+    'half a character': (setting('images', 0, file_name='\ud800.png'), 'has no file_name'),
+    'file name with a zero': (setting('images', 0, file_name='a\0b'), 'has no file_name'),
+    'gigabytes': (setting('images', 0, width=10**5, height=10**5), 'GAN_MRCNN_MAX_PIXELS'),
+    'one row of gigabytes': (setting('images', 0, width=1 << 28, height=1), 'a side above 65535'),
     'no width': (setting('images', 0, width=None), 'the width None'),
     'height zero': (setting('images', 0, height=0), 'the height 0'),
     'width a word': (setting('images', 0, width='48'), "the width '48'"),
@@ -210,6 +216,58 @@ FRAME = {
         "annotation 1 is of image '100'",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        '/etc/passwd',
+        '../../secret.png',
+        '../own/../../secret.png',
+        'case0.png/../../../secret.png',
+        '//secret.png',
+    ],
+)
+def test_a_name_that_leads_out_of_the_folder_is_refused(own, name):
+    folder, _ = own
+    cv2.imwrite(str(folder.parent / 'secret.png'), np.zeros((32, 48), np.uint8))
+    change(folder / 'all.json', setting('images', 3, file_name=name))
+    message = error_of(lambda: load(folder))
+    assert f'has the file_name {name!r}' in message and f'leads out of {folder}' in message
+
+
+def test_a_name_that_stays_inside_may_go_up(own):
+    folder, truths = own
+    before = load(folder)
+    name = truths[0].file_name
+    change(folder / 'all.json', setting('images', 0, file_name=f'../images/{name}'))
+    assert {item.path for item in load(folder).items('train')} | {
+        item.path for item in load(folder).items('val')
+    } == {item.path for split in ('train', 'val') for item in before.items(split)}
+
+
+def test_links_of_the_user_are_followed_and_names_do_not_leave_by_them(own, tmp_path):
+    """`link/..` is the folder above the link's target for the system, and not for us."""
+    folder, truths = own
+    (tmp_path / 'disk').mkdir()
+    (folder / 'images').rename(tmp_path / 'disk/pictures')
+    (folder / 'images').symlink_to(tmp_path / 'disk/pictures')
+    (tmp_path / 'data').symlink_to(folder)
+    assert len(read_all(load(tmp_path / 'data'), 'train')) == 11
+    name = truths[0].file_name
+    shutil.copy(tmp_path / 'disk/pictures' / name, tmp_path / 'disk/secret.png')
+    (tmp_path / 'disk/pictures/link').symlink_to(tmp_path / 'disk/pictures')
+    change(folder / 'all.json', setting('images', 0, file_name='link/../secret.png'))
+    message = error_of(lambda: [read_all(load(folder), split) for split in ('train', 'val')])
+    assert 'images/secret.png' in message and 'is missing' in message
+
+
+def test_a_name_longer_than_any_file_has_is_missing(own):
+    folder, _ = own
+    change(folder / 'all.json', setting('images', 0, file_name='a' * 5000))
+    dataset = load(folder)
+    found = [problem for split in ('train', 'val') for problem in dataset.problems(split)]
+    assert [problem.text for problem in found] == ['is missing']
 
 
 @pytest.mark.parametrize('case', FRAME)

@@ -101,6 +101,23 @@ MISTAKES = {
     'above': ({'segmentation': [[2, -9, 8, -9, 8, -2]]}, 'outside its picture'),
     'far beyond': ({'segmentation': [[2, 2, 800, 2, 8, 8]]}, 'far beyond its picture'),
     'huge': ({'segmentation': [[2, 2, 1e30, 2, 8, 8]]}, 'far beyond its picture'),
+    'beyond all floats': ({'segmentation': [[2, 2, 10**400, 2, 8, 8]]}, 'finite numbers'),
+    'long outline': (
+        {'segmentation': [[0, 0, 20, 10] * 200_000 + [0, 10]]},
+        'outline of more than 4194304 pixels',
+    ),
+    'gigabytes of run lengths': (
+        {'segmentation': {'size': [10**9, 10**9], 'counts': [10**18]}},
+        '[1000000000, 1000000000]',
+    ),
+    'gigabytes in a string': (
+        {'segmentation': {'size': [10**9, 10**9], 'counts': 'PPYo0'}},
+        '[1000000000, 1000000000]',
+    ),
+    'size in fractions': (
+        {'segmentation': {'size': [10.0, 20.0], 'counts': [200]}},
+        'run lengths for [height, width] [10.0, 20.0]',
+    ),
     'relative': ({'segmentation': [[0.1, 0.1, 0.5, 0.1, 0.5, 0.9]]}, 'between 0 and 1'),
     'size of another picture': (
         {'segmentation': {'size': [20, 10], 'counts': [200]}},

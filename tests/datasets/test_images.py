@@ -1,10 +1,13 @@
 """Pictures and label images of every kind: the right pixels, or one line."""
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from gan_mrcnn.datasets import images
 from tests.datasets import layouts
@@ -166,8 +169,59 @@ def test_a_file_cut_short_is_never_half_a_picture(suffix, tmp_path):
             np.testing.assert_array_equal(found, pixels)
 
 
-def test_a_bomb_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
+def write_bomb(path, width, height):
+    """A PNG of a few bytes with the header of a picture of that size."""
+    chunks = [
+        (b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)),
+        (b'IDAT', zlib.compress(bytes(1000))),
+    ]
+    body = b''.join(
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + body)
+
+
+@pytest.mark.parametrize('read', [images.read_picture, images.read_labels])
+@pytest.mark.parametrize(
+    'size, said',
+    [
+        ((60000, 60000), f'more than {1 << 28}; make it smaller, or set GAN_MRCNN_MAX_PIXELS'),
+        ((70000, 1), 'a side above 65535'),
+        ((2**31 - 1, 2**31 - 1), 'more than'),
+    ],
+)
+@pytest.mark.filterwarnings('error')
+def test_a_bomb_is_named_before_it_is_decoded(tmp_path, monkeypatch, read, size, said):
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', lambda self: pytest.fail('decoded'))
+    path = tmp_path / 'a.png'
+    write_bomb(path, *size)
+    message = error_of(lambda: read(path))
+    assert message.startswith(f'{path} has {size[0]}x{size[1]} pixels') and said in message
+
+
+def test_the_limit_is_ours_to_raise_and_to_lower(tmp_path, monkeypatch):
     path = tmp_path / 'a.png'
     Image.new('L', (20, 20)).save(path)
-    assert str(path) in error_of(lambda: images.read_picture(path))
+    monkeypatch.setenv('GAN_MRCNN_MAX_PIXELS', '399')
+    assert 'has 20x20 pixels, more than 399' in error_of(lambda: images.read_picture(path))
+    monkeypatch.setenv('GAN_MRCNN_MAX_PIXELS', '400')
+    assert images.read_picture(path).pixels.shape == (20, 20, 3)
+    monkeypatch.setenv('GAN_MRCNN_MAX_PIXELS', 'many')
+    assert "GAN_MRCNN_MAX_PIXELS='many'" in error_of(lambda: images.read_picture(path))
+
+
+@pytest.mark.filterwarnings('error')
+def test_pillows_own_limit_is_not_in_the_way(tmp_path):
+    """It would warn from 89 million pixels on."""
+    path = tmp_path / 'a.png'
+    Image.new('L', (10000, 10000)).save(path)
+    assert images.read_labels(path).shape == (10000, 10000)
+
+
+def test_a_program_is_not_run(tmp_path, monkeypatch):
+    """PostScript is one; Pillow has Ghostscript run it, whatever the file is called."""
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_: pytest.fail('run'))
+    path = tmp_path / 'a.png'
+    path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
+    assert f'{path} cannot be read' in error_of(lambda: images.read_picture(path))

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from official.vision.dataloaders import tf_example_decoder
 from pycocotools import coco
 from pycocotools import mask as coco_mask
 
-from gan_mrcnn.datasets import base, records, shards
+from gan_mrcnn.datasets import base, fingerprints, records, shards
 from gan_mrcnn.errors import UserError
 from tests.datasets.blocks import Blocks, make_example, make_masks
 
@@ -169,27 +170,120 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     assert record_set.num_examples == 38 and not {103, 135} & set(record_set.image_ids)
 
 
-@pytest.mark.parametrize('damage', ['shard gone', 'shard cut', 'no manifest', 'half a manifest'])
-def test_a_damaged_cache_is_made_again(tmp_path, damage):
+def folder_of(record_set):
+    return pathlib.Path(record_set.annotation_file).parent
+
+
+def flip(path, place=100, keep_time=False):
+    """Another bit in one byte; on a disk that loses bits no time changes."""
+    state = path.stat()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    # The clock of a file system may be too coarse for what a test does in a row.
+    later = 0 if keep_time else 10**9
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + later))
+
+
+DAMAGES = {
+    'shard gone': lambda folder: (folder / 'records-00001.tfrecord').unlink(),
+    'shard cut': lambda folder: os.truncate(folder / 'records-00001.tfrecord', 700),
+    'shard flipped': lambda folder: flip(folder / 'records-00001.tfrecord'),
+    'no manifest': lambda folder: (folder / 'manifest.json').unlink(),
+    'half a manifest': lambda folder: os.truncate(folder / 'manifest.json', 40),
+    'manifest flipped': lambda folder: flip(folder / 'manifest.json', 200),
+    'manifest of another shape': lambda folder: (folder / 'manifest.json').write_text('[[]]'),
+    'annotations flipped': lambda folder: flip(folder / 'annotations.json', 200),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_what_is_damaged_is_made_again_and_no_more(tmp_path, capsys, damage):
     record_set = convert(Blocks(), tmp_path)
-    expected = [data['image'].numpy() for data in decode(record_set)]
-    folder = pathlib.Path(record_set.annotation_file).parent
-    shard = folder / 'records-00001.tfrecord'
-    if damage == 'shard gone':
-        shard.unlink()
-    elif damage == 'shard cut':
-        shard.write_bytes(shard.read_bytes()[:-1])
-    elif damage == 'no manifest':
-        (folder / 'manifest.json').unlink()
-    else:
-        (folder / 'manifest.json').write_text((folder / 'manifest.json').read_text()[:40])
-    again = convert(Blocks(), tmp_path)
-    assert again == record_set
-    found = decode(again)
-    assert len(found) == len(expected) == 40
-    for data, image in zip(found, expected):
-        np.testing.assert_array_equal(data['image'], image)
+    folder = folder_of(record_set)
+    expected = contents(record_set)
+    DAMAGES[damage](folder)
+    source = Blocks()
+    assert convert(source, tmp_path) == record_set
+    assert contents(record_set) == expected
+    assert source.reads == list(range(32, 40) if 'shard' in damage else range(40))
     assert list(tmp_path.iterdir()) == [folder]
+    name = 'records-00001.tfrecord' if 'shard' in damage else damage.split()[-2]
+    said = capsys.readouterr().out
+    assert 'rebuilding' in said and (name in said or 'manifest.json' in said)
+    assert convert(source, tmp_path) == record_set and 'rebuilding' not in capsys.readouterr().out
+
+
+def test_a_shard_that_becomes_other_bytes_is_not_mixed_with_the_rest(tmp_path, monkeypatch):
+    """As with another version of OpenCV."""
+    record_set = convert(Blocks(), tmp_path)
+    (folder_of(record_set) / 'records-00001.tfrecord').unlink()
+    monkeypatch.setattr(shards, '_MASK_PNG', [])
+    again = convert(Blocks(), tmp_path)
+    assert contents(again) == contents(convert(Blocks(), tmp_path / 'other'))
+
+
+def test_a_large_cache_is_read_where_it_changed_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, '_ALWAYS_READ', 0)
+    record_set = convert(Blocks(), tmp_path)
+    names = ['records-00000.tfrecord', 'records-00001.tfrecord']
+    flip(folder_of(record_set) / names[0], keep_time=True)
+    flip(folder_of(record_set) / names[1])
+    source = Blocks()
+    convert(source, tmp_path)
+    assert source.reads == list(range(32, 40))
+    # The first one shows when TensorFlow reads it.
+    with pytest.raises(tf.errors.DataLossError):
+        decode(record_set)
+    assert records.set_damaged_aside(record_set) == names[:1]
+    source = Blocks()
+    assert convert(source, tmp_path) == record_set and source.reads == list(range(32))
+    assert len(decode(record_set)) == 40 and records.set_damaged_aside(record_set) == []
+    assert not list(tmp_path.rglob('*.damaged'))
+
+
+def test_a_large_cache_that_was_copied_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, '_ALWAYS_READ', 0)
+    record_set = convert(Blocks(), tmp_path)
+    read = []
+    of_file = fingerprints.of_file
+    monkeypatch.setattr(
+        fingerprints, 'of_file', lambda path: (read.append(path.name), of_file(path))[1]
+    )
+    assert convert(Blocks(), tmp_path) == record_set and read == []
+    written = (folder_of(record_set) / 'manifest.json').stat().st_mtime_ns
+    for path in folder_of(record_set).glob('*.tfrecord'):
+        os.utime(path, ns=(0, written + 10**6))
+    time.sleep(0.05)
+    for _ in range(2):
+        assert convert(Blocks(), tmp_path) == record_set
+        assert sorted(read) == ['records-00000.tfrecord', 'records-00001.tfrecord']
+
+
+@pytest.mark.parametrize('name', ['manifest.json', 'annotations.json', 'records-00000.tfrecord'])
+def test_damage_anywhere_is_set_aside_and_mended(tmp_path, name):
+    record_set = convert(Blocks(), tmp_path)
+    expected = contents(record_set)
+    flip(folder_of(record_set) / name, 200, keep_time=True)
+    assert records.set_damaged_aside(record_set) == [name]
+    assert not (folder_of(record_set) / name).exists()
+    assert convert(Blocks(), tmp_path) == record_set and contents(record_set) == expected
+
+
+@pytest.mark.parametrize('num_processes', [1, 2])
+def test_a_full_disk_is_one_line(tmp_path, num_processes):
+    """By the largest file that the process may write."""
+    process = run_program(
+        f"records.ensure_records(Blocks(64), 'train', sys.argv[1], num_processes={num_processes})",
+        str(tmp_path),
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        ),
+    )
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and 'Traceback' not in said
+    assert 'cannot be written' in said.splitlines()[-1] and '--cache_dir' in said
 
 
 def test_several_processes_write_what_one_writes(tmp_path):
@@ -208,7 +302,7 @@ def run_program(text, *arguments, **options):
     program = f"""
 import sys
 from gan_mrcnn import flags
-from gan_mrcnn.datasets import base, records, shards
+from gan_mrcnn.datasets import base, fingerprints, records, shards
 from tests.datasets.blocks import Blocks
 def main():
     {text}

@@ -1,9 +1,11 @@
 """Pretrained weights: C2-C5 against an independent forward pass, and files that do not fit."""
 
+import io
 import json
 import os
 import pathlib
 import struct
+import zipfile
 
 import cv2
 import numpy as np
@@ -401,3 +403,27 @@ def test_every_variable_has_a_key_in_the_checkpoint(model_18, tmp_path):
     saved = dict(tf.train.list_variables(_save_checkpoint(model_18, str(tmp_path))))
     keys = {key.split('/.ATTRIBUTES')[0] for key in saved if key.startswith('backbone/')}
     assert set(backbone_weights._checkpoint_variables(model_18)) == keys
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_named(tmp_path):
+    path = tmp_path / 'a.npz'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file, file.open(
+        'conv1.weight.npy', 'w'
+    ) as member:
+        for _ in range(33):
+            member.write(bytes(1 << 25))
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(UserError, match='a.npz.*unpacks to more than'):
+        backbone_weights._read(str(path))
+
+
+def test_a_tensor_of_terabytes_is_named(tmp_path):
+    path = tmp_path / 'a.npz'
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 50,)}
+    )
+    with zipfile.ZipFile(path, 'w') as file:
+        file.writestr('conv1.weight.npy', header.getvalue())
+    with pytest.raises(UserError, match='a.npz.*not a readable .npz'):
+        backbone_weights._read(str(path))

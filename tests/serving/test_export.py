@@ -1,6 +1,8 @@
 """The exported model, as a process that does not know this package sees it."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -212,3 +214,40 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         predictor_lib.load_saved_model(str(tmp_path))
     with pytest.raises(UserError, match='params.yaml'):
         runs.load_run(str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['saved_model.pb', 'variables/variables.data-00000-of-00001'])
+def test_a_model_that_is_cut_short_is_named(exported, tmp_path, name):
+    folder = tmp_path / 'model'
+    shutil.copytree(exported.version, folder)
+    os.truncate(folder / name, (folder / name).stat().st_size // 2)
+    with pytest.raises(UserError, match='is damaged') as caught:
+        predictor_lib.load_saved_model(str(folder))
+    assert str(folder) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_model_of_another_program_is_named(exported, tmp_path):
+    tf.saved_model.save(tf.Module(), str(tmp_path))
+    with pytest.raises(UserError, match='model.json cannot be read'):
+        predictor_lib.load_saved_model(str(tmp_path))
+    about_lib.write(about_lib.read(exported.version / 'assets'), tmp_path / 'assets')
+    with pytest.raises(UserError, match='no signature serving_default'):
+        predictor_lib.load_saved_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'class_names': 'gland'},
+        {'category_ids': [1, 2, 3, 4, 5, 6, 7]},
+        {'score_threshold': 'high'},
+        {'input_size': [256]},
+        {'step': 7.5},
+        {'mean_rgb': [1, 2, float('nan')]},
+    ],
+)
+def test_a_description_of_another_shape_is_named(exported, tmp_path, change):
+    content = json.loads((exported.version / 'assets/model.json').read_text())
+    (tmp_path / 'model.json').write_text(json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=next(iter(change))):
+        about_lib.read(tmp_path)
