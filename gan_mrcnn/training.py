@@ -126,8 +126,8 @@ def _name_damaged(error: Exception, run: Run) -> UserError:
         for name in records.set_damaged_aside(record_set)
     ]
     if damaged:
-        text = f'{", ".join(damaged)} in the cache are damaged and set aside; start again: they are '
-        text += 'written anew, and the run goes on from the last checkpoint'
+        text = f'{", ".join(damaged)} in the cache are damaged and set aside; start again: they '
+        text += 'are written anew, and the run goes on from the last checkpoint'
     else:
         text = f'a record could not be read ({" ".join(str(error).split())[:200]}), but is as it '
         text += 'was written; start again, and look at the disk if it comes back'
