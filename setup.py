@@ -46,7 +46,8 @@ _SETS = {
         # Keras 2, for `tf.keras` is Keras 3 from TensorFlow 2.16 on. It follows TensorFlow's
         # version.
         'tf_keras>=2.20,<2.21',
-        'numpy>=1.26',
+        # NumPy 2.4 left out `in1d`, which cityscapesscripts 2.3 calls.
+        'numpy>=1.26,<2.4',
     ],
 }
 
