@@ -46,6 +46,9 @@ _SETS = {
         # Keras 2, for `tf.keras` is Keras 3 from TensorFlow 2.16 on. It follows TensorFlow's
         # version.
         'tf_keras>=2.20,<2.21',
+        # Only the Model Garden needs it (through tensorflow-datasets). On Python 3.10 most versions
+        # exclude the protobuf of TensorFlow 2.20, and pip would go back to one that is too old.
+        'tensorflow-metadata>=1.17.3',
         # NumPy 2.4 left out `in1d`, which cityscapesscripts 2.3 calls.
         'numpy>=1.26,<2.4',
     ],
