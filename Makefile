@@ -63,7 +63,7 @@ $(STAMP): setup.py requirements-tf2.15.lock requirements-tf2.20.lock
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) \
 	    || { echo "$(PYTHON) cannot make a virtual environment: install its venv module" \
 	    "(on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@echo 'Installing into $(VENV): some minutes, over 1 GB.'
+	@echo 'Installing into $(VENV): some minutes, about 3 GB.'
 	@export GAN_MRCNN_TF=$(or $(GAN_MRCNN_TF),$$($(VENV)/bin/python -c \
 	    'import sys; print("2.15" if sys.version_info < (3, 12) else "2.20")')) \
 	    && $(PIP_INSTALL) -r requirements-tf$$GAN_MRCNN_TF.lock && $(PIP_INSTALL) -e .
