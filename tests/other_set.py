@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 
 from gan_mrcnn.serving import predictor  # noqa: E402
 from tests import test_task, test_training  # noqa: E402
+from tests.serving import tiny  # noqa: E402
 
 
 def losses(mode):
@@ -45,6 +46,8 @@ if __name__ == '__main__':
     elif what == 'train':
         folder, steps = arguments
         test_training.train(pathlib.Path(folder), 'run', int(steps))
+    elif what == 'export':
+        tiny.export(pathlib.Path(arguments[0]))
     elif what == 'detect':
         model, source, target = arguments
         np.savez(target, **detect(model, np.load(source)['pictures']))

@@ -81,12 +81,18 @@ def test_a_run_goes_on_under_the_other_set(other, first, tmp_path):
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_an_export_runs_under_the_other_set(other, exported, tmp_path):
+@pytest.mark.parametrize('exporter', ['this', 'the other'])
+def test_an_export_runs_under_the_other_set(other, exporter, tmp_path):
+    if exporter == 'this':
+        tiny.export(tmp_path)
+    else:
+        other('export', tmp_path)
+    model = tmp_path / 'out/model'
     pictures = np.stack([tiny.photo((60, 80), seed) for seed in range(3)])
     np.savez(tmp_path / 'pictures.npz', pictures=pictures)
-    other('detect', exported.model, tmp_path / 'pictures.npz', tmp_path / 'found.npz')
+    other('detect', model, tmp_path / 'pictures.npz', tmp_path / 'found.npz')
     theirs = np.load(tmp_path / 'found.npz')
-    ours = other_set.detect(exported.model, pictures)
+    ours = other_set.detect(model, pictures)
     assert set(theirs.files) == set(ours)
     assert all(len(ours[f'{i}_scores']) > 1 for i in range(3))
     for name, value in ours.items():
