@@ -1,18 +1,24 @@
 # Sets up an environment in .venv, then trains, tests or lints in it. `make` lists the targets.
 #
-# Python 3.11 installs requirements.lock, the exact set that was tested. Some of its pins have no
-# build for 3.9 and 3.10: there pip, brought up to date because the one that comes with them does
-# not get to the end of it, resolves the ranges of setup.py. Tests were made with 3.11.
+# The environment is exactly what a lock says, one lock per set of packages (docs/install.md). The
+# Python decides which: TensorFlow 2.15 up to 3.11, TensorFlow 2.20 from 3.12 on; GAN_MRCNN_TF=2.20
+# asks for the latter on 3.10 and 3.11.
 
 PYTHON ?= python3
+GAN_MRCNN_TF ?=
+# pyenv's python3.12 starts only where that version is chosen as well.
+ifneq ($(filter python3.%,$(PYTHON)),)
+export PYENV_VERSION ?= $(PYTHON:python%=%)
+endif
 MODEL_DIR ?= runs/gland_demo
 # The folder of the gland contest. Empty: train.py looks in its default place, and without data
 # there it takes the embedded demo set.
 DATA_DIR ?=
 
-VENV := .venv
-# --use-pep517: some packages come as source only, and older pips build those through setup.py.
-PIP_INSTALL := $(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517
+VENV ?= .venv
+# --no-deps: a lock is complete. --use-pep517: some packages come as source only, and older pips
+# build those through setup.py.
+PIP_INSTALL := $(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 --no-deps
 STAMP := $(VENV)/stamp
 # PrRoIPool, compiled; where that fails, its version in plain TensorFlow serves.
 POOL := custom_ops/prroi_pool
@@ -28,7 +34,9 @@ help:
 	@echo 'make lint    set up, run ruff'
 	@echo 'make clean   remove .venv and the caches; runs/ and data/ stay'
 	@echo
-	@echo 'PYTHON=python3.11   the Python for .venv, 3.9 to 3.11 (now $(PYTHON)); to change it, make clean first'
+	@echo 'PYTHON=python3.12   the Python for .venv, 3.9 to 3.13 (now $(PYTHON)); to change it, make clean first'
+	@echo 'GAN_MRCNN_TF=2.20   TensorFlow 2.20 on Python 3.10 and 3.11, too, which have 2.15 otherwise'
+	@echo 'VENV=DIR            another place for the environment than .venv (now $(VENV))'
 	@echo 'DATA_DIR=DIR        the folder of the gland contest (now $(or $(DATA_DIR),not given))'
 	@echo 'MODEL_DIR=DIR       checkpoints, logs and results (now $(MODEL_DIR))'
 
@@ -46,20 +54,19 @@ test-slow: $(STAMP) $(POOL_STAMP)
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 
-# A .venv that is there already is kept, and its own Python decides what is installed.
-$(STAMP): setup.py requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' \
-	    || { echo "$(PYTHON) is missing or is not Python 3.9, 3.10 or 3.11, which TensorFlow 2.15" \
-	    "needs: install one and say so, as in: make PYTHON=python3.11" >&2; exit 1; }
+# An environment that is there already is kept, and its own Python decides what is installed.
+$(STAMP): setup.py requirements-tf2.15.lock requirements-tf2.20.lock
+	@test -x $(VENV)/bin/pip \
+	    || $(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 13))' \
+	    || { echo "$(PYTHON) is missing or is not Python 3.9 to 3.13, for which there is" \
+	    "TensorFlow: install one and say so, as in: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) \
 	    || { echo "$(PYTHON) cannot make a virtual environment: install its venv module" \
 	    "(on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@echo 'Installing into $(VENV): some minutes, over 1 GB.'
-	@if $(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
-	    $(PIP_INSTALL) -r requirements.lock && $(PIP_INSTALL) --no-deps -e .; \
-	else \
-	    $(PIP_INSTALL) -U pip && $(PIP_INSTALL) -e '.[serving,test]'; \
-	fi
+	@echo 'Installing into $(VENV): some minutes, about 3 GB.'
+	@export GAN_MRCNN_TF=$(or $(GAN_MRCNN_TF),$$($(VENV)/bin/python -c \
+	    'import sys; print("2.15" if sys.version_info < (3, 12) else "2.20")')) \
+	    && $(PIP_INSTALL) -r requirements-tf$$GAN_MRCNN_TF.lock && $(PIP_INSTALL) -e .
 	@touch $@
 
 $(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard $(POOL)/cc/*)

@@ -1,8 +1,14 @@
 """Packaging of GAN Mask R-CNN, and the one place where its requirements are declared.
 
-`requirements.lock` beside this file is the full set that was tested, made from these ranges.
+There are two sets of packages, one per TensorFlow, and one code for both (gan_mrcnn/compat.py). The
+Python decides: TensorFlow 2.15 has no build for 3.12. On 3.10 and 3.11 the environment variable
+GAN_MRCNN_TF=2.20 asks for the newer one; an extra could not, since pip adds an extra's requirements
+to the others and never takes one away.
+
+The locks beside this file are what was tested, made from these ranges.
 """
 
+import os
 import pathlib
 import re
 import subprocess
@@ -14,22 +20,41 @@ from setuptools.command.build import build
 _ROOT = pathlib.Path(__file__).resolve().parent
 _POOL = pathlib.Path('custom_ops/prroi_pool')
 
+_SETS = {
+    '2.15': [
+        # The last TensorFlow with Keras 2 behind `tf.keras` and the last one that tensorflow-addons
+        # supports.
+        'tensorflow>=2.15,<2.16',
+        # The Model Garden follows TensorFlow's version: 2.15 is the one that is made for 2.15.
+        'tf-models-official==2.15.*',
+        # For the image augmentation; only gan_mrcnn/datasets/augment.py may import it, because it
+        # ended with TensorFlow 2.15.
+        'tensorflow-addons>=0.23,<0.24',
+        # Only the Model Garden needs it (through tensorflow-datasets). From 1.16 on it wants a
+        # newer protobuf than TensorFlow 2.15 has, and `import official` prints a traceback. Before
+        # Python 3.11, 1.14 and 1.15 go with protobuf 3.20 only; 1.13.1 takes protobuf 4 as in the
+        # lock.
+        "tensorflow-metadata>=1.15,<1.16; python_version >= '3.11'",
+        "tensorflow-metadata>=1.13.1,<1.14; python_version < '3.11'",
+        # TensorFlow 2.15 is compiled against NumPy 1.
+        'numpy>=1.23.5,<2',
+    ],
+    '2.20': [
+        # The newest for which the Model Garden has a release.
+        'tensorflow>=2.20,<2.21',
+        'tf-models-official==2.20.*',
+        # Keras 2, for `tf.keras` is Keras 3 from TensorFlow 2.16 on. It follows TensorFlow's
+        # version.
+        'tf_keras>=2.20,<2.21',
+        # Only the Model Garden needs it (through tensorflow-datasets). On Python 3.10 most versions
+        # exclude the protobuf of TensorFlow 2.20, and pip would go back to one that is too old.
+        'tensorflow-metadata>=1.17.3',
+        # NumPy 2.4 left out `in1d`, which cityscapesscripts 2.3 calls.
+        'numpy>=1.26,<2.4',
+    ],
+}
+
 _INSTALL_REQUIRES = [
-    # The last TensorFlow with Keras 2 behind `tf.keras` and the last one that tensorflow-addons
-    # supports.
-    'tensorflow>=2.15,<2.16',
-    # The Model Garden follows TensorFlow's version: 2.15 is the one that is made for 2.15.
-    'tf-models-official==2.15.*',
-    # Declared now, imported by nothing yet: it is for the image augmentation, and only
-    # gan_mrcnn/datasets/augment.py may import it, because it ended with TensorFlow 2.15.
-    'tensorflow-addons>=0.23,<0.24',
-    # Only the Model Garden needs it (through tensorflow-datasets). From 1.16 on it wants a newer
-    # protobuf than TensorFlow 2.15 has, and `import official` prints a traceback. Before Python
-    # 3.11, 1.14 and 1.15 go with protobuf 3.20 only; 1.13.1 takes protobuf 4 as in the lock.
-    "tensorflow-metadata>=1.15,<1.16; python_version >= '3.11'",
-    "tensorflow-metadata>=1.13.1,<1.14; python_version < '3.11'",
-    # TensorFlow 2.15 is compiled against NumPy 1.
-    'numpy>=1.23.5,<2',
     # COCO metrics and run-length encoded masks.
     'pycocotools>=2.0.6',
     # Ids and names of Cityscapes' labels, and its official evaluation. It brings `typing`, a
@@ -46,10 +71,10 @@ _INSTALL_REQUIRES = [
 
 _EXTRAS_REQUIRE = {
     'serving': [
-        # TF Serving's messages: the export's warm-up requests and the client's gRPC. Its version is
-        # TensorFlow's; from 2.16 on it wants a newer TensorFlow.
-        'tensorflow-serving-api>=2.15,<2.16',
-        # Its messages go over that; TensorFlow 2.15 brings it.
+        # TF Serving's messages: the export's warm-up requests and the client's gRPC. Each wants its
+        # own version of TensorFlow or a newer one, so that this never chooses another.
+        'tensorflow-serving-api>=2.15,<2.21',
+        # Its messages go over that; the serving API brings it.
         'grpcio>=1.24.3,<2',
     ],
     'test': [
@@ -60,6 +85,25 @@ _EXTRAS_REQUIRE = {
         'ruff>=0.4',
     ],
 }
+
+
+def _requirements():
+    """Of the set that GAN_MRCNN_TF names; otherwise of both, marked with the Pythons for each."""
+    chosen = os.environ.get('GAN_MRCNN_TF')
+    if not chosen:
+        return (
+            _INSTALL_REQUIRES
+            + [_with_marker(line, "python_version < '3.12'") for line in _SETS['2.15']]
+            + [_with_marker(line, "python_version >= '3.12'") for line in _SETS['2.20']]
+        )
+    if chosen not in _SETS:
+        sys.exit(f'GAN_MRCNN_TF is {chosen}; set it to {" or ".join(_SETS)}, or leave it out')
+    return _INSTALL_REQUIRES + _SETS[chosen]
+
+
+def _with_marker(requirement, marker):
+    name, _, others = requirement.partition(';')
+    return f'{name}; {marker} and {others.strip()}' if others else f'{name}; {marker}'
 
 
 class BuildPrRoIPool(Command):
@@ -121,8 +165,8 @@ setup(
     package_data={'custom_ops.prroi_pool': ['cc/*']},
     distclass=PlatformDistribution,
     cmdclass={'build': Build, 'build_prroi_pool': BuildPrRoIPool},
-    # TensorFlow 2.15 has no build for Python 3.12.
-    python_requires='>=3.9,<3.12',
-    install_requires=_INSTALL_REQUIRES,
+    # TensorFlow 2.20 has no build for Python 3.14.
+    python_requires='>=3.9,<3.14',
+    install_requires=_requirements(),
     extras_require=_EXTRAS_REQUIRE,
 )

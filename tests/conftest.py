@@ -8,6 +8,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+import gan_mrcnn  # noqa: E402, F401  (chooses Keras 2 before a test uses `tf.keras`)
+
 # Two of them, for the tests of tf.distribute; must be said before TensorFlow starts.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -1,44 +1,75 @@
-"""The frame of the project: requirements and lock agree, and imports stay inside their fences."""
+"""The frame of the project: requirements and locks agree, and imports stay inside their fences."""
 
 import ast
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
+import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+# The two sets of packages, by TensorFlow, and the Pythons for which each lock is.
+_LOCKS = [('2.15', python) for python in ('3.9', '3.10', '3.11')]
+_LOCKS += [('2.20', python) for python in ('3.10', '3.11', '3.12', '3.13')]
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _SHIPPED = ('gan_mrcnn', 'custom_ops', 'benchmarks', 'train.py', 'evaluate.py')
 _ADDONS_FILE = 'gan_mrcnn/datasets/augment.py'
 
 
-def _setup_literal(name):
-    """Value of a literal at the top level of setup.py, read without running setup()."""
-    for node in ast.parse((_ROOT / 'setup.py').read_text(encoding='utf-8')).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == name:
-            return ast.literal_eval(node.value)
-    raise AssertionError(f'setup.py has no {name}')
+def _environment(python):
+    """What a marker asks of a Python on Linux."""
+    return {
+        'python_version': python,
+        'python_full_version': f'{python}.1',
+        'sys_platform': 'linux',
+        'platform_machine': 'x86_64',
+        'platform_python_implementation': 'CPython',
+        'implementation_name': 'cpython',
+    }
 
 
-def _requirements():
-    """Every requirement of setup.py that holds for the Python of the lock."""
-    lines = list(_setup_literal('_INSTALL_REQUIRES'))
-    for extra in _setup_literal('_EXTRAS_REQUIRE').values():
-        lines += extra
-    requirements = [Requirement(line) for line in lines]
-    python = {'python_version': '3.11', 'python_full_version': '3.11.0'}
+def _metadata(tensorflow=''):
+    """Lines of the built package's requirements, its extras' too, as pip would read them."""
+    program = (
+        'import runpy, setuptools\n'
+        'made = {}\n'
+        'setuptools.setup = made.update\n'
+        'runpy.run_path("setup.py")\n'
+        'print(*made["install_requires"], *sum(made["extras_require"].values(), []), sep="\\n")\n'
+    )
+    environment = {**os.environ, 'GAN_MRCNN_TF': tensorflow}
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=_ROOT, env=environment, capture_output=True, text=True
+    )
+    return done.stdout.splitlines() or done.stderr.strip()
+
+
+def _requirements(python, tensorflow=''):
+    """Every requirement of setup.py, and of its extras, that holds for a Python."""
+    requirements = [Requirement(line) for line in _metadata(tensorflow)]
+    python = _environment(python)
     return [r for r in requirements if r.marker is None or r.marker.evaluate(python)]
 
 
-def _lock_lines():
-    text = (_ROOT / 'requirements.lock').read_text(encoding='utf-8')
+def _lock_lines(tensorflow):
+    text = (_ROOT / f'requirements-tf{tensorflow}.lock').read_text(encoding='utf-8')
     return [line for line in text.splitlines() if line and not line.startswith('#')]
 
 
-def _locked():
-    """Canonical name -> version, for every line of the lock."""
-    pins = (line.split('==') for line in _lock_lines())
-    return {canonicalize_name(name): version for name, version in pins}
+def _locked(tensorflow, python):
+    """Canonical name -> version, for every line of the lock that is for that Python."""
+    pins = {}
+    for line in _lock_lines(tensorflow):
+        pin, _, marker = line.partition(' ; ')
+        if not marker or Marker(marker).evaluate(_environment(python)):
+            name, version = pin.split('==')
+            assert canonicalize_name(name) not in pins, line
+            pins[canonicalize_name(name)] = version
+    return pins
 
 
 def _sources(*places):
@@ -81,28 +112,57 @@ def test_imported_sees_every_form_of_import():
     ]
 
 
-def test_lock_holds_plain_pins_only():
+@pytest.mark.parametrize('tensorflow', ['2.15', '2.20'])
+def test_lock_holds_plain_pins_only(tensorflow):
     """No local file, address or editable line: it must install anywhere."""
-    odd = [line for line in _lock_lines() if not re.fullmatch(r'[\w.-]+==[\w.]+', line)]
-    assert odd == []
-    assert len(_locked()) == len(_lock_lines())
+    pin = r"[\w.-]+==[\w.]+( ; [\w.'<>=!* ()]+)?"
+    assert [line for line in _lock_lines(tensorflow) if not re.fullmatch(pin, line)] == []
 
 
-def test_lock_satisfies_setup():
-    locked = _locked()
+@pytest.mark.parametrize(('tensorflow', 'python'), _LOCKS)
+def test_lock_satisfies_setup(tensorflow, python):
+    locked = _locked(tensorflow, python)
     broken = [
         f'{requirement}: locked is {locked.get(canonicalize_name(requirement.name))}'
-        for requirement in _requirements()
+        for requirement in _requirements(python, tensorflow)
         if canonicalize_name(requirement.name) not in locked
         or locked[canonicalize_name(requirement.name)] not in requirement.specifier
     ]
     assert broken == []
 
 
-def test_only_the_headless_opencv():
+@pytest.mark.parametrize(('tensorflow', 'python'), _LOCKS)
+def test_only_the_headless_opencv(tensorflow, python):
     """Two OpenCV wheels overwrite each other's files."""
-    assert [name for name in _locked() if name.startswith('opencv')] == ['opencv-python-headless']
-    assert [r.name for r in _requirements() if 'opencv' in r.name] == ['opencv-python-headless']
+    locked = _locked(tensorflow, python)
+    assert [name for name in locked if name.startswith('opencv')] == ['opencv-python-headless']
+    required = [r.name for r in _requirements(python, tensorflow)]
+    assert [name for name in required if 'opencv' in name] == ['opencv-python-headless']
+
+
+@pytest.mark.parametrize(
+    ('python', 'asked', 'tensorflow'),
+    [
+        ('3.9', '', '2.15'),
+        ('3.11', '', '2.15'),
+        ('3.12', '', '2.20'),
+        ('3.13', '', '2.20'),
+        ('3.11', '2.20', '2.20'),
+    ],
+)
+def test_python_or_the_variable_chooses_the_set(python, asked, tensorflow):
+    """Exactly one TensorFlow and what goes with it, and the addons with 2.15 alone."""
+    chosen = {r.name: r.specifier for r in _requirements(python, asked)}
+    names = ['tensorflow', 'tf-models-official', 'numpy']
+    assert all([r.name for r in _requirements(python, asked)].count(name) == 1 for name in names)
+    assert f'{tensorflow}.1' in chosen['tensorflow']
+    assert f'{tensorflow}.0' in chosen['tf-models-official']
+    assert ('tensorflow-addons' in chosen) == (tensorflow == '2.15')
+    assert ('tf_keras' in chosen) == (tensorflow == '2.20')
+
+
+def test_a_set_that_there_is_not_is_named():
+    assert _metadata('2.19') == 'GAN_MRCNN_TF is 2.19; set it to 2.15 or 2.20, or leave it out'
 
 
 def test_every_package_folder_is_found_by_setup():

@@ -12,8 +12,9 @@ Each copy has one of the five changes. The paper does not say how strong they ar
 ours, about those in the examples of imgaug's documentation. Objects stay where they are, and a copy
 of a JPEG is stored as one.
 
-The only file that imports tensorflow_addons, which ended with TensorFlow 2.15. It does so where it
-is used: processes that only read images, as check.py's, have no TensorFlow at all.
+The only file that imports tensorflow_addons, which ended with TensorFlow 2.15; without it the same
+values come from elsewhere (`_blur_and_sharpness`). It does so where it is used: processes that only
+read images, as check.py's, have no TensorFlow at all.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
+from gan_mrcnn import compat
 from gan_mrcnn.datasets import base
 
 # From weakest to strongest.
@@ -48,7 +50,7 @@ _JPEG = b'\xff\xd8'
 _MIDDLE_GREY = 128.0
 # Reaches two standard deviations and more of the strongest blur.
 _BLUR_SIZE = 9
-# tensorflow_addons wants a number and takes no tensor: one of a few.
+# The blur wants a number and takes no tensor: one of a few.
 _BLUR_STEPS = 7
 # Pillow's and tensorflow_addons' smoothing, which sharpness enlarges the difference to.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
@@ -201,7 +203,7 @@ def _tensor_blur(pixels, strength, seed):
     del seed
     low, high = STRENGTHS['blur']
     sigmas = np.linspace(low, high, _BLUR_STEPS)
-    blur = _addons().image.gaussian_filter2d
+    blur, _ = _blur_and_sharpness()
     branches = [functools.partial(blur, pixels, _BLUR_SIZE, float(sigma)) for sigma in sigmas]
     nearest = tf.round((strength - low) / (high - low) * (_BLUR_STEPS - 1))
     return tf.switch_case(tf.cast(nearest, tf.int32), branches)
@@ -209,7 +211,8 @@ def _tensor_blur(pixels, strength, seed):
 
 def _tensor_sharpness(pixels, strength, seed):
     del seed
-    return _addons().image.sharpness(pixels, strength)
+    _, sharpness = _blur_and_sharpness()
+    return sharpness(pixels, strength)
 
 
 def _tensor_lightness(pixels, strength, seed):
@@ -231,9 +234,27 @@ _TENSOR_CHANGES = {
 }
 
 
-def _addons():
+def _blur_and_sharpness():
+    """`gaussian_filter2d` and `sharpness` of tensorflow_addons, or what gives the same without it.
+
+    The Model Garden took over the first as it is; its `sharpness` rounds in between.
+    """
+    if not compat.HAS_ADDONS:
+        from official.vision.ops import augment
+
+        return augment.gaussian_filter2d, _sharpness
     with warnings.catch_warnings():
         # That it has ended; setup.py has the version that goes with this TensorFlow.
         warnings.simplefilter('ignore')
         import tensorflow_addons
-    return tensorflow_addons
+    return tensorflow_addons.image.gaussian_filter2d, tensorflow_addons.image.sharpness
+
+
+def _sharpness(pixels, strength):
+    """`change`'s sharpness of [H, W, C] float32; the outermost pixels have no smoothed value."""
+    import tensorflow as tf
+
+    kernel = tf.tile(_SMOOTH[..., np.newaxis, np.newaxis], [1, 1, pixels.shape[-1], 1])
+    smooth = tf.nn.depthwise_conv2d(pixels[tf.newaxis], kernel, [1, 1, 1, 1], 'VALID')[0]
+    difference = tf.pad(pixels[1:-1, 1:-1] - smooth, [[1, 1], [1, 1], [0, 0]])
+    return pixels + (strength - 1.0) * difference

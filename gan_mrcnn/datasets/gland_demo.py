@@ -10,6 +10,7 @@ Shapes: H x W = 256 x 384, about half of the real images' resolution; drawing is
 """
 
 import hashlib
+import math
 from typing import Optional
 
 import cv2
@@ -185,8 +186,10 @@ def _fibres(rng) -> np.ndarray:
     turn = rng.uniform(0, np.pi)
     y, x = np.mgrid[: _SIZE[0], : _SIZE[1]].astype(np.float32)
     bend = 22 * _noise(rng, 4, 6)
-    along = (x * np.cos(turn) + y * np.sin(turn)) / 14
-    across = (y * np.cos(turn) - x * np.sin(turn) + bend) / 2.2
+    # Python's own numbers: NumPy 2 would make float64 of its float32 arrays for one of NumPy's.
+    cosine, sine = math.cos(turn), math.sin(turn)
+    along = (x * cosine + y * sine) / 14
+    across = (y * cosine - x * sine + bend) / 2.2
     tile = rng.standard_normal((512, 128)).astype(np.float32)
     return cv2.remap(tile, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance
 
+from gan_mrcnn import compat
 from gan_mrcnn.datasets import augment, base, records
 from tests.datasets.blocks import Blocks, make_example
 
@@ -35,7 +36,16 @@ def test_lightness_and_contrast_by_hand():
             np.testing.assert_allclose(found, wanted, atol=1)
 
 
-def test_blur_is_a_gaussian_of_that_deviation():
+@pytest.fixture(params=['with addons', 'without'])
+def either_set(request, monkeypatch):
+    """tensorflow_addons' functions where it is installed, and what stands in for them."""
+    if request.param == 'without':
+        monkeypatch.setattr(compat, 'HAS_ADDONS', False)
+    elif not compat.HAS_ADDONS:
+        pytest.skip('tensorflow_addons is not installed')
+
+
+def test_blur_is_a_gaussian_of_that_deviation(either_set):
     """Against the sum over all pixels, the edge mirrored."""
     for sigma in (0.5, 1.25, 2.0):
         reach = np.arange(-4, 5)
@@ -48,12 +58,26 @@ def test_blur_is_a_gaussian_of_that_deviation():
             np.testing.assert_allclose(found, wanted, atol=1)
 
 
-def test_sharpness_is_pillows():
+def test_sharpness_is_pillows(either_set):
     for strength in (1.5, 4.0):
         wanted = np.asarray(ImageEnhance.Sharpness(Image.fromarray(IMAGE)).enhance(strength))
         for found in change('sharpness', strength):
             # Pillow rounds the smoothed image before the difference is enlarged.
             np.testing.assert_allclose(found.astype(int), wanted, atol=1 + strength)
+
+
+@pytest.mark.skipif(not compat.HAS_ADDONS, reason='tensorflow_addons is not installed')
+# No strength that puts sums of whole numbers exactly between two.
+@pytest.mark.parametrize(('operation', 'strength'), [('blur', 1.25), ('sharpness', 3.1416)])
+def test_what_stands_in_for_the_addons_gives_their_values(operation, strength, monkeypatch):
+    function = augment._TENSOR_CHANGES[operation]
+    pixels = tf.cast(IMAGE, tf.float32)
+    with_addons = function(pixels, strength, None)
+    monkeypatch.setattr(compat, 'HAS_ADDONS', False)
+    without = function(pixels, strength, None)
+    np.testing.assert_array_equal(
+        *(tf.saturate_cast(tf.round(found), tf.uint8) for found in (with_addons, without))
+    )
 
 
 def test_noise_has_the_deviation_and_another_seed_gives_other_noise():
