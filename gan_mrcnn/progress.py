@@ -77,6 +77,8 @@ class Progress:
         self._timer = _Timer()
         self._last_line = 0.0
         self._validated = ''
+        # Of the training; actions come after the controller's own has been left.
+        self.summary_writer = tf.summary.create_noop_writer()
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
@@ -101,8 +103,8 @@ class Progress:
         )
         for warning in self._watch.update(terms):
             self.say(f'warning: step {step}: {warning.text}')
-            # A scalar too: it shows when in the run it was.
-            tf.summary.text(f'warnings/{warning.name}', warning.text, step=step)
+            with self.summary_writer.as_default():
+                tf.summary.text(f'warnings/{warning.name}', warning.text, step=step)
         self._show(step, terms['total_loss'], seconds, left)
 
     def _show(self, step, loss, seconds, left) -> None:

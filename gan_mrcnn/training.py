@@ -5,6 +5,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Callable, Optional
 
@@ -267,7 +268,7 @@ def _train_from(run: Run, checkpoint: Optional[str]) -> None:
 @contextlib.contextmanager
 def _log(run: Run):
     """Orbit prints every term of every report; the terminal has the bar."""
-    path = f'{run.model_dir}/{LOG_NAME}' if run.is_chief else '/dev/null'
+    path = f'{run.model_dir}/{LOG_NAME}' if run.is_chief else os.devnull
     with open(path, 'a', buffering=1, encoding='utf-8') as log, contextlib.redirect_stdout(log):
         yield
 
@@ -297,7 +298,7 @@ def file_names(image_ids: list[int], record_set: records.RecordSet) -> list[str]
 def _make_controller(run: Run, config, runner, watching) -> orbit.Controller:
     params = config.trainer
     folder = lambda name: f'{run.model_dir}/{name}' if run.is_chief else None  # noqa: E731
-    return orbit.Controller(
+    controller = orbit.Controller(
         strategy=run.strategy,
         trainer=runner,
         evaluator=runner if run.evaluates else None,
@@ -309,6 +310,8 @@ def _make_controller(run: Run, config, runner, watching) -> orbit.Controller:
         train_actions=[watching.update],
         eval_actions=[watching.evaluated],
     )
+    watching.summary_writer = controller.summary_manager.summary_writer()
+    return controller
 
 
 def _loop(run: Run, config, controller, saved, best) -> None:

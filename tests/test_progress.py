@@ -62,10 +62,11 @@ def test_warnings_about_the_gan_are_said_and_go_to_tensorboard(step, clock, tmp_
         'box_score_fake': 0.001,
         'mask_discriminator_loss': -0.2,
     }
-    with tf.summary.create_file_writer(str(tmp_path)).as_default():
-        for number in range(30):
-            step.assign(number)
-            watching.update(terms)
+    watching.summary_writer = tf.summary.create_file_writer(str(tmp_path))
+    for number in range(30):
+        step.assign(number)
+        watching.update(terms)
+    watching.summary_writer.flush()
     assert capsys.readouterr().err.count('the box discriminator wins') == 1
     (path,) = tmp_path.glob('events*')
     tags = {v.tag for e in tf.compat.v1.train.summary_iterator(str(path)) for v in e.summary.value}

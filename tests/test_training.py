@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from gan_mrcnn import evaluating, experiment, replay, training
+from gan_mrcnn import evaluating, experiment, gan_watch, replay, training
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.errors import UserError
@@ -353,6 +353,9 @@ class Poisoned(task_lib.GanMaskRCNNTask):
 
 
 def test_skipping_leaves_out_the_batch_and_goes_on(folder, monkeypatch, capsys):
+    # Any scores are those of a discriminator that wins.
+    monkeypatch.setattr(gan_watch, 'WON', (-1.0, 2.0))
+    monkeypatch.setattr(gan_watch, 'PATIENCE', 2)
     monkeypatch.setattr(task_lib, 'GanMaskRCNNTask', Poisoned)
     config = make_config(folder, f'trainer.train_steps={STEPS}', 'task.blow_ups.policy=skip')
     training.train(config, DATASET, str(folder / 'skipped'), 'train')
@@ -360,7 +363,16 @@ def test_skipping_leaves_out_the_batch_and_goes_on(folder, monkeypatch, capsys):
     assert all(np.isfinite(value).all() for value in found.values())
     (event,) = json.loads((folder / 'skipped' / 'blow_ups.json').read_text())
     assert event['step'] == 3
-    assert 'step 3 images' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'step 3 images' in said and 'step 2: the box discriminator wins' in said
+    paths = glob.glob(f'{folder}/skipped/train/events.out.tfevents.*')
+    tags = {
+        value.tag
+        for path in paths
+        for event in tf.compat.v1.train.summary_iterator(path)
+        for value in event.summary.value
+    }
+    assert 'warnings/box_discriminator_wins' in tags
     assert json.loads((folder / 'skipped' / 'status.json').read_text())['state'] == 'finished'
 
 
