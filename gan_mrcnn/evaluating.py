@@ -14,11 +14,10 @@ from typing import Optional
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 from google.protobuf import message
 from official.core import train_utils
 
-from gan_mrcnn import experiment, visualization, yaml_files
+from gan_mrcnn import bars, experiment, visualization, yaml_files
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.datasets import base
 from gan_mrcnn.datasets import options as data_options
@@ -251,7 +250,7 @@ def predict(config, task, step, record_set, strategy) -> list:
     )
 
     found = []
-    with tqdm.tqdm(total=record_set.num_examples, desc='predict', unit='image') as bar:
+    with bars.Bar(total=record_set.num_examples, desc='predict', unit='image') as bar:
         for inputs in dataset:
             outputs = step(inputs)
             task.aggregate_logs(found, outputs)

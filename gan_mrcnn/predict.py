@@ -8,6 +8,7 @@ IMAGES are files, folders and patterns in quotes. `--model` is a SavedModel of
 import argparse
 import pathlib
 
+from gan_mrcnn import bars
 from gan_mrcnn import flags as flags_lib
 from gan_mrcnn.errors import UserError
 
@@ -51,7 +52,6 @@ def parse_flags() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_flags()
-    import tqdm
 
     from gan_mrcnn.predicting import pictures, writing
     from gan_mrcnn.serving import predictor as predictor_lib
@@ -69,7 +69,7 @@ def main() -> None:
     writer = writing.Writer(options.out, predictor.about)
     num_objects = 0
     try:
-        with tqdm.tqdm(total=len(sources), desc='predict', unit='image') as bar:
+        with bars.Bar(total=len(sources), desc='predict', unit='image') as bar:
             for result in pictures.detect(
                 sources,
                 predictor,

@@ -15,10 +15,9 @@ from typing import Any, Optional
 
 import orbit
 import tensorflow as tf
-import tqdm
 from official.core import config_definitions
 
-from gan_mrcnn import files, gan_watch
+from gan_mrcnn import bars, files, gan_watch
 
 STATUS = 'status.json'
 # Between two rewritings, and between two lines where there is no terminal.
@@ -81,12 +80,11 @@ class Progress:
         self.summary_writer = tf.summary.create_noop_writer()
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
+            self._bar = bars.Bar(
                 total=self._train_steps,
                 initial=step,
                 unit='step',
                 desc='train',
-                dynamic_ncols=True,
             )
 
     def update(self, output: orbit.runner.Output) -> None:

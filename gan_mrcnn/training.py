@@ -162,7 +162,12 @@ def resume(config, model_dir: str, strategy) -> Optional[str]:
     folder = pathlib.Path(model_dir)
     step = 0
     if multi_worker.is_chief(strategy):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f'--model_dir {model_dir} cannot be made ({error.strerror}); give another'
+            ) from error
         step = resumed_step(config, model_dir)
         with files.named_when_whole(folder / PARAMS_NAME) as path:
             hyperparams.save_params_dict_to_yaml(config, str(path))

@@ -21,10 +21,9 @@ from typing import Optional
 
 import cv2
 import numpy as np
-import tqdm
 from pycocotools import mask as mask_api
 
-from gan_mrcnn import datasets, flags, visualization
+from gan_mrcnn import bars, datasets, flags, visualization
 from gan_mrcnn.datasets import base, check_report, options, records, shards
 from gan_mrcnn.errors import UserError
 
@@ -41,7 +40,7 @@ def check(dataset: base.Dataset, num_processes: Optional[int] = None) -> check_r
     pictures: dict[str, tuple[str, str]] = {}
     items = {split: dataset.items(split) for split in dataset.parts}
     total = sum(map(len, items.values()))
-    with tqdm.tqdm(total=total, desc=f'check {dataset.name}', unit='image') as bar:
+    with bars.Bar(total=total, desc=f'check {dataset.name}', unit='image') as bar:
         for split in dataset.parts:
             splits[split] = check_report.SplitReport()
             listed = list(dataset.problems(split))

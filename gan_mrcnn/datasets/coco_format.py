@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
-import tqdm
 
+from gan_mrcnn import bars
 from gan_mrcnn.datasets import base, coco_json, fingerprints, images, options, splitting
 from gan_mrcnn.errors import UserError
 
@@ -184,7 +184,7 @@ class CocoFormat(base.Dataset):
             if count > 1:
                 text = f'{count} annotations have the id {number}'
                 yield base.Problem(str(source), text, 'warning')
-        for item in tqdm.tqdm(items, desc=f'look at {self.name}/{split}', unit='image', delay=2):
+        for item in bars.Bar(items, desc=f'look at {self.name}/{split}', unit='image', delay=2):
             if not _is_file(item.path):
                 yield base.Problem(str(item.path), 'is missing', 'error')
             if names[item.path] > 1:

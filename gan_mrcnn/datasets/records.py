@@ -22,8 +22,7 @@ import pathlib
 import shutil
 from typing import Any, Optional
 
-import tqdm
-
+from gan_mrcnn import bars
 from gan_mrcnn.datasets import base, fingerprints, shards
 from gan_mrcnn.errors import UserError
 
@@ -307,7 +306,7 @@ def _write(dataset, split, jobs, missing, skip_bad, num_processes) -> None:
     left = sum(len(job.items) for job in missing)
     if left < total:
         print(f'{dataset.name}/{split}: {total - left} of {total} images are there already')
-    with tqdm.tqdm(
+    with bars.Bar(
         total=total, initial=total - left, desc=f'convert {dataset.name}/{split}', unit='image'
     ) as bar:
         shards.write_shards(dataset, missing, skip_bad, num_processes, bar.update)

@@ -21,9 +21,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
-import tqdm
 
-from gan_mrcnn import datasets, flags, yaml_files
+from gan_mrcnn import bars, datasets, flags, yaml_files
 from gan_mrcnn.datasets import base, records
 from gan_mrcnn.datasets import options as data_options
 from gan_mrcnn.errors import UserError
@@ -155,7 +154,7 @@ def bootstrap(
     num_images = first.runs[0].scored.matches['mask'].num_images
     rng = np.random.default_rng(seed)
     differences: dict[str, list[float]] = {name: [] for name in first.runs[0].figures()}
-    for _ in tqdm.trange(num_samples, desc=f'resample {second.name}', unit='sample'):
+    for _ in bars.Bar(range(num_samples), desc=f'resample {second.name}', unit='sample'):
         weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images))
         before, after = first.mean(weights), second.mean(weights)
         for name, values in differences.items():

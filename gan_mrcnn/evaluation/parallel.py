@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import process
 from typing import Any, Callable, Optional
 
-import tqdm
-
+from gan_mrcnn import bars
 from gan_mrcnn.errors import UserError
 
 # Images in a job: enough to be worth sending, few enough that the bar moves.
@@ -53,7 +52,7 @@ def map_jobs(
       UserError: a process was killed, most likely for lack of memory.
     """
     num_processes = min(num_processes or num_cores(), len(jobs))
-    with tqdm.tqdm(total=sum(sizes), desc=title, unit='image', disable=not title) as bar:
+    with bars.Bar(total=sum(sizes), desc=title, unit='image', disable=not title) as bar:
         if num_processes <= 1:
             results = []
             for job, size in zip(jobs, sizes):

@@ -7,8 +7,8 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
+from gan_mrcnn import bars
 from gan_mrcnn.datasets import records
 from gan_mrcnn.errors import UserError
 from gan_mrcnn.evaluation import predictions
@@ -142,7 +142,7 @@ def predict_records(
     files = sorted(tf.io.gfile.glob(record_set.input_path))
     batches = tf.data.TFRecordDataset(files).batch(batch_size)
     found = []
-    with tqdm.tqdm(total=record_set.num_examples, desc='evaluate', unit='image') as bar:
+    with bars.Bar(total=record_set.num_examples, desc='evaluate', unit='image') as bar:
         for serialized in batches:
             batch = tf.io.parse_example(serialized, features)
             batch = [batch[key].numpy() for key in keys]
