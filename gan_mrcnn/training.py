@@ -85,20 +85,24 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
     train_set, validation_set = prepare_data(config, dataset)
     stop = stopping.Stop(breaks_off=multi_worker.num_workers() == 1)
     with checkpoints.disk_errors_named(model_dir), stop:
-        checkpoint = resume(config, model_dir, strategy)
-        run = Run(
-            config=config,
-            model_dir=model_dir,
-            evaluates='eval' in mode,
-            strategy=strategy,
-            is_chief=is_chief,
-            train_set=train_set,
-            validation_set=validation_set,
-            stop=stop,
-            status=progress.Status(model_dir, config.trainer.train_steps, is_chief),
-            events=blow_ups.BlowUps(config.task.blow_ups, model_dir, is_chief),
-        )
-        say_what_runs(run, dataset, checkpoint)
+        try:
+            checkpoint = resume(config, model_dir, strategy)
+            run = Run(
+                config=config,
+                model_dir=model_dir,
+                evaluates='eval' in mode,
+                strategy=strategy,
+                is_chief=is_chief,
+                train_set=train_set,
+                validation_set=validation_set,
+                stop=stop,
+                status=progress.Status(model_dir, config.trainer.train_steps, is_chief),
+                events=blow_ups.BlowUps(config.task.blow_ups, model_dir, is_chief),
+            )
+            say_what_runs(run, dataset, checkpoint)
+        except KeyboardInterrupt:
+            _say_stopped(step_of(checkpoints.latest(model_dir)))
+            return False
         try:
             _to_the_end(run, checkpoint)
             run.status.update(state='finished', eta_seconds=0)
@@ -106,7 +110,7 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
         except KeyboardInterrupt:
             saved = step_of(checkpoints.latest(model_dir))
             run.status.update(state='stopped', step=saved)
-            print(f'stopped; step {saved} is saved, and the same command goes on from there')
+            _say_stopped(saved)
             return False
         except BaseException as error:
             if multi_worker.is_lost(error):
@@ -114,6 +118,10 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
             with contextlib.suppress(OSError):
                 run.status.update(state='failed', message=str(error) or type(error).__name__)
             raise
+
+
+def _say_stopped(step: int) -> None:
+    print(f'stopped; step {step} is saved, and the same command goes on from there')
 
 
 def prepare_data(config, dataset: base.Dataset) -> tuple[records.RecordSet, records.RecordSet]:
