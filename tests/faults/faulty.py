@@ -5,7 +5,7 @@
 A fault is one of
 
     SIGNAL@MOMENT   the process gets SIGNAL, such as SIGTERM or SIGKILL
-    nan@step:N      the loss of step N is not finite
+    nan@step:N      the loss of step N is not finite; nan-on-worker-1@step:N: that of this worker
     devices:N       N logical CPU devices, all of them in one MirroredStrategy
 
 and a moment one of
@@ -19,6 +19,7 @@ and a moment one of
     replacing:NAME  a new version of the file NAME is written and about to get its name
 """
 
+import json
 import os
 import pathlib
 import runpy
@@ -106,6 +107,10 @@ def make_not_finite(step: int) -> None:
     task_lib.GanMaskRCNNTask.detection_losses = replacement
 
 
+def worker_index() -> int:
+    return json.loads(os.environ['TF_CONFIG'])['task']['index']
+
+
 def use_devices(number: int) -> None:
     """Has the strategy be of several CPU devices."""
     tf.config.set_logical_device_configuration(
@@ -120,8 +125,10 @@ def main() -> None:
     split = sys.argv.index('--')
     for fault in sys.argv[1:split]:
         what, _, moment = fault.partition('@')
-        if what == 'nan':
+        if what == 'nan' or (what == 'nan-on-worker-1' and worker_index() == 1):
             make_not_finite(int(moment.partition(':')[2]))
+        elif what == 'nan-on-worker-1':
+            continue
         elif what.startswith('devices:'):
             use_devices(int(what.partition(':')[2]))
         else:

@@ -88,22 +88,23 @@ class Site:
                 folder / 'data' / f'{split}.json', folder / 'data' / split, pictures, {'cell': 1}
             )
 
-    def arguments(self, model_dir, *flags, steps=STEPS, cache=None) -> list[str]:
-        """The command after `python`."""
+    def arguments(self, model_dir, *overrides, steps=STEPS, cache=None, seed=3) -> list[str]:
+        """The command after `python`; `overrides` are KEY=VALUE."""
+        overrides = [f'trainer.train_steps={steps}', *overrides]
         return [
             *('train.py', '--dataset', 'coco_format', '--data_dir', str(self.folder / 'data')),
             *('--config_file', str(self.settings), '--cache_dir', str(cache or self.cache)),
-            *('--model_dir', str(model_dir), '--seed', '3', '--deterministic'),
-            *('--params_override', f'trainer.train_steps={steps}', *flags),
+            *('--model_dir', str(model_dir), '--seed', str(seed), '--deterministic'),
+            *(part for one in overrides for part in ('--params_override', one)),
         ]
 
-    def start(self, model_dir, *flags, faults=(), env=None, **more) -> 'Process':
+    def start(self, model_dir, *overrides, faults=(), env=None, **more) -> 'Process':
         """Starts train.py with `faults`, see `tests.faults.faulty`."""
         faulty = ['-m', 'tests.faults.faulty', *faults, '--'] if faults else []
-        return Process([*faulty, *self.arguments(model_dir, *flags, **more)], env)
+        return Process([*faulty, *self.arguments(model_dir, *overrides, **more)], env)
 
-    def train(self, model_dir, *flags, **more) -> Done:
-        return self.start(model_dir, *flags, **more).finish()
+    def train(self, model_dir, *overrides, **more) -> Done:
+        return self.start(model_dir, *overrides, **more).finish()
 
 
 class Process:

@@ -98,44 +98,47 @@ def test_without_any_sound_checkpoint_nothing_begins_anew(saved):
     assert len(list(kept.glob('ckpt-*'))) == 6
 
 
-# Files of a run, and what the next start does about them.
-GOES_ON = 'goes on'
-SAYS_SO = 'says so'
-FILES = {
-    'ckpt-6.index': GOES_ON,
-    'ckpt-6.data-00000-of-00001': GOES_ON,
-    'checkpoint': GOES_ON,
-    'status.json': GOES_ON,
-    'validations.json': GOES_ON,
-    'blow_ups.json': GOES_ON,
-    'best/checkpoint': GOES_ON,
-    'best/best_ckpt-*.index': GOES_ON,
-    'best/best_ckpt-*.data-00000-of-00001': GOES_ON,
-    'params.yaml': SAYS_SO,
-}
+# Files of a run that are damaged together.
+GROUPS = [
+    ('ckpt-6.index', 'status.json'),
+    ('ckpt-6.data-00000-of-00001', 'checkpoint'),
+    ('validations.json', 'blow_ups.json', 'best/checkpoint'),
+    ('best/best_ckpt-*.index', 'best/best_ckpt-*.data-00000-of-00001'),
+]
+
+
+def halve(model_dir, pattern):
+    """Cuts a file in the middle; its path."""
+    (path,) = model_dir.glob(pattern)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize('name', FILES)
-def test_a_run_with_a_damaged_file_goes_on_or_says_so(name, site, whole, tmp_path):
-    """Cut in the middle; the run then goes on for two steps, and validates at the end."""
+@pytest.mark.parametrize('patterns', GROUPS)
+def test_a_run_with_damaged_files_goes_on(patterns, site, whole, tmp_path):
+    """For two steps, with a validation at the end."""
     model_dir = shutil.copytree(whole, tmp_path / 'run')
-    if name == 'blow_ups.json':
-        (model_dir / name).write_text('[{"step": 2, "policy": "skip", "images": ["a.png"]}]')
-    (path,) = model_dir.glob(name)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+    (model_dir / 'blow_ups.json').write_text('[{"step": 2, "policy": "skip", "images": ["a.png"]}]')
+    for pattern in patterns:
+        halve(model_dir, pattern)
     done = site.train(model_dir, steps=runs.STEPS + 2)
-    if FILES[name] == SAYS_SO and done.status:
-        assert str(path) in runs.refusal(done)
-        # The remedy of that line.
-        path.unlink()
-        done = site.train(model_dir, steps=runs.STEPS + 2)
     assert runs.ended_well(done)
-    step = 4 if name.startswith('ckpt-6') else 6
+    step = 4 if patterns[0].startswith('ckpt-6') else 6
     assert f'going on from step {step}' in done.out
     assert tf.train.latest_checkpoint(str(model_dir)).endswith(f'ckpt-{runs.STEPS + 2}')
     status = json.loads((model_dir / 'status.json').read_text())
     assert (status['state'], status['step']) == ('finished', runs.STEPS + 2)
-    assert status['best']['step'] is not None
-    assert runs.values(tf.train.latest_checkpoint(str(model_dir / 'best')))
+    best = tf.train.latest_checkpoint(str(model_dir / 'best'))
+    assert best.endswith(f'-{status["best"]["step"]}') and runs.values(best)
+
+
+@pytest.mark.faults
+def test_damaged_settings_of_a_run_are_said(site, whole, tmp_path):
+    model_dir = shutil.copytree(whole, tmp_path / 'run')
+    path = halve(model_dir, 'params.yaml')
+    before = runs.hashes(model_dir)
+    line = runs.refusal(site.train(model_dir))
+    assert str(path) in line and 'remove it' in line
+    assert runs.hashes(model_dir) == before
