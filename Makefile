@@ -25,12 +25,13 @@ POOL := custom_ops/prroi_pool
 POOL_STAMP := $(VENV)/prroi_pool_stamp
 DATA_FLAG := $(if $(DATA_DIR),--data_dir '$(DATA_DIR)')
 
-.PHONY: help train test test-slow lint clean
+.PHONY: help train test test-slow test-faults lint clean
 
 help:
 	@echo 'make train   set up, train on the demo set or DATA_DIR, evaluate into MODEL_DIR/eval'
 	@echo 'make test    set up, run the tests'
 	@echo 'make test-slow  the tests that take longer, such as training on every data set'
+	@echo 'make test-faults  runs killed, disks filled, files damaged, some dozens of times: half an hour'
 	@echo 'make lint    set up, run ruff'
 	@echo 'make clean   remove .venv and the caches; runs/ and data/ stay'
 	@echo
@@ -50,6 +51,9 @@ test: $(STAMP) $(POOL_STAMP)
 
 test-slow: $(STAMP) $(POOL_STAMP)
 	$(VENV)/bin/python -m pytest -q -m slow
+
+test-faults: $(STAMP) $(POOL_STAMP)
+	$(VENV)/bin/python -m pytest -q -m faults
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

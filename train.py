@@ -55,8 +55,8 @@ def main() -> None:
         split = config.task.validation_data.split
         evaluating.evaluate(config, dataset, split, model_dir, checkpoint='last')
     else:
-        if not training.train(config, dataset, model_dir, options.mode):
-            flags.leave_at_once()
+        training.train(config, dataset, model_dir, options.mode)
+        flags.leave_at_once()
 
 
 if __name__ == '__main__':

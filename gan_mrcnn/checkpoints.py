@@ -69,7 +69,8 @@ def newest_sound(model_dir: str) -> Optional[str]:
             return path
         _set_aside(folder, step)
         print(f'{path} is damaged ({problem}): moved to {folder / DAMAGED}', flush=True)
-    if found:
+    if found or list((folder / DAMAGED).glob('ckpt-*.index')):
+        # Also the next start must not take the folder for a new one.
         raise UserError(
             f'none of the checkpoints in {model_dir} can be read; they are in {DAMAGED} there: put '
             'back a copy, or start again with another --model_dir'

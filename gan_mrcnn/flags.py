@@ -102,7 +102,7 @@ def run_main(
 def leave_at_once() -> None:
     """Ends the process with status 0, without the many seconds that TensorFlow takes to clean up.
 
-    Who has sent a signal does not wait for long; all that matters is on the disk.
+    All that matters is on the disk, and who has sent a signal does not wait for long.
     """
     sys.stdout.flush()
     sys.stderr.flush()

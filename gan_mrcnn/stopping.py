@@ -66,8 +66,10 @@ class Stop:
         self._held = True
 
     def release(self) -> None:
-        """From here on a signal breaks off what is being done."""
+        """From here on a signal breaks off what is being done, and one that came before does."""
         self._held = False
+        if self._breaks_off and self.wanted is not None:
+            raise KeyboardInterrupt
 
     def _in_main_thread(self, number, _) -> None:
         self.wanted = signal.Signals(number)

@@ -63,7 +63,7 @@ class Run:
     events: blow_ups.BlowUps
 
 
-def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
+def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
     """Trains (and evaluates on the validation split) until `trainer.train_steps`.
 
     SIGTERM and SIGINT end it after the step that is being done, with a checkpoint.
@@ -74,9 +74,6 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
       model_dir: goes on from the newest checkpoint in there.
       mode: 'train' or 'train_and_eval'.
 
-    Returns:
-      Whether it came to its end, and was not stopped before.
-
     Raises:
       UserError: a loss or gradient is not finite and the policy is to stop, the checkpoint is of
         another network, or the folder cannot be written.
@@ -86,29 +83,32 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
     train_set, validation_set = prepare_data(config, dataset)
     stop = stopping.Stop(breaks_off=multi_worker.num_workers() == 1)
     with checkpoints.disk_errors_named(model_dir), stop:
-        checkpoint = resume(config, model_dir, strategy)
-        run = Run(
-            config=config,
-            model_dir=model_dir,
-            evaluates='eval' in mode,
-            strategy=strategy,
-            is_chief=is_chief,
-            train_set=train_set,
-            validation_set=validation_set,
-            stop=stop,
-            status=progress.Status(model_dir, config.trainer.train_steps, is_chief),
-            events=blow_ups.BlowUps(config.task.blow_ups, model_dir, is_chief),
-        )
-        say_what_runs(run, dataset, checkpoint)
+        try:
+            checkpoint = resume(config, model_dir, strategy)
+            run = Run(
+                config=config,
+                model_dir=model_dir,
+                evaluates='eval' in mode,
+                strategy=strategy,
+                is_chief=is_chief,
+                train_set=train_set,
+                validation_set=validation_set,
+                stop=stop,
+                status=progress.Status(model_dir, config.trainer.train_steps, is_chief),
+                events=blow_ups.BlowUps(config.task.blow_ups, model_dir, is_chief),
+            )
+            say_what_runs(run, dataset, checkpoint)
+        except KeyboardInterrupt:
+            _say_stopped(step_of(checkpoints.latest(model_dir)))
+            return
         try:
             _to_the_end(run, checkpoint)
             run.status.update(state='finished', eta_seconds=0)
-            return True
         except KeyboardInterrupt:
             saved = step_of(checkpoints.latest(model_dir))
             run.status.update(state='stopped', step=saved)
-            print(f'stopped; step {saved} is saved, and the same command goes on from there')
-            return False
+            _say_stopped(saved)
+            return
         except tf.errors.DataLossError as error:
             raise _name_damaged(error, run) from error
         except BaseException as error:
@@ -134,6 +134,10 @@ def _name_damaged(error: Exception, run: Run) -> UserError:
         text += 'was written; start again, and look at the disk if it comes back'
     run.status.update(state='failed', message=text)
     return UserError(text)
+
+
+def _say_stopped(step: int) -> None:
+    print(f'stopped; step {step} is saved, and the same command goes on from there')
 
 
 def prepare_data(config, dataset: base.Dataset) -> tuple[records.RecordSet, records.RecordSet]:
@@ -342,6 +346,8 @@ def _loop(run: Run, config, controller, saved, best) -> None:
 
     if run.evaluates and step and is_due(validate_every) and not best.is_settled(step):
         validate()
+        # Until the first step, which takes its time to be traced, a signal breaks off.
+        run.stop.release()
     while step < total:
         intervals = [save_every, validate_every]
         if step % params.steps_per_loop:

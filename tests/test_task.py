@@ -344,7 +344,6 @@ def test_a_generator_that_alone_is_not_finite_stays_as_it_is():
 @pytest.mark.parametrize('mode', ['baseline', 'combined'])
 def test_two_replicas_take_the_step_of_one(two_replicas, mode):
     task, model = make_task(mode)
-    freeze_batch_norm(model.backbone)
     batch = make_batch(task.task_config)
     # Replicas with different numbers of objects: the means must be over all of them.
     batch[1]['gt_classes'] = tf.tensor_scatter_nd_update(
@@ -355,7 +354,6 @@ def test_two_replicas_take_the_step_of_one(two_replicas, mode):
     )
     with two_replicas.scope():
         replicated_task, replicated_model = make_task(mode)
-        freeze_batch_norm(replicated_model.backbone)
         optimizer = sgd()
         optimizer.build(replicated_model.trainable_variables)
     replicated_model.set_weights(model.get_weights())
@@ -369,22 +367,34 @@ def test_two_replicas_take_the_step_of_one(two_replicas, mode):
     def step(inputs):
         two_replicas.run(replicated_task.train_step, (inputs, replicated_model, optimizer))
 
+    before = [variable.numpy() for variable in networks(task, model)]
     step(inputs)
     task.train_step(batch, model, sgd())
-    for one, both in zip(model.trainable_variables, replicated_model.trainable_variables):
+    pairs = zip(networks(task, model), networks(replicated_task, replicated_model))
+    for (one, both), start in zip(pairs, before):
         first, second = (x.numpy() for x in two_replicas.experimental_local_results(both))
         np.testing.assert_array_equal(first, second)
-        # The discriminators' BatchNorm is each replica's own, so with them the step differs.
-        if mode == 'baseline':
-            np.testing.assert_allclose(first, one, atol=1e-5, err_msg=one.name)
         assert np.isfinite(first).all()
+        # BatchNorm, its statistics included, is over the images and RoIs of both.
+        if 'moving_variance' in one.name:
+            # One device has the fused kernel, which notes the unbiased variance: N / (N - 1) times
+            # that of the N values. The synchronized one notes the other.
+            both_noted, one_noted = first - 0.9 * start, one.numpy() - 0.9 * start
+            factor = np.median(one_noted / both_noted)
+            assert 1 < factor < 2, one.name
+            np.testing.assert_allclose(
+                one_noted, factor * both_noted, atol=5e-5, rtol=1e-3, err_msg=one.name
+            )
+        else:
+            np.testing.assert_allclose(first, one, atol=5e-5, rtol=1e-4, err_msg=one.name)
 
 
-def freeze_batch_norm(model):
-    """BatchNorm over each replica's own images would tell the two from one device."""
-    for layer in model.submodules:
-        if isinstance(layer, tf.keras.layers.BatchNormalization):
-            layer.trainable = False
+def networks(task, model):
+    """Variables of the generator and of the discriminators, where there are some."""
+    parts = [model]
+    if task.has_discriminators:
+        parts += [task.box_discriminator, task.mask_discriminator]
+    return [variable for part in parts for variable in part.variables]
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])

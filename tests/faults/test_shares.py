@@ -1,0 +1,69 @@
+"""What each of several workers reads: together every image once, whatever the numbers are."""
+
+import collections
+
+import hypothesis
+import pytest
+import tensorflow as tf
+from hypothesis import strategies
+
+from gan_mrcnn import configs
+from gan_mrcnn.datasets import base, input_pipeline, records
+from tests import test_training
+
+NUM_IMAGES = 5
+
+
+@pytest.fixture(scope='module')
+def record_set(tmp_path_factory) -> records.RecordSet:
+    """An odd number of pictures."""
+    dataset: base.Dataset = test_training.Rectangles()
+    return records.ensure_records(dataset, 'train', str(tmp_path_factory.mktemp('shares')))
+
+
+def read(record_set, build, workers, per_worker, batches):
+    """Ids of the images, and numbers of the draws, that each worker gets, in its order."""
+    model = configs.Generator(num_classes=2, input_size=[64, 64, 3])
+    parser = input_pipeline.Parser(model, configs.Parser(train_short_side=[32, 40]), seed=7)
+    params = configs.DataConfig(
+        input_path=record_set.input_path,
+        num_examples=record_set.num_examples,
+        global_batch_size=workers * per_worker,
+        shuffle_buffer_size=3,
+    )
+    shares = []
+    for worker in range(workers):
+        context = tf.distribute.InputContext(workers, worker, workers)
+        dataset = build(params, parser, context)
+        labels = [labels for _, labels in dataset.take(batches).as_numpy_iterator()]
+        shares.append([int(x) for one in labels for x in one['source_id']])
+    return shares
+
+
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=4)
+@hypothesis.given(strategies.integers(2, 4), strategies.integers(1, 2))
+def test_no_image_is_seen_twice_in_an_epoch(record_set, workers, per_worker):
+    """Over as many steps as make some epochs exactly: each image as often as there are epochs."""
+
+    def build(params, parser, context):
+        return input_pipeline.training_dataset(params, parser, 7, 0, context)
+
+    # NUM_IMAGES steps are workers * per_worker epochs.
+    shares = read(record_set, build, workers, per_worker, NUM_IMAGES)
+    counts = collections.Counter(x for share in shares for x in share)
+    assert set(counts.values()) == {workers * per_worker} and len(counts) == NUM_IMAGES
+    # The order of the run, dealt out in turn: the first epoch is the first NUM_IMAGES of it.
+    order = [x for row in zip(*shares) for x in row]
+    for epoch in range(workers * per_worker):
+        seen = order[epoch * NUM_IMAGES : (epoch + 1) * NUM_IMAGES]
+        assert len(set(seen)) == NUM_IMAGES
+
+
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=4)
+@hypothesis.given(strategies.integers(2, 4), strategies.integers(1, 2))
+def test_validation_covers_every_image_once(record_set, workers, per_worker):
+    shares = read(record_set, input_pipeline.evaluation_dataset, workers, per_worker, -1)
+    ids = [x for share in shares for x in share if x >= 0]
+    assert sorted(ids) == sorted(record_set.image_ids)
+    # All take part in as many batches: nobody waits for somebody who has none left.
+    assert len({len(share) for share in shares}) == 1
