@@ -24,9 +24,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
 
-from gan_mrcnn import flags, visualization  # noqa: E402
+from gan_mrcnn import bars, flags, visualization  # noqa: E402
 
 # MB for 1000 steps with four evaluations; the allocator alone moves it up and down by 20.
 MOST_GROWTH = 20.0
@@ -89,7 +88,7 @@ def watch(folder: pathlib.Path, steps: int) -> Samples:
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=stderr)
     looks = []
     try:
-        with tqdm.tqdm(total=steps, desc='soak', unit='step') as bar:
+        with bars.Bar(total=steps, desc='soak', unit='step') as bar:
             while process.poll() is None:
                 look = look_at(process.pid)
                 if look:
