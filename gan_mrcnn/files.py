@@ -26,6 +26,12 @@ def named_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what a process that was killed within `named_when_whole` has left in `folder`."""
+    for path in folder.rglob('*.tmp'):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
     with named_when_whole(path) as temporary:

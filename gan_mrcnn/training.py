@@ -173,6 +173,7 @@ def resume(config, model_dir: str, strategy) -> Optional[str]:
                 f'--model_dir {model_dir} cannot be made ({error.strerror}); give another'
             ) from error
         step = resumed_step(config, model_dir)
+        files.remove_unfinished(folder)
         with files.named_when_whole(folder / PARAMS_NAME) as path:
             hyperparams.save_params_dict_to_yaml(config, str(path))
     step = multi_worker.chiefs_number(strategy, step)

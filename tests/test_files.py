@@ -19,6 +19,14 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ['x.json']
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / 'blow_ups').mkdir()
+    for name in ('x.json.123.tmp', 'blow_ups/y.npz.123.tmp', 'x.json'):
+        (tmp_path / name).write_text('{}')
+    files.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['x.json']
+
+
 @pytest.mark.parametrize('content', [b'', b'{"a": ', b'\xff\xfe', None])
 def test_what_is_no_json_is_the_default(content, tmp_path):
     path = pathlib.Path(tmp_path / 'x.json')
