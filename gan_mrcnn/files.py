@@ -27,8 +27,11 @@ def named_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
-    """Removes what a process that was killed within `named_when_whole` has left in `folder`."""
-    for path in folder.rglob('*.tmp'):
+    """Removes what a process that was killed within `named_when_whole` has left.
+
+    In `folder` and those in it, no deeper: what another process may be writing is not looked at.
+    """
+    for path in (*folder.glob('*.tmp'), *folder.glob('*/*.tmp')):
         path.unlink(missing_ok=True)
 
 
