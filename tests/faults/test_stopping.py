@@ -44,8 +44,8 @@ def test_stopped_at_every_kind_of_moment_a_run_ends_as_a_whole_one(site, whole):
         ('SIGINT@step:3', 3),
         # ... in which it is stopped again, ...
         ('SIGTERM@validation', 3),
-        # ... then in the first step after that validation, which is not broken off, ...
-        ('SIGINT@tracing', 5),
+        # ... then in the first step after that validation, ...
+        ('SIGINT@tracing', 3),
         # ... and before the last validation.
         ('SIGTERM@saved:6', 6),
     ]
