@@ -181,7 +181,8 @@ def examine(dataset: base.Dataset, item: base.Item, with_thumbnail: bool) -> che
             repr(example.image.shape).encode() + example.image.tobytes()
         ).hexdigest(),
         classes=example.classes.tolist(),
-        areas=mask_api.area(example.rles).tolist() if example.rles else [],
+        # One by one: with NumPy 2, pycocotools' `area` takes no list of more than 255.
+        areas=[int(mask_api.area(rle)) for rle in example.rles],
         is_crowd=example.is_crowd.tolist(),
         at_border=((x == 0) | (y == 0) | (x + w == width) | (y + h == height)).tolist(),
         thumbnail=_thumbnail(example) if with_thumbnail else b'',
