@@ -31,6 +31,9 @@ VALIDATIONS = 'validations.json'
 BEST = 'best'
 
 _NAME = re.compile(r'ckpt-(\d+)\.index')
+# What TensorFlow writes on the way to a checkpoint; anything else in the folder is the user's.
+_UNFINISHED = re.compile(r'ckpt-\d+(_temp.*|\.(index|data-\d{5}-of-\d{5})\.tempstate\d+)')
+_PART = re.compile(r'ckpt-(\d+)\.(index|data-\d{5}-of-\d{5})')
 _DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -119,10 +122,12 @@ def _set_aside(folder: pathlib.Path, step: int) -> None:
 def _clean(folder: pathlib.Path, steps: list[int]) -> None:
     """Removes what savings that did not come to their end have left."""
     for path in folder.glob('ckpt-*'):
-        step = re.match(r'ckpt-(\d+)', path.name)
+        part = _PART.fullmatch(path.name)
+        if not _UNFINISHED.fullmatch(path.name) and (not part or int(part.group(1)) in steps):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif step is None or int(step.group(1)) not in steps or '_temp' in path.name:
+        else:
             path.unlink(missing_ok=True)
 
 

@@ -20,9 +20,8 @@ from official.core import config_definitions
 from gan_mrcnn import bars, files, gan_watch
 
 STATUS = 'status.json'
-# Between two rewritings, and between two lines where there is no terminal.
+# Between two rewritings.
 STATUS_SECONDS = 2.0
-LINE_SECONDS = 10.0
 
 
 class Status:
@@ -117,7 +116,7 @@ class Progress:
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._last_line > LINE_SECONDS or step == self._train_steps:
+        if now - self._last_line > bars.LINE_SECONDS or step == self._train_steps:
             self._last_line = now
             if left is not None:
                 figures['left'] = str(datetime.timedelta(seconds=round(left)))

@@ -107,6 +107,15 @@ def test_a_saving_that_was_cut_short_leaves_nothing(folder):
     assert not list(folder.glob('ckpt-40*'))
 
 
+def test_what_the_user_has_put_beside_them_stays(folder):
+    (folder / 'ckpt-old').mkdir()
+    for name in ('ckpt-10-copy.index', 'ckpt-best.txt', 'ckpt-old/ckpt-5.index'):
+        (folder / name).write_text('mine')
+    before = sorted(folder.rglob('*'))
+    checkpoints.newest_sound(str(folder))
+    assert sorted(folder.rglob('*')) == before
+
+
 def test_where_none_can_be_read_nothing_begins_from_scratch(folder):
     for step in (20, 30):
         os.truncate(folder / f'ckpt-{step}.index', 10)
