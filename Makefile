@@ -32,7 +32,7 @@ help:
 	@echo 'make test    set up, run the tests'
 	@echo 'make test-slow  the tests that take longer, such as training on every data set'
 	@echo 'make test-faults  runs killed, disks filled, files damaged, some dozens of times: half an hour'
-	@echo 'make lint    set up, run ruff'
+	@echo 'make lint    set up, look at style and at which part imports which'
 	@echo 'make clean   remove .venv and the caches; runs/ and data/ stay'
 	@echo
 	@echo 'PYTHON=python3.12   the Python for .venv, 3.9 to 3.13 (now $(PYTHON)); to change it, make clean first'
@@ -57,6 +57,8 @@ test-faults: $(STAMP) $(POOL_STAMP)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
+	$(VENV)/bin/lint-imports --no-cache
 
 # An environment that is there already is kept, and its own Python decides what is installed.
 $(STAMP): setup.py requirements-tf2.15.lock requirements-tf2.20.lock

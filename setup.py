@@ -27,7 +27,7 @@ _SETS = {
         'tensorflow>=2.15,<2.16',
         # The Model Garden follows TensorFlow's version: 2.15 is the one that is made for 2.15.
         'tf-models-official==2.15.*',
-        # For the image augmentation; only gan_mrcnn/datasets/augment.py may import it, because it
+        # For the image augmentation; only gan_mrcnn/data/augment.py may import it, because it
         # ended with TensorFlow 2.15.
         'tensorflow-addons>=0.23,<0.24',
         # Only the Model Garden needs it (through tensorflow-datasets). From 1.16 on it wants a
@@ -67,6 +67,12 @@ _INSTALL_REQUIRES = [
     'pillow>=9',
     # Progress bars.
     'tqdm>=4.60',
+    # HTML pages, with everything that comes from data escaped.
+    'jinja2>=3.1',
+    # Charts of those pages, as SVG. The Model Garden requires it, too.
+    'matplotlib>=3.7',
+    # Backbone weights in that format.
+    'safetensors>=0.4',
 ]
 
 _EXTRAS_REQUIRE = {
@@ -81,8 +87,13 @@ _EXTRAS_REQUIRE = {
         'pytest>=7',
         # Generates the inputs of the property tests.
         'hypothesis>=6',
-        # `make lint`; its settings are in pyproject.toml.
+        # Tests on all cores; each worker holds its own TensorFlow.
+        'pytest-xdist>=3.5',
+        # CI runs the tests in another order each time: none may lean on the one before.
+        'pytest-randomly>=3.15',
+        # `make lint`: style, and which part may import which. Their settings are in pyproject.toml.
         'ruff>=0.4',
+        'import-linter>=2.0',
     ],
 }
 
@@ -169,4 +180,5 @@ setup(
     python_requires='>=3.9,<3.14',
     install_requires=_requirements(),
     extras_require=_EXTRAS_REQUIRE,
+    entry_points={'console_scripts': ['gan-mrcnn = gan_mrcnn.__main__:main']},
 )

@@ -20,8 +20,10 @@ from official.core import exp_factory
 
 from gan_mrcnn import configs
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import base, input_pipeline, shards
-from gan_mrcnn.evaluation import predictions
+from gan_mrcnn.data import input_pipeline
+from gan_mrcnn.data.records import shards
+from gan_mrcnn.metrics import predictions
+from gan_mrcnn.utils import run_lengths
 
 _CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'gland_small.yaml'
 
@@ -85,7 +87,7 @@ def make_batch(task, entries, first_number):
             'groundtruth_classes': tf.ones([len(boxes)], tf.int64),
             'groundtruth_is_crowd': tf.zeros([len(boxes)], tf.bool),
             'groundtruth_instance_masks_png': tf.constant(
-                [shards.encode_mask(rle) for rle in base.encode_masks(masks)], tf.string
+                [shards.encode_mask(rle) for rle in run_lengths.encode_masks(masks)], tf.string
             ),
         }
         parser = make_parser(task, min(height, width))

@@ -16,6 +16,8 @@ import os
 import pathlib
 import sys
 
+from gan_mrcnn.data.records import records
+
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -24,8 +26,9 @@ import tensorflow as tf  # noqa: E402
 import yaml  # noqa: E402
 from official.core import exp_factory  # noqa: E402
 
-from gan_mrcnn import configs, datasets, experiment  # noqa: E402
+from gan_mrcnn import configs  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
+from gan_mrcnn.data import readers  # noqa: E402
 
 # Where the two losses meet: output of the generator, detection loss, adversarial loss, its weight.
 PLACES = {
@@ -50,9 +53,9 @@ def restore(run):
         mask_discriminator=task.mask_discriminator,
     ).read(tf.train.latest_checkpoint(str(run))).expect_partial().assert_existing_objects_matched()
     params = config.task.train_data
-    dataset = datasets.load_dataset(config.task.dataset, config.task.data_dir or None)
-    (records,) = experiment.prepare_records(config, dataset, [params.split])
-    experiment.use_records(params, records)
+    dataset = readers.load_dataset(config.task.dataset, config.task.data_dir or None)
+    (record_set,) = records.ensure_splits(dataset, [params.split], config.task)
+    record_set.feed(params)
     return task, model, task.build_inputs(params)
 
 

@@ -23,8 +23,8 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from gan_mrcnn import datasets  # noqa: E402
-from gan_mrcnn.datasets import records, shards  # noqa: E402
+from gan_mrcnn.data import readers  # noqa: E402
+from gan_mrcnn.data.records import records, shards  # noqa: E402
 
 
 def make_picture(rng, height, width):
@@ -61,10 +61,10 @@ def make_coco(folder, count):
             content['annotations'].append(annotation)
     (folder / 'train.json').write_text(json.dumps(content))
     (folder / 'val.json').write_text(json.dumps(content))
-    dataset = datasets.load_dataset(
+    dataset = readers.load_dataset(
         'coco_format',
         str(folder),
-        datasets.options.Options(annotations=('train.json', 'val.json')),
+        readers.options.Options(annotations=('train.json', 'val.json')),
     )
     return dataset, lambda item: [folder / 'images' / item.file_name]
 
@@ -86,7 +86,7 @@ def make_cityscapes(folder, count):
             )
             path = folder / 'gtFine' / split / 'city' / f'{name}_gtFine_instanceIds.png'
             cv2.imwrite(str(path), labels)
-    dataset = datasets.load_dataset('cityscapes', str(folder))
+    dataset = readers.load_dataset('cityscapes', str(folder))
     return dataset, lambda item: [item.path, item.labels_path]
 
 

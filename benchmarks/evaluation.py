@@ -23,7 +23,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gan_mrcnn.evaluation import coco, matching, parallel
+from gan_mrcnn.metrics import coco, matching, parallel
 
 HEIGHT, WIDTH, CLASSES = 480, 640, 80
 

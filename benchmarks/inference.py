@@ -26,6 +26,8 @@ import sys
 import tempfile
 import time
 
+from gan_mrcnn.prediction import checkpoint
+
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -57,9 +59,9 @@ def make_module(options):
     import yaml
     from official.core import exp_factory
 
-    from gan_mrcnn import configs, evaluating
+    from gan_mrcnn import configs
     from gan_mrcnn import task as task_lib
-    from gan_mrcnn.serving import inference
+    from gan_mrcnn.prediction import signatures
 
     config = exp_factory.get_exp_config(configs.EXPERIMENT)
     path = f'{options.run}/params.yaml' if options.run else options.config_file
@@ -69,8 +71,8 @@ def make_module(options):
     config.task.model.num_classes = config.task.model.num_classes or 2
     model = task_lib.GanMaskRCNNTask(config.task).build_model()
     if options.run:
-        evaluating.restore(model, evaluating.find_checkpoint(options.run, 'best'))
-    return inference.InferenceModule(model, config.task, 0.5), model, config
+        checkpoint.restore(model, checkpoint.find_checkpoint(options.run, 'best'))
+    return signatures.InferenceModule(model, config.task, 0.5), model, config
 
 
 def export_garden(config, our_head, folder):
@@ -203,11 +205,11 @@ def time_parts(options, rounds):
     """Seconds of CPU per image of each part of ours, one image at a time."""
     import tensorflow as tf
 
-    from gan_mrcnn.serving import inference, predictor
+    from gan_mrcnn.prediction import predictor, signatures
 
     module, model, _ = make_module(options)
     encoded = tf.constant(read_images(options.images)[0])
-    image, info = module._resize(inference.decode(encoded, 0))
+    image, info = module._resize(signatures.decode(encoded, 0))
     images, shape = image[tf.newaxis], info[tf.newaxis, 1]
     features = model.decoder(model.backbone(images))
     rpn_scores, rpn_boxes = model.rpn_head(features)
@@ -223,7 +225,7 @@ def time_parts(options, rounds):
         {name: value.numpy() for name, value in found.items() if 'detection' in name}
     )
     parts = {
-        'decode, scale': (lambda x: module._resize(inference.decode(x, 0)), encoded),
+        'decode, scale': (lambda x: module._resize(signatures.decode(x, 0)), encoded),
         'backbone': (model.backbone, images),
         'FPN': (model.decoder, model.backbone(images)),
         'RPN head': (model.rpn_head, features),

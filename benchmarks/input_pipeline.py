@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 
+from gan_mrcnn.utils import run_lengths
+
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -33,9 +35,14 @@ import yaml  # noqa: E402
 from official.core import exp_factory  # noqa: E402
 from official.vision.dataloaders import tf_example_decoder  # noqa: E402
 
-from gan_mrcnn import configs, datasets, experiment  # noqa: E402
+from gan_mrcnn import configs  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
-from gan_mrcnn.datasets import base, gland_demo, input_pipeline, records  # noqa: E402
+from gan_mrcnn.data import (
+    input_pipeline,  # noqa: E402
+    readers,  # noqa: E402
+)
+from gan_mrcnn.data.readers import base, gland_demo  # noqa: E402
+from gan_mrcnn.data.records import records  # noqa: E402
 
 
 class Crowd(base.Dataset):
@@ -69,7 +76,7 @@ class Crowd(base.Dataset):
             image_id=item.image_id,
             file_name=item.file_name,
             image=random.integers(0, 256, (height, width, 3), np.uint8),
-            rles=base.encode_masks(block() for _ in range(self._num_objects)),
+            rles=run_lengths.encode_masks(block() for _ in range(self._num_objects)),
             classes=np.ones(self._num_objects, np.int32),
             is_crowd=np.zeros(self._num_objects, bool),
         )
@@ -81,7 +88,7 @@ def load_config(path, dataset, cache_dir):
     config.override(yaml.safe_load(pathlib.Path(path).read_text(encoding='utf-8')))
     config.task.model.num_classes = len(dataset.class_names) + 1
     (found,) = [records.ensure_records(dataset, 'train', cache_dir)]
-    experiment.use_records(config.task.train_data, found)
+    found.feed(config.task.train_data)
     return config
 
 
@@ -206,7 +213,7 @@ def main():
     else:
         dataset = gland_demo.DemoGlands()
         if flags.data_dir:
-            dataset = datasets.load_dataset('gland', flags.data_dir)
+            dataset = readers.load_dataset('gland', flags.data_dir)
         figures = measure_throughput(flags, dataset)
     text = json.dumps(figures, indent=1)
     print(text)

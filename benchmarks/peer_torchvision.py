@@ -28,8 +28,8 @@ import _peer_plan as peer
 import numpy as np
 from pycocotools import mask as rle
 
-from gan_mrcnn.errors import UserError
-from gan_mrcnn.evaluation.coco import evaluate_coco
+from gan_mrcnn.metrics.coco import evaluate_coco
+from gan_mrcnn.utils.errors import UserError
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _WORKERS = {'ours': '_ours_worker.py', 'torchvision': '_torchvision_worker.py'}

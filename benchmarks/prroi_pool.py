@@ -46,9 +46,7 @@ class Port:
         library = pathlib.Path(folder) / 'port.so'
         source = pathlib.Path(__file__).with_name('_prroi_pool_port.cc')
         flags = ['-O3', '-march=native', '-std=c++17', '-shared', '-fPIC', '-pthread']
-        subprocess.run(
-            [build.find_compiler(), *flags, str(source), '-o', str(library)], check=True
-        )
+        subprocess.run([build.find_compiler(), *flags, str(source), '-o', str(library)], check=True)
         self._library = ctypes.CDLL(str(library))
         self._num_threads = num_threads
 
@@ -61,8 +59,9 @@ class Port:
 
     def forward(self, features, boxes, indices):
         output = np.empty([len(boxes), CHANNELS, SIZE, SIZE], np.float32)
-        self._call('port_forward', features, boxes, indices, output, features=features,
-                   output=output)
+        self._call(
+            'port_forward', features, boxes, indices, output, features=features, output=output
+        )
         return output
 
     def gradients(self, features, boxes, indices, output, upstream):

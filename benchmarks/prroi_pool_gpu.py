@@ -34,7 +34,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from gan_mrcnn.errors import UserError  # noqa: E402
+from gan_mrcnn.utils.errors import UserError  # noqa: E402
 from tests.custom_ops import launchers, reference  # noqa: E402
 
 IMAGES = {'544x800': (544, 800), '800x1344': (800, 1344)}

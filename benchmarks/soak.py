@@ -25,7 +25,7 @@ sys.path.insert(0, str(REPOSITORY))
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from gan_mrcnn import bars, flags, visualization  # noqa: E402
+from gan_mrcnn.utils import cli, progress_bar, visualization  # noqa: E402
 
 # MB for 1000 steps with four evaluations; the allocator alone moves it up and down by 20.
 MOST_GROWTH = 20.0
@@ -88,7 +88,7 @@ def watch(folder: pathlib.Path, steps: int) -> Samples:
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=stderr)
     looks = []
     try:
-        with bars.Bar(total=steps, desc='soak', unit='step') as bar:
+        with progress_bar.Bar(total=steps, desc='soak', unit='step') as bar:
             while process.poll() is None:
                 look = look_at(process.pid)
                 if look:
@@ -175,9 +175,7 @@ def draw(samples: Samples) -> np.ndarray:
         ('seconds a step (mean of five)', samples.report_step, samples.step_seconds),
     )
     last = float(samples.report_step[-1])
-    return np.concatenate(
-        [_panel(*panel, last, colour) for panel, colour in zip(panels, _COLOURS)]
-    )
+    return np.concatenate([_panel(*panel, last, colour) for panel, colour in zip(panels, _COLOURS)])
 
 
 def _panel(title, x, y, last, colour) -> np.ndarray:
@@ -213,7 +211,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps < WARM_UP + EVERY:
         parser.error(f'--steps must be at least {WARM_UP + EVERY}: the warm-up takes {WARM_UP}')
-    flags.silence_start_up()
+    cli.silence_start_up()
     with tempfile.TemporaryDirectory() as folder:
         samples = watch(pathlib.Path(folder), options.steps)
     figures = judge(samples)

@@ -16,6 +16,8 @@ import statistics
 import sys
 import time
 
+from gan_mrcnn.data.records import records
+
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -23,9 +25,9 @@ import tensorflow as tf  # noqa: E402
 import yaml  # noqa: E402
 from official.core import exp_factory  # noqa: E402
 
-from gan_mrcnn import configs, experiment  # noqa: E402
+from gan_mrcnn import configs  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
-from gan_mrcnn.datasets import gland_demo  # noqa: E402
+from gan_mrcnn.data.readers import gland_demo  # noqa: E402
 
 
 class Run:
@@ -53,8 +55,8 @@ def load_config(path, cache_dir):
     config.override(yaml.safe_load(pathlib.Path(path).read_text(encoding='utf-8')))
     config.task.model.num_classes = 2
     config.task.cache_dir = cache_dir
-    (records,) = experiment.prepare_records(config, gland_demo.DemoGlands(), ['train'])
-    experiment.use_records(config.task.train_data, records)
+    (record_set,) = records.ensure_splits(gland_demo.DemoGlands(), ['train'], config.task)
+    record_set.feed(config.task.train_data)
     return config
 
 

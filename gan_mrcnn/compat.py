@@ -1,46 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place that knows which of the two sets of packages is installed (docs/install.md).
 
-TensorFlow 2.15 has Keras 2 behind `tf.keras`, and tensorflow-addons. Later ones have Keras 3 there;
-Keras 2 goes on as `tf_keras`, on which the Model Garden is built, and `tf.keras` is that where
-TF_USE_LEGACY_KERAS says so. Both packages import this module before all else, so that it is said in
-time whatever is imported first. It imports nothing heavy.
+Which Keras `tf.keras` is belongs to both packages, and is in `custom_ops.keras_2`. Imports nothing
+heavy.
 """
 
-import importlib.metadata
 import importlib.util
-import os
-import sys
 
+from custom_ops import keras_2
 
-def _has_keras_3() -> bool:
-    try:
-        return int(importlib.metadata.version('keras').partition('.')[0]) >= 3
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def _choose_keras_2() -> None:
-    """Makes `tf.keras` Keras 2.
-
-    Raises:
-      ImportError: this process uses Keras 3 as `tf.keras` already.
-    """
-    os.environ['TF_USE_LEGACY_KERAS'] = '1'
-    tensorflow = sys.modules.get('tensorflow')
-    # TensorFlow looks at the variable when `tf.keras` is used for the first time. Only Keras 3 has
-    # `ops`.
-    if tensorflow and hasattr(tensorflow.keras, 'ops'):
-        raise ImportError(
-            'gan_mrcnn needs Keras 2, but tf.keras is Keras 3 in this process already; import '
-            'gan_mrcnn before tf.keras is used, or set TF_USE_LEGACY_KERAS=1'
-        )
-
-
-_KERAS_3 = _has_keras_3()
-
-# tensorflow-addons ended with TensorFlow 2.15; what stands in for it is in datasets/augment.py.
-HAS_ADDONS = not _KERAS_3 and importlib.util.find_spec('tensorflow_addons') is not None
-
-if _KERAS_3:
-    _choose_keras_2()
+# tensorflow-addons ended with TensorFlow 2.15; what stands in for it is in data/augment.py.
+HAS_ADDONS = not keras_2.HAS_KERAS_3 and importlib.util.find_spec('tensorflow_addons') is not None

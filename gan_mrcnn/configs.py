@@ -14,7 +14,19 @@ from official.core import exp_factory
 from official.modeling import hyperparams, optimization
 from official.vision.configs import backbones, common, maskrcnn
 
+from gan_mrcnn.utils.cli import GAN_MODES
+from gan_mrcnn.utils.errors import UserError
+
 EXPERIMENT = 'gan_maskrcnn'
+
+# What a setting with few possible values can be.
+NUM_LAYERS = (3, 4, 5)
+LOSS_NORMALIZATIONS = ('paper', 'model_garden')
+HEAD_NORMS = ('none', 'group_norm', 'batch_norm')
+MODEL_IDS = (18, 34, 50, 101)
+PADDINGS = ('symmetric', 'same')
+FREEZE_STAGES = (0, 1, 2)
+NONFINITE_POLICIES = ('stop', 'skip', 'go_back')
 
 
 @dataclasses.dataclass
@@ -24,7 +36,7 @@ class Parser(maskrcnn.Parser):
     Images are scaled so that the shorter side has the wanted length (less where the longer side
     would not fit into `model.input_size`) and padded at the bottom and right to that size.
     `aug_photometric` changes training images by noise, blur, sharpness, lightness or contrast, see
-    `gan_mrcnn.datasets.augment`.
+    `gan_mrcnn.data.augment`.
     """
 
     train_short_side: list[int] = dataclasses.field(default_factory=lambda: [800, 800])
@@ -89,7 +101,7 @@ class ResNet(backbones.ResNet):
     """`model_id` chooses 18, 34, 50 or 101.
 
     `bn_trainable` and `freeze_stages` are for a network that starts from weights; one that starts
-    from scratch is trained whole (`experiment.load_config` sees to it).
+    from scratch is trained whole (`settings.load_config` sees to it).
 
     padding: 'symmetric' as in the networks that torchvision's weights were trained in, 'same' for
       TensorFlow's own.
@@ -161,10 +173,10 @@ class Gan(hyperparams.Config):
 
 
 @dataclasses.dataclass
-class BlowUps(hyperparams.Config):
-    """What a step with a loss or gradient that is not finite leads to, see `gan_mrcnn.blow_ups`.
+class Nonfinite(hyperparams.Config):
+    """What a non-finite loss or gradient leads to, see `gan_mrcnn.training.nonfinite`.
 
-    policy: 'stop', 'skip' (the batch is left out) or 'go_back' (to the newest checkpoint, and on
+    policy: 'stop', 'skip' (the batch is skipped) or 'go_back' (to the newest checkpoint, and on
       from there with the learning rates times `rate_factor`).
     limit: how many a run may have before it stops whatever the policy.
     """
@@ -178,7 +190,7 @@ class BlowUps(hyperparams.Config):
 class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     """Everything that is trained and what it is trained on.
 
-    dataset, data_dir, cache_dir, skip_bad: see `gan_mrcnn.datasets`.
+    dataset, data_dir, cache_dir, skip_bad: see `gan_mrcnn.data.readers`.
     share, split_seed, group_by, annotations: how the data are divided, `datasets.options.Options`.
     learning_rate_batch: filled in where the learning rate was scaled: the batch that it was for.
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
@@ -207,9 +219,37 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     backbone_weights: str = ''
     clip_norm: float = 10.0
     learning_rate_batch: int = 0
-    blow_ups: BlowUps = dataclasses.field(default_factory=BlowUps)
+    nonfinite: Nonfinite = dataclasses.field(default_factory=Nonfinite)
     seed: int = 0
     deterministic: bool = False
+
+
+def check(task: GanMaskRCNNTask) -> None:
+    """Raises UserError where a setting is none of its few possible values."""
+    resnet = task.model.backbone.resnet
+    for key, value, choices in (
+        ('gan.mode', task.gan.mode, GAN_MODES),
+        ('gan.num_layers', task.gan.num_layers, NUM_LAYERS),
+        ('nonfinite.policy', task.nonfinite.policy, NONFINITE_POLICIES),
+        ('losses.normalization', task.losses.normalization, LOSS_NORMALIZATIONS),
+        ('model.head_norm', task.model.head_norm, HEAD_NORMS),
+        ('model.backbone.resnet.model_id', resnet.model_id, MODEL_IDS),
+        ('model.backbone.resnet.padding', resnet.padding, PADDINGS),
+        ('model.backbone.resnet.freeze_stages', resnet.freeze_stages, FREEZE_STAGES),
+    ):
+        if value not in choices:
+            raise UserError(f'task.{key} is {value!r}, not one of {", ".join(map(str, choices))}')
+    if task.train_data.parser.max_num_instances < 1:
+        raise UserError(
+            '--max_instances (task.train_data.parser.max_num_instances) is '
+            f'{task.train_data.parser.max_num_instances}, but at least 1 is wanted'
+        )
+    size, stride = task.model.input_size, 2**task.model.max_level
+    if len(size) != 3 or size[0] % stride or size[1] % stride or size[2] != 3:
+        raise UserError(
+            f'task.model.input_size is {size}, but [height, width, 3] with multiples of {stride} '
+            'is wanted'
+        )
 
 
 def optimizer_config(
@@ -245,7 +285,7 @@ def gan_maskrcnn() -> cfg.ExperimentConfig:
             best_checkpoint_export_subdir='best',
             best_checkpoint_eval_metric='mask_AP',
             max_to_keep=2,
-            # `task.blow_ups` is for that; the Model Garden's own looks too late.
+            # `task.nonfinite` is for that; the Model Garden's own looks too late.
             recovery_max_trials=-1,
             optimizer_config=optimizer_config(0.01, [1500], 200),
         ),

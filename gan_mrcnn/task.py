@@ -10,7 +10,7 @@ Shapes: B images and K RoIs with a mask per image.
 import collections
 import functools
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,16 +20,10 @@ from official.vision.tasks import maskrcnn
 
 from custom_ops.prroi_pool import multilevel_prroi_pool
 from gan_mrcnn import configs, losses
-from gan_mrcnn.datasets import input_pipeline, records
-from gan_mrcnn.evaluation import coco, pictures, predictions
+from gan_mrcnn.data import input_pipeline
+from gan_mrcnn.metrics import coco, predictions
 from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align
 from gan_mrcnn.modeling import generator as generator_lib
-
-# Validation images that TensorBoard shows.
-NUM_PICTURES = 4
-
-# How `task.losses.normalization` can be; see `gan_mrcnn.losses`.
-NORMALIZATIONS = ('paper', 'model_garden')
 
 DETECTION_TERMS = (
     'rpn_score_loss',
@@ -62,7 +56,6 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         self,
         *args,
         first_example: int = 0,
-        validation_records: Optional[records.RecordSet] = None,
         **kwargs,
     ):
         """Makes a task without models.
@@ -70,11 +63,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         Args:
           *args: the parent's, as are `kwargs`.
           first_example: number of the first training example, for a resumed run.
-          validation_records: for the pictures that validation writes; none are written without.
         """
         super().__init__(*args, **kwargs)
         self._first_example = first_example
-        self._validation_records = validation_records
         self.box_discriminator = None
         self.mask_discriminator = None
         self.discriminator_optimizer = None
@@ -119,8 +110,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     @property
     def discriminator_variables(self) -> list[tf.Variable]:
         return (
-            self.box_discriminator.trainable_variables
-            + self.mask_discriminator.trainable_variables
+            self.box_discriminator.trainable_variables + self.mask_discriminator.trainable_variables
         )
 
     def _regularizer(self):
@@ -196,9 +186,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         Returns:
           `Samples` of [B * K, 28, 28, C] and the weights [B * K].
         """
-        features = {
-            level: outputs['decoder_features'][level] for level in roi_align.POOLED_LEVELS
-        }
+        features = {level: outputs['decoder_features'][level] for level in roi_align.POOLED_LEVELS}
         if self.task_config.gan.detach_features:
             features = tf.nest.map_structure(tf.stop_gradient, features)
         pool = functools.partial(multilevel_prroi_pool, features)
@@ -255,6 +243,14 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             ),
         }
 
+    def weighted_adversarial_loss(self, terms: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """The adversarial part of Eq. 2, from `generator_losses`."""
+        gan = self.task_config.gan
+        return (
+            gan.box_weight * terms['box_generator_loss']
+            + gan.mask_weight * terms['mask_generator_loss']
+        )
+
     # Steps.
 
     def forward(self, inputs, model) -> dict[str, tf.Tensor]:
@@ -289,7 +285,6 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
           The generator's whole loss by its name, `finite`, a scalar bool that is the same on all
           replicas, and `terms`, this replica's share of every term by name.
         """
-        gan = self.task_config.gan
         statistics = _statistics(model)
         with tf.GradientTape() as generator_tape:
             outputs = self.forward(inputs, model)
@@ -301,10 +296,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                 with generator_tape.stop_recording():
                     terms.update(self._train_discriminators(samples, terms))
                 terms.update(self.generator_losses(samples))
-                total_loss += (
-                    gan.box_weight * terms['box_generator_loss']
-                    + gan.mask_weight * terms['mask_generator_loss']
-                )
+                total_loss += self.weighted_adversarial_loss(terms)
             loss = _share_of_replica(total_loss, optimizer)
         terms['total_loss'] = total_loss
         terms['gradient_norm'] = self._apply_gradients(
@@ -360,9 +352,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             )
 
         def apply(gradients):
-            optimizer.apply_gradients(
-                zip(gradients, variables), skip_gradients_aggregation=True
-            )
+            optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
 
         def apply_if_finite(strategy, finite, gradients):
             # A condition cannot hold what replicas do together; here they are one.
@@ -418,11 +408,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return state
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None) -> dict[str, float]:
-        """COCO AP of boxes and masks, as `box_AP`, `mask_AP50` and so on; writes pictures."""
-        if self._validation_records:
-            chosen = self._validation_records.image_ids[:NUM_PICTURES]
-            sheet = pictures.contact_sheet(self._validation_records, chosen, aggregated_logs)
-            tf.summary.image('image_truth_prediction', sheet[np.newaxis])
+        """COCO AP of boxes and masks, as `box_AP`, `mask_AP50` and so on."""
         figures = coco.evaluate_coco(self.task_config.annotation_file, aggregated_logs)
         return {
             f'{kind}_{name}': value
@@ -483,5 +469,6 @@ def _restore_unless(finite, statistics) -> None:
         variable.assign(tf.where(finite, variable, before))
 
 
-def _no_output(_) -> None:
+def _no_output(_):
     """What both sides of a condition return that is there for what it does."""
+    return None

@@ -45,7 +45,7 @@ def exported(tmp_path_factory):
 @pytest.fixture(scope='session')
 def predictor(exported):
     """The SavedModel, loaded."""
-    from gan_mrcnn.serving import predictor
+    from gan_mrcnn.prediction import predictor
 
     return predictor.load_saved_model(str(exported.model))
 

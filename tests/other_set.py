@@ -1,7 +1,7 @@
 """What test_two_sets.py has done by the other set: `PYTHON -m tests.other_set WHAT ...`.
 
 losses MODE FILE        terms of three steps on one batch, as JSON
-train FOLDER STEPS      tests/test_training.py's run FOLDER/run, from its last checkpoint to STEPS
+train FOLDER STEPS      the run of tests/training/test_run.py in FOLDER/run, on to STEPS
 detect MODEL IN OUT     what the SavedModel finds in the pictures of an .npz, as another .npz
 """
 
@@ -14,9 +14,10 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np  # noqa: E402
 
-from gan_mrcnn.serving import predictor  # noqa: E402
-from tests import test_task, test_training  # noqa: E402
+from gan_mrcnn.prediction import predictor  # noqa: E402
+from tests import test_task  # noqa: E402
 from tests.serving import tiny  # noqa: E402
+from tests.training import test_run  # noqa: E402
 
 
 def losses(mode):
@@ -45,7 +46,7 @@ if __name__ == '__main__':
         pathlib.Path(target).write_text(json.dumps(losses(mode)))
     elif what == 'train':
         folder, steps = arguments
-        test_training.train(pathlib.Path(folder), 'run', int(steps))
+        test_run.train(pathlib.Path(folder), 'run', int(steps))
     elif what == 'export':
         tiny.export(pathlib.Path(arguments[0]))
     elif what == 'detect':

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from tests.datasets import layouts
+from tests.data import layouts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # The smallest network that still has all parts.

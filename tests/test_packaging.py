@@ -17,7 +17,7 @@ _LOCKS = [('2.15', python) for python in ('3.9', '3.10', '3.11')]
 _LOCKS += [('2.20', python) for python in ('3.10', '3.11', '3.12', '3.13')]
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _SHIPPED = ('gan_mrcnn', 'custom_ops', 'benchmarks', 'train.py', 'evaluate.py')
-_ADDONS_FILE = 'gan_mrcnn/datasets/augment.py'
+_ADDONS_FILE = 'gan_mrcnn/data/augment.py'
 
 
 def _environment(python):

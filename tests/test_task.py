@@ -9,7 +9,7 @@ from official.vision.tasks import maskrcnn as model_garden
 
 from gan_mrcnn import configs
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.datasets import input_pipeline
+from gan_mrcnn.data import input_pipeline
 
 SIZE = [64, 128]
 

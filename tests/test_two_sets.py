@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import other_set, test_training
+from tests import other_set
 from tests.serving import tiny
+from tests.training import test_run
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -65,17 +66,17 @@ def test_a_run_goes_on_under_the_other_set(other, first, tmp_path):
     def train(by_this, folder, steps):
         folder.mkdir(exist_ok=True)
         if by_this:
-            test_training.train(folder, 'run', steps)
+            test_run.train(folder, 'run', steps)
         else:
             other('train', folder, steps)
 
-    halfway, whole, steps = tmp_path / 'changed', tmp_path / 'whole', test_training.STEPS
+    halfway, whole, steps = tmp_path / 'changed', tmp_path / 'whole', test_run.STEPS
     train(first == 'this', halfway, steps // 2)
     shutil.copytree(halfway, whole)
     train(first == 'this', whole, steps)
     train(first != 'this', halfway, steps)
-    wanted = test_training.variables(whole / 'run')
-    found = test_training.variables(halfway / 'run')
+    wanted = test_run.variables(whole / 'run')
+    found = test_run.variables(halfway / 'run')
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -51,9 +51,7 @@ def _assert_valid(boxes, box_indices, num_images):
         message = tf.where(
             in_range[n],
             tf.strings.format('boxes[{}] is ({}, {}, {}, {}), must be finite', (n, *box)),
-            tf.strings.format(
-                'box_indices[{}] is {}, must be in [0, {})', (n, index, num_images)
-            ),
+            tf.strings.format('box_indices[{}] is {}, must be in [0, {})', (n, index, num_images)),
         )
         return tf.debugging.Assert(False, [message])
 

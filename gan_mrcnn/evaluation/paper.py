@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import gan_mrcnn
-from gan_mrcnn.evaluation.predictions import write_json
+from gan_mrcnn.metrics.predictions import write_json
 
 COCO_COLUMNS = ('AP', 'AP50', 'AP75', 'APS', 'APM', 'APL', 'AR')
 # The paper has no column for small glands.

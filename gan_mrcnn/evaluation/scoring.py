@@ -8,15 +8,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
-from gan_mrcnn.datasets import base, cityscapes, gland, records
-from gan_mrcnn.evaluation import (
-    cityscapes_metrics,
-    coco,
-    error_types,
-    gland_metrics,
-    matching,
-    paper,
-)
+from gan_mrcnn.data.readers import base, cityscapes, gland
+from gan_mrcnn.data.records import records
+from gan_mrcnn.evaluation import paper
+from gan_mrcnn.metrics import cityscapes as cityscapes_metrics
+from gan_mrcnn.metrics import coco, error_types, matching
+from gan_mrcnn.metrics import gland as gland_metrics
 
 # Lowest score of what is painted and drawn where the validation split was not asked.
 DEFAULT_THRESHOLD = {'value': 0.5, 'origin': 'the default: no predictions of the validation split'}
@@ -91,8 +88,10 @@ def score(
         }
     if isinstance(dataset, cityscapes.Cityscapes):
         ids = set(record_set.image_ids)
-        items = [item for item in dataset.items(split) if item.image_id in ids]
-        figures['cityscapes'] = cityscapes_metrics.evaluate(items, predictions, 'Cityscapes')
+        label_files = {
+            item.image_id: item.labels_path for item in dataset.items(split) if item.image_id in ids
+        }
+        figures['cityscapes'] = cityscapes_metrics.evaluate(label_files, predictions, 'Cityscapes')
     return Scored(
         dataset=dataset,
         split=split,

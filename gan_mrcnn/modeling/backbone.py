@@ -15,10 +15,9 @@ import tensorflow as tf
 from official.vision.modeling.backbones import resnet
 from official.vision.modeling.layers import nn_blocks
 
-from gan_mrcnn.errors import UserError
+from gan_mrcnn import configs
+from gan_mrcnn.utils.errors import UserError
 
-MODEL_IDS = (18, 34, 50, 101)
-PADDINGS = ('symmetric', 'same')
 BLOCKS = (nn_blocks.ResidualBlock, nn_blocks.BottleneckBlock)
 
 
@@ -144,9 +143,9 @@ def build_backbone(
       UserError: an unknown depth, padding or number of stages.
     """
     for name, value, choices in (
-        ('depth', model_id, MODEL_IDS),
-        ('padding', padding, PADDINGS),
-        ('number of frozen stages', frozen_stages, (0, 1, 2)),
+        ('depth', model_id, configs.MODEL_IDS),
+        ('padding', padding, configs.PADDINGS),
+        ('number of frozen stages', frozen_stages, configs.FREEZE_STAGES),
     ):
         if value not in choices:
             raise UserError(f'backbone: unknown {name} {value!r}, choose one of {choices}')

@@ -21,8 +21,8 @@ import tensorflow as tf
 from official.vision.modeling.backbones import resnet
 from official.vision.modeling.layers import nn_blocks
 
-from gan_mrcnn.errors import UserError
 from gan_mrcnn.modeling import backbone as backbone_lib
+from gan_mrcnn.utils.errors import UserError
 
 # safetensors' names of types; bfloat16 is the upper half of a float32 and read as such.
 _SAFETENSORS_DTYPES = {

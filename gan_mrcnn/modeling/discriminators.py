@@ -14,7 +14,7 @@ Shapes: N RoIs, S x S map (28), C channels, L layers.
 
 import tensorflow as tf
 
-NUM_LAYERS = (3, 4, 5)
+from gan_mrcnn import configs
 
 _LEAK = 0.2
 
@@ -141,5 +141,5 @@ def _convolution(channels, use_bias, kernel_regularizer, name):
 
 
 def _check_num_layers(num_layers):
-    if num_layers not in NUM_LAYERS:
-        raise ValueError(f'num_layers is {num_layers}, must be one of {NUM_LAYERS}')
+    if num_layers not in configs.NUM_LAYERS:
+        raise ValueError(f'num_layers is {num_layers}, must be one of {configs.NUM_LAYERS}')

@@ -6,7 +6,7 @@ boxes in pixels of the network's input.
 """
 
 from collections.abc import Mapping
-from typing import Optional
+from typing import Any, Optional
 
 import tensorflow as tf
 from official.vision.modeling import factory, maskrcnn_model
@@ -14,11 +14,17 @@ from official.vision.ops import anchor, box_ops, spatial_transform_ops
 
 from gan_mrcnn import configs
 from gan_mrcnn.modeling import backbone as backbone_lib
-from gan_mrcnn.modeling import fpn, heads, roi_align, sampling
+from gan_mrcnn.modeling import fpn, heads, roi_align
+from gan_mrcnn.modeling.roi_sampler import RoISampler
 
 # Scale of the box head's targets (Ren et al. 2015), the same as in the Model Garden's first stage.
 BOX_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
 MASK_SIZE = 28
+PAPER_HEADS = {
+    'rpn_head': heads.RPNHead,
+    'detection_head': heads.DetectionHead,
+    'mask_head': heads.MaskHead,
+}
 
 
 class Generator(maskrcnn_model.MaskRCNNModel):
@@ -210,9 +216,43 @@ def build_generator(
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         # Nothing to synchronize, and the fused normalization is faster.
         config = config.replace(norm_activation={'use_sync_bn': False})
-    norm, resnet = config.norm_activation, config.backbone.get()
+    model = Generator(**_parts(config, kernel_regularizer))
+    # A symbolic call makes the variables without running anything.
+    model(tf.keras.Input(config.input_size), image_shape=tf.keras.Input([2]), training=False)
+    return model
+
+
+def _parts(config: configs.Generator, kernel_regularizer) -> dict[str, Any]:
+    """Arguments of `Generator`: the Model Garden's parts, with the paper's in their places."""
     input_specs = tf.keras.layers.InputSpec(shape=[None] + list(config.input_size))
-    backbone = backbone_lib.build_backbone(
+    backbone = _build_backbone(config, input_specs, kernel_regularizer)
+    is_papers = config.head_norm != 'batch_norm'
+    decoder = None
+    if is_papers:
+        decoder = fpn.FPN(
+            backbone.output_specs,
+            num_filters=config.decoder.get().num_filters,
+            normalization=config.head_norm,
+            kernel_regularizer=kernel_regularizer,
+        )
+    parts = factory.build_maskrcnn(
+        input_specs, config, kernel_regularizer, backbone=backbone, decoder=decoder
+    ).get_config()
+    parts['roi_sampler'] = _build_sampler(config.roi_sampler)
+    # 16 bits are too few for pixel coordinates, and NMS takes float32 only.
+    proposals = parts['roi_generator']
+    parts['roi_generator'] = type(proposals)(**proposals.get_config(), dtype='float32')
+    if is_papers:
+        for name, head_class in PAPER_HEADS.items():
+            parts[name] = heads.with_normalization(parts[name], head_class, config.head_norm)
+        for name in ('roi_aligner', 'mask_roi_aligner'):
+            parts[name] = _build_aligner(getattr(config, name))
+    return parts
+
+
+def _build_backbone(config: configs.Generator, input_specs, kernel_regularizer):
+    norm, resnet = config.norm_activation, config.backbone.get()
+    return backbone_lib.build_backbone(
         input_specs,
         model_id=resnet.model_id,
         padding=resnet.padding,
@@ -223,49 +263,26 @@ def build_generator(
         frozen_stages=resnet.freeze_stages,
         kernel_regularizer=kernel_regularizer,
     )
-    paper_heads = config.head_norm != 'batch_norm'
-    decoder = None
-    if paper_heads:
-        decoder = fpn.FPN(
-            backbone.output_specs,
-            num_filters=config.decoder.get().num_filters,
-            normalization=config.head_norm,
-            kernel_regularizer=kernel_regularizer,
-        )
-    parts = factory.build_maskrcnn(
-        input_specs, config, kernel_regularizer, backbone=backbone, decoder=decoder
-    ).get_config()
-    sampler = config.roi_sampler
-    parts['roi_sampler'] = sampling.RoISampler(
-        mix_gt_boxes=sampler.mix_gt_boxes,
-        num_sampled_rois=sampler.num_sampled_rois,
-        foreground_fraction=sampler.foreground_fraction,
-        foreground_iou_threshold=sampler.foreground_iou_threshold,
-        background_iou_high_threshold=sampler.background_iou_high_threshold,
-        background_iou_low_threshold=sampler.background_iou_low_threshold,
+
+
+def _build_sampler(config) -> RoISampler:
+    return RoISampler(
+        mix_gt_boxes=config.mix_gt_boxes,
+        num_sampled_rois=config.num_sampled_rois,
+        foreground_fraction=config.foreground_fraction,
+        foreground_iou_threshold=config.foreground_iou_threshold,
+        background_iou_high_threshold=config.background_iou_high_threshold,
+        background_iou_low_threshold=config.background_iou_low_threshold,
         dtype='float32',
     )
-    # 16 bits are too few for pixel coordinates, and NMS takes float32 only.
-    proposals = parts['roi_generator']
-    parts['roi_generator'] = type(proposals)(**proposals.get_config(), dtype='float32')
-    if paper_heads:
-        for name, head_class in (
-            ('rpn_head', heads.RPNHead),
-            ('detection_head', heads.DetectionHead),
-            ('mask_head', heads.MaskHead),
-        ):
-            parts[name] = heads.with_normalization(parts[name], head_class, config.head_norm)
-        for name in ('roi_aligner', 'mask_roi_aligner'):
-            aligner = getattr(config, name)
-            parts[name] = roi_align.MultilevelRoIAligner(
-                aligner.crop_size,
-                aligner.samples_per_bin,
-                aligner.fuse_levels,
-                sample_offset=aligner.sample_offset,
-                # Features may have 16 bits, boxes keep 32.
-                autocast=False,
-            )
-    model = Generator(**parts)
-    # A symbolic call makes the variables without running anything.
-    model(tf.keras.Input(config.input_size), image_shape=tf.keras.Input([2]), training=False)
-    return model
+
+
+def _build_aligner(config) -> roi_align.MultilevelRoIAligner:
+    return roi_align.MultilevelRoIAligner(
+        config.crop_size,
+        config.samples_per_bin,
+        config.fuse_levels,
+        sample_offset=config.sample_offset,
+        # Features may have 16 bits, boxes keep 32.
+        autocast=False,
+    )

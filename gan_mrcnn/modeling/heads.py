@@ -12,8 +12,6 @@ from typing import Callable
 import tensorflow as tf
 from official.vision.modeling.heads import dense_prediction_heads, instance_heads
 
-NORMALIZATIONS = ('none', 'group_norm', 'batch_norm')
-
 
 def make_norm(normalization: str, name: str) -> tf.keras.layers.Layer:
     """A normalization layer for FPN or heads.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a TF Serving what is in a picture: `python -m gan_mrcnn.serving.client --url URL IMAGE...`.
+"""Asks a TF Serving what is in a picture: `gan-mrcnn client --url URL IMAGE...`.
 
 URL is `http://HOST:8501/v1/models/model` (REST) or `grpc://HOST:8500/model`; `/versions/1` behind
 it chooses a version. REST needs neither TensorFlow nor anything of the model; gRPC needs the extra
@@ -7,7 +7,6 @@ it chooses a version. REST needs neither TensorFlow nor anything of the model; g
 hundred of them would be 40 MB an answer.
 """
 
-import argparse
 import base64
 import http.client
 import json
@@ -15,16 +14,15 @@ import pathlib
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-import cv2
 import numpy as np
 
-from gan_mrcnn import flags as flags_lib
-from gan_mrcnn import visualization
-from gan_mrcnn.datasets import images
-from gan_mrcnn.errors import UserError
-from gan_mrcnn.evaluation import predictions
+from gan_mrcnn.data.readers import images
+from gan_mrcnn.metrics import predictions
+from gan_mrcnn.utils import visualization
+from gan_mrcnn.utils.errors import UserError
 
 OUTPUTS = {
     'detection_boxes': np.float32,
@@ -160,13 +158,7 @@ def encode(path: pathlib.Path) -> tuple[np.ndarray, bytes]:
     A JPEG or PNG goes as it is, unless EXIF says that it lies on its side: a server does not turn.
     """
     picture = images.read_picture(path)
-    return picture.pixels, picture.encoded or as_png(picture.pixels)
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    """A PNG of [H, W, 3] RGB; made fast, for it is read once."""
-    level = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    return cv2.imencode('.png', pixels[..., ::-1], level)[1].tobytes()
+    return picture.pixels, picture.encoded or images.as_png(picture.pixels)
 
 
 def draw(pixels: np.ndarray, outputs: dict[str, np.ndarray], score_threshold: float) -> np.ndarray:
@@ -187,46 +179,45 @@ def _shown(outputs, score_threshold):
     return int(np.sum(scores >= score_threshold))
 
 
-def parse_flags() -> argparse.Namespace:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
-    parser.add_argument(
-        '--url', required=True, help='http://HOST:8501/v1/models/model or grpc://..'
-    )
-    parser.add_argument(
-        '--out', type=pathlib.Path, default=pathlib.Path('.'), help='overlays go there (default .)'
-    )
-    parser.add_argument('--class_names', type=pathlib.Path, help="the model's class_names.txt")
-    parser.add_argument('--score_threshold', type=float, default=0.5, help='default 0.5')
-    parser.add_argument('--timeout', type=float, default=60, help='seconds (default 60)')
-    return parser.parse_args()
+def run(
+    paths: Sequence[pathlib.Path],
+    url: str,
+    out: pathlib.Path,
+    class_names: Optional[pathlib.Path],
+    score_threshold: float,
+    timeout: float,
+) -> None:
+    """Asks about each file, prints what is in it and writes an overlay into `out`.
 
+    Args:
+      paths: of images.
+      url: see `parse_url`.
+      out: folder of the overlays.
+      class_names: the model's file of that name; None prints numbers.
+      score_threshold: detections below it are not shown.
+      timeout: seconds.
 
-def main() -> None:
-    options = parse_flags()
-    address = parse_url(options.url)
+    Raises:
+      UserError: a file cannot be read, or the server does not answer.
+    """
+    address = parse_url(url)
     names = []
-    if options.class_names:
+    if class_names:
         try:
-            names = options.class_names.read_text(encoding='utf-8').splitlines()
+            names = class_names.read_text(encoding='utf-8').splitlines()
         except OSError as error:
-            raise UserError(f'--class_names {options.class_names} cannot be read') from error
-    for path in options.images:
+            raise UserError(f'--class_names {class_names} cannot be read') from error
+    for path in paths:
         pixels, encoded = encode(path)
         try:
-            outputs = ask(address, encoded, options.timeout)
+            outputs = ask(address, encoded, timeout)
         except UserError as error:
             raise UserError(f'{path}: {error}') from error
-        target = options.out / f'{path.stem}.detections.png'
-        visualization.save_png(str(target), draw(pixels, outputs, options.score_threshold))
+        target = out / f'{path.stem}.detections.png'
+        visualization.save_png(str(target), draw(pixels, outputs, score_threshold))
         print(f'{path}: {target}')
-        for i in range(_shown(outputs, options.score_threshold)):
+        for i in range(_shown(outputs, score_threshold)):
             number = int(outputs['detection_classes'][i])
             name = names[number - 1] if number <= len(names) else f'class {number}'
             box = ', '.join(f'{value:.1f}' for value in outputs['detection_boxes'][i])
             print(f'  {name} {outputs["detection_scores"][i]:.2f} [{box}]')
-
-
-if __name__ == '__main__':
-    flags_lib.run_main(main, 'stopped')

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a run: `python -m gan_mrcnn.serving.export --model_dir RUN --export_dir OUT`.
+"""Exports a run: `gan-mrcnn export --model_dir RUN --export_dir OUT`.
 
 Writes `OUT/model/VERSION`, the numbered layout that TF Serving watches: under another name, renamed
 when whole, so that a server never sees half a model. Server and client need none of this package:
 the graph holds stock TensorFlow operations (looked at, operation by operation), its assets say what
-the numbers mean (`about.py`), and `assets.extra` has requests that a server warms up with.
+the numbers mean (`card.py`), and `assets.extra` has requests that a server warms up with.
 """
 
-import argparse
 import os
 import pathlib
 import shutil
@@ -15,39 +14,22 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from gan_mrcnn import flags as flags_lib
-from gan_mrcnn.errors import UserError
+import tensorflow as tf
+import yaml
+
+from gan_mrcnn.prediction import model_card
+from gan_mrcnn.serving import warmup
+from gan_mrcnn.utils.errors import UserError
 
 MODEL_NAME = 'model'
 
 
-def parse_flags() -> argparse.Namespace:
-    """Flags, before TensorFlow is imported: --help and mistakes answer at once."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--model_dir', required=True, help='the folder that train.py wrote')
-    parser.add_argument('--export_dir', required=True, help='the model goes to EXPORT_DIR/model/N')
-    parser.add_argument(
-        '--checkpoint', default='best', help="'best' (by validation mask AP), 'last' or a path"
-    )
-    parser.add_argument(
-        '--version', type=int, metavar='N', help='number of the model (default: the next free one)'
-    )
-    parser.add_argument(
-        '--score_threshold',
-        type=float,
-        default=0.5,
-        help='from this score on detections are in full_masks, and worth showing (default 0.5)',
-    )
-    parser.add_argument('--data_dir', help='where the data set is now; it names the classes')
-    return parser.parse_args()
-
-
-def export(module, about, config, export_dir: str, version: Optional[int] = None) -> pathlib.Path:
+def export(module, card, config, export_dir: str, version: Optional[int] = None) -> pathlib.Path:
     """Writes the SavedModel and gives its folder.
 
     Args:
       module: `inference.InferenceModule`.
-      about: `about.About`.
+      card: `model_card.ModelCard`.
       config: of the run.
       export_dir: see above.
       version: positive; None for one more than there is.
@@ -56,17 +38,13 @@ def export(module, about, config, export_dir: str, version: Optional[int] = None
       UserError: the version is there already, or the graph holds an operation that a server does
         not know.
     """
-    import tensorflow as tf
-
-    from gan_mrcnn.serving import warmup
-
     root = pathlib.Path(export_dir) / MODEL_NAME
     target = root / str(_free_version(root) if version is None else version)
     if version is not None and version < 1:
         raise UserError(f'--version {version} is no version; 1, 2, 3, ... are')
     if target.exists():
         raise UserError(f'{target} is there already; give another --version, or remove it')
-    requests = warmup.make_requests(about.input_size)
+    requests = warmup.make_requests(card.input_size)
     root.mkdir(parents=True, exist_ok=True)
     # Beside the target, for a rename must not cross disks; a server looks at numbers only.
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=root))
@@ -74,7 +52,7 @@ def export(module, about, config, export_dir: str, version: Optional[int] = None
         with tempfile.TemporaryDirectory() as assets:
             module.assets = [
                 tf.saved_model.Asset(path)
-                for path in _write_assets(about, config, pathlib.Path(assets))
+                for path in _write_assets(card, config, pathlib.Path(assets))
             ]
             tf.saved_model.save(module, str(partial), signatures=module.signatures())
         foreign = sorted(set(operations(partial)) - set(dir(tf.raw_ops)))
@@ -109,14 +87,10 @@ def _free_version(root: pathlib.Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def _write_assets(about, config, folder: pathlib.Path) -> list[str]:
-    import yaml
-
-    from gan_mrcnn.serving import about as about_lib
-
-    about_lib.write(about, folder)
+def _write_assets(card, config, folder: pathlib.Path) -> list[str]:
+    model_card.write(card, folder)
     params = _without_paths(config.as_dict())
-    (folder / about_lib.PARAMS).write_text(yaml.safe_dump(params), encoding='utf-8')
+    (folder / model_card.PARAMS).write_text(yaml.safe_dump(params), encoding='utf-8')
     return [str(path) for path in sorted(folder.iterdir())]
 
 
@@ -131,22 +105,3 @@ def _without_paths(params: dict[str, Any]) -> dict[str, Any]:
         part.update(dict.fromkeys(names, ''))
     task['backbone_weights'] = os.path.basename(task['backbone_weights'])
     return params
-
-
-def main() -> None:
-    options = parse_flags()
-    from gan_mrcnn.serving import runs
-
-    module, about, config = runs.load_run(
-        options.model_dir, options.checkpoint, options.score_threshold, options.data_dir
-    )
-    target = export(module, about, config, options.export_dir, options.version)
-    size = sum(path.stat().st_size for path in target.rglob('*') if path.is_file())
-    print(
-        f'{about.checkpoint} (step {about.step}) is now {target}, {size / 1e6:.0f} MB; '
-        f'classes: {", ".join(about.class_names)}'
-    )
-
-
-if __name__ == '__main__':
-    flags_lib.run_main(main, 'stopped')

@@ -10,8 +10,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from gan_mrcnn.errors import UserError
-from gan_mrcnn.serving import inference
+from gan_mrcnn.prediction import signatures
+from gan_mrcnn.utils.errors import UserError
 
 FILE_NAME = 'assets.extra/tf_serving_warmup_requests'
 
@@ -47,7 +47,7 @@ def make_requests(input_size: tuple[int, int]) -> list:
         'full_masks': ('image_bytes', [encoded]),
     }
     logs = []
-    for signature in inference.SIGNATURES:
+    for signature in signatures.SIGNATURES:
         name, value = inputs[signature]
         log = prediction_log_pb2.PredictionLog()
         request = log.predict_log.request

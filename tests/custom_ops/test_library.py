@@ -51,9 +51,7 @@ def test_says_what_serves():
     assert serving().startswith('compiled operation, CPU')
 
 
-def test_without_a_compiler_tensorflow_serves_and_says_so_once(
-    empty_folder, monkeypatch, capfd
-):
+def test_without_a_compiler_tensorflow_serves_and_says_so_once(empty_folder, monkeypatch, capfd):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     monkeypatch.setenv('PATH', str(empty_folder))
     np.testing.assert_allclose(pool(), [[[[5.0]]]], rtol=1e-6)

@@ -142,9 +142,7 @@ def test_the_derivative_is_continuous_where_edges_lie_on_nodes(implementation):
     either side the difference quotient goes to the gradient that is returned."""
     features = random_features(5)
     box, upstream = np.array([[1.0, 2, 5, 8]]), np.ones((1, 4, 6, 2))
-    _, _, gradient = pool_with_gradients(
-        features, box, [0], (4, 6), 1.0, upstream, implementation
-    )
+    _, _, gradient = pool_with_gradients(features, box, [0], (4, 6), 1.0, upstream, implementation)
     total = lambda box: np.sum(  # noqa: E731
         prroi_pool(features, box, [0], (4, 6), 1.0, implementation)
     )
@@ -311,9 +309,7 @@ def test_detached_features_get_no_gradient(implementation):
     features, boxes = tf.constant(random_features()), tf.constant([[1.0, 2, 9, 11]])
     with tf.GradientTape() as tape:
         tape.watch([features, boxes])
-        pooled = prroi_pool(
-            tf.stop_gradient(features), boxes, [0], OUTPUT, 0.5, implementation
-        )
+        pooled = prroi_pool(tf.stop_gradient(features), boxes, [0], OUTPUT, 0.5, implementation)
     d_features, d_boxes = tape.gradient(pooled, [features, boxes])
     assert d_features is None and np.all(d_boxes != 0)
 

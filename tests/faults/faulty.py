@@ -28,8 +28,9 @@ import sys
 
 import tensorflow as tf
 
-from gan_mrcnn import checkpoints, experiment, progress, training
 from gan_mrcnn import task as task_lib
+from gan_mrcnn.training import checkpoints, status
+from gan_mrcnn.training import run as training_run
 
 
 def before(owner, name, action) -> None:
@@ -67,16 +68,16 @@ def send_at(number: signal.Signals, moment: str) -> None:
 
     kind, _, where = moment.partition(':')
     if kind == 'records':
-        before(training, 'resume', lambda *_: send())
+        before(training_run, 'resume', lambda *_: send())
     elif kind == 'tracing':
         before(task_lib.GanMaskRCNNTask, 'forward', lambda *_: send())
     elif kind == 'validation':
         before(task_lib.GanMaskRCNNTask, 'aggregate_logs', lambda *_, **__: send())
     elif kind == 'step':
         after(
-            progress.Progress,
+            status.Progress,
             'update',
-            lambda *_: send() if progress.current_step() == int(where) else None,
+            lambda *_: send() if status.current_step() == int(where) else None,
         )
     elif kind == 'saving':
         before(checkpoints.Checkpoints, 'save', lambda *_: send())
@@ -84,12 +85,10 @@ def send_at(number: signal.Signals, moment: str) -> None:
         after(
             checkpoints.Checkpoints,
             'save',
-            lambda *_: send() if progress.current_step() == int(where) else None,
+            lambda *_: send() if status.current_step() == int(where) else None,
         )
     elif kind == 'replacing':
-        before(
-            os, 'replace', lambda _, to: send() if pathlib.Path(to).name == where else None
-        )
+        before(os, 'replace', lambda _, to: send() if pathlib.Path(to).name == where else None)
     else:
         raise ValueError(f'unknown moment {moment}')
 
@@ -118,7 +117,7 @@ def use_devices(number: int) -> None:
     )
     original = tf.distribute.MirroredStrategy
     devices = [f'CPU:{i}' for i in range(number)]
-    experiment.tf.distribute.MirroredStrategy = lambda _: original(devices)
+    tf.distribute.MirroredStrategy = lambda _: original(devices)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tests.datasets import layouts
+from tests.data import layouts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 6

@@ -1,6 +1,6 @@
 """Saves checkpoints without end, all values of one being its number, until somebody kills it.
 
-    python -m tests.faults.saver FOLDER
+python -m tests.faults.saver FOLDER
 """
 
 import os
@@ -10,7 +10,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import tensorflow as tf  # noqa: E402
 
-from gan_mrcnn import checkpoints  # noqa: E402
+from gan_mrcnn.training import checkpoints  # noqa: E402
 
 # Several megabytes, so that being killed while one is written is likely.
 SHAPE = [600, 600]

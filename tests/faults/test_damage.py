@@ -7,8 +7,8 @@ import shutil
 import pytest
 import tensorflow as tf
 
-from gan_mrcnn import checkpoints
-from gan_mrcnn.errors import UserError
+from gan_mrcnn.training import checkpoints
+from gan_mrcnn.utils.errors import UserError
 from tests.faults import runs
 
 # Of the places in files.
@@ -102,7 +102,7 @@ def test_without_any_sound_checkpoint_nothing_begins_anew(saved):
 GROUPS = [
     ('ckpt-6.index', 'status.json'),
     ('ckpt-6.data-00000-of-00001', 'checkpoint'),
-    ('validations.json', 'blow_ups.json', 'best/checkpoint'),
+    ('validations.json', 'nonfinite.json', 'best/checkpoint'),
     ('best/best_ckpt-*.index', 'best/best_ckpt-*.data-00000-of-00001'),
 ]
 
@@ -120,7 +120,9 @@ def halve(model_dir, pattern):
 def test_a_run_with_damaged_files_goes_on(patterns, site, whole, tmp_path):
     """For two steps, with a validation at the end."""
     model_dir = shutil.copytree(whole, tmp_path / 'run')
-    (model_dir / 'blow_ups.json').write_text('[{"step": 2, "policy": "skip", "images": ["a.png"]}]')
+    (model_dir / 'nonfinite.json').write_text(
+        '[{"step": 2, "policy": "skip", "images": ["a.png"]}]'
+    )
     for pattern in patterns:
         halve(model_dir, pattern)
     done = site.train(model_dir, steps=runs.STEPS + 2)

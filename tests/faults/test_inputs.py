@@ -10,24 +10,28 @@ import pathlib
 import resource
 import time
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from official.core import exp_factory
 from PIL import Image
 
-from gan_mrcnn import configs, datasets, evaluating, experiment, yaml_files
-from gan_mrcnn.datasets import base, images, options, records
-from gan_mrcnn.errors import UserError
-from gan_mrcnn.evaluation import predictions
+from gan_mrcnn import configs, settings
+from gan_mrcnn.data import readers
+from gan_mrcnn.data.readers import images, options
+from gan_mrcnn.data.records import records
+from gan_mrcnn.metrics import predictions
 from gan_mrcnn.modeling import backbone_weights
-from gan_mrcnn.serving import about as about_lib
-from gan_mrcnn.serving import predictor as predictor_lib
-from tests.datasets import layouts
-from tests.datasets.blocks import Blocks
+from gan_mrcnn.prediction import checkpoint, model_card
+from gan_mrcnn.prediction import predictor as predictor_lib
+from gan_mrcnn.utils import run_lengths, yaml_files
+from gan_mrcnn.utils.errors import UserError
+from tests.data import layouts
+from tests.data.blocks import Blocks
 
 FEW = 25
 MOST_SECONDS, MOST_BYTES = 20, 1_500_000_000
@@ -137,7 +141,7 @@ class Picture:
         else:
             labels = images.read_labels(self._path)
             assert labels.dtype == np.int32 and labels.ndim == 2
-            base.encode_labels(labels, base.numbers_in(labels))
+            run_lengths.encode_labels(labels, run_lengths.numbers_in(labels))
 
 
 class CocoFile:
@@ -150,7 +154,7 @@ class CocoFile:
 
     def __call__(self, data):
         (self._folder / 'all.json').write_bytes(changed_json(data, self._content))
-        dataset = datasets.load_dataset('coco_format', str(self._folder), options.DEFAULT)
+        dataset = readers.load_dataset('coco_format', str(self._folder), options.DEFAULT)
         for split in dataset.splits:
             problems = list(dataset.problems(split))
             assert all('\n' not in f'{one.file_name}{one.text}' for one in problems)
@@ -164,7 +168,7 @@ class Predictions:
 
     def __init__(self, folder):
         self._path = folder / 'predictions.json'
-        (rle,) = base.encode_masks([np.ones((8, 9))])
+        (rle,) = run_lengths.encode_masks([np.ones((8, 9))])
         rle['counts'] = rle['counts'].decode()
         one = {'image_id': 3, 'category_id': 7, 'bbox': [0, 0, 9, 8], 'score': 0.5}
         self._content = [{**one, 'segmentation': rle} for _ in range(3)]
@@ -189,7 +193,7 @@ class Settings:
         else:
             text = as_json(with_odd_values(data, self._content))
         values = yaml_files.parse(text, 'a.yaml')
-        experiment.override(exp_factory.get_exp_config(configs.EXPERIMENT), values or {}, 'a.yaml')
+        settings.override(exp_factory.get_exp_config(configs.EXPERIMENT), values or {}, 'a.yaml')
 
 
 class SavedSettings:
@@ -198,8 +202,8 @@ class SavedSettings:
     def __init__(self, folder):
         self._folder = folder
         self._settings = {'task': {'dataset': 'gland', 'data_dir': '', 'model': {'a': [1, 2]}}}
-        about_lib.write(ABOUT, folder)
-        self._about = json.loads((folder / about_lib.FILE_NAME).read_text())
+        model_card.write(ABOUT, folder)
+        self._card = json.loads((folder / model_card.FILE_NAME).read_text())
 
     def __call__(self, data):
         if data.draw(st.booleans()):
@@ -207,10 +211,10 @@ class SavedSettings:
             path.write_bytes(changed_json(data, self._settings))
             assert isinstance(yaml_files.read_task(path)['dataset'], str)
         else:
-            path = self._folder / about_lib.FILE_NAME
-            path.write_bytes(changed_json(data, self._about))
-            about = about_lib.read(self._folder)
-            assert len(about.class_names) == len(about.category_ids)
+            path = self._folder / model_card.FILE_NAME
+            path.write_bytes(changed_json(data, self._card))
+            card = model_card.read(self._folder)
+            assert len(card.class_names) == len(card.category_ids)
 
 
 class Cache:
@@ -292,7 +296,7 @@ class Checkpoint:
         path = data.draw(st.sampled_from(sorted(self._contents)))
         path.write_bytes(damaged(data, self._contents[path]))
         try:
-            evaluating.restore(self._model, evaluating.find_checkpoint(str(self._folder), 'last'))
+            checkpoint.restore(self._model, checkpoint.find_checkpoint(str(self._folder), 'last'))
             # Checksums are there for this: no damaged weight is taken over.
             np.testing.assert_array_equal(self._model.bias, np.arange(30.0))
         finally:
@@ -314,7 +318,7 @@ class SavedModel:
         module.detect = detect
         signatures = dict.fromkeys(('serving_default', 'image_tensor'), detect)
         tf.saved_model.save(module, str(self._folder), signatures=signatures)
-        about_lib.write(ABOUT, self._folder / 'assets')
+        model_card.write(ABOUT, self._folder / 'assets')
         paths = [path for path in self._folder.rglob('*') if path.is_file()]
         self._contents = {path: path.read_bytes() for path in paths}
 
@@ -327,7 +331,7 @@ class SavedModel:
             path.write_bytes(self._contents[path])
 
 
-ABOUT = about_lib.About(
+ABOUT = model_card.ModelCard(
     class_names=('gland',),
     category_ids=(1,),
     score_threshold=0.5,
@@ -361,7 +365,7 @@ def cause(kind, folder, number):
     read = kind(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    @settings(
+    @hypothesis.settings(
         deadline=None,
         derandomize=True,
         database=None,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gan_mrcnn import checkpoints
+from gan_mrcnn.training import checkpoints
 from tests.faults import runs
 
 pytestmark = pytest.mark.faults

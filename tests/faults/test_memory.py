@@ -5,8 +5,9 @@ import gc
 
 import pytest
 
-from gan_mrcnn import progress, training
-from tests import test_training
+from gan_mrcnn.training import run as training_run
+from gan_mrcnn.training import status
+from tests.training import test_run
 
 pytestmark = pytest.mark.faults
 
@@ -23,12 +24,12 @@ def test_steps_checkpoints_and_evaluations_leave_nothing_behind(tmp_path, monkey
         gc.collect()
         counts.append(collections.Counter(type(x).__name__ for x in gc.get_objects()))
 
-    evaluated = progress.Progress.evaluated
-    monkeypatch.setattr(progress.Progress, 'evaluated', look)
-    config = test_training.make_config(
+    evaluated = status.Progress.evaluated
+    monkeypatch.setattr(status.Progress, 'evaluated', look)
+    config = test_run.make_config(
         tmp_path, 'trainer.train_steps=14', 'trainer.validation_interval=2'
     )
-    training.train(config, test_training.DATASET, str(tmp_path / 'run'), 'train_and_eval')
+    training_run.train(config, test_run.DATASET, str(tmp_path / 'run'), 'train_and_eval')
     assert len(counts) == 7
     # The first two make what is made once.
     grown = counts[-1] - counts[1]

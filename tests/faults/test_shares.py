@@ -8,8 +8,10 @@ import tensorflow as tf
 from hypothesis import strategies
 
 from gan_mrcnn import configs
-from gan_mrcnn.datasets import base, input_pipeline, records
-from tests import test_training
+from gan_mrcnn.data import input_pipeline
+from gan_mrcnn.data.readers import base
+from gan_mrcnn.data.records import records
+from tests.training import test_run
 
 NUM_IMAGES = 5
 
@@ -17,7 +19,7 @@ NUM_IMAGES = 5
 @pytest.fixture(scope='module')
 def record_set(tmp_path_factory) -> records.RecordSet:
     """An odd number of pictures."""
-    dataset: base.Dataset = test_training.Rectangles()
+    dataset: base.Dataset = test_run.Rectangles()
     return records.ensure_records(dataset, 'train', str(tmp_path_factory.mktemp('shares')))
 
 

@@ -83,9 +83,7 @@ def test_a_worker_that_is_killed_and_started_again(victim, site):
     """The survivor starts itself again; both end, from the last checkpoint on."""
     flags = (FLAGS[0], 'trainer.checkpoint_interval=10', f'trainer.validation_interval={MANY}')
     workers = Workers(site, f'killed_worker_{victim}', *flags, steps=MANY)
-    assert workers.processes[0].wait_for(
-        lambda: (workers.model_dir / 'ckpt-20.index').exists()
-    )
+    assert workers.processes[0].wait_for(lambda: (workers.model_dir / 'ckpt-20.index').exists())
     workers.processes[victim].send(signal.SIGKILL)
     assert workers.processes[victim].finish().status == -signal.SIGKILL
     workers.restart(victim)
@@ -114,12 +112,12 @@ def test_a_signal_to_one_worker_stops_both_after_the_same_step(receiver, site):
 def test_a_step_that_is_not_finite_on_one_worker_is_left_out_by_all(site):
     """Its loss is NaN on the second worker alone."""
     workers = Workers(
-        site, 'not_finite', *FLAGS, 'task.blow_ups.policy=skip', faults=['nan-on-worker-1@step:3']
+        site, 'not_finite', *FLAGS, 'task.nonfinite.policy=skip', faults=['nan-on-worker-1@step:3']
     )
     done = workers.finish()
     assert all(runs.ended_well(one) for one in done)
     for one in done:
         assert 'Non-finite loss or gradient: step 3 images' in one.err
-    (event,) = json.loads((workers.model_dir / 'blow_ups.json').read_text())
+    (event,) = json.loads((workers.model_dir / 'nonfinite.json').read_text())
     assert (event['step'], event['policy']) == (3, 'skip')
     assert runs.state(workers.model_dir) == 'finished'

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from official.vision.modeling.backbones import resnet
 
-from gan_mrcnn.errors import UserError
 from gan_mrcnn.modeling import backbone as backbone_lib
+from gan_mrcnn.utils.errors import UserError
 
 _SPECS = tf.keras.layers.InputSpec(shape=[None, None, None, 3])
 

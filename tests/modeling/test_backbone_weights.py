@@ -14,9 +14,9 @@ import tensorflow as tf
 from official.vision.modeling import classification_model
 from official.vision.modeling.backbones import resnet
 
-from gan_mrcnn.errors import UserError
 from gan_mrcnn.modeling import backbone as backbone_lib
 from gan_mrcnn.modeling import backbone_weights
+from gan_mrcnn.utils.errors import UserError
 
 _SPECS = tf.keras.layers.InputSpec(shape=[None, None, None, 3])
 _DATA = pathlib.Path(__file__).resolve().parents[3] / 'shared/data'
@@ -407,9 +407,10 @@ def test_every_variable_has_a_key_in_the_checkpoint(model_18, tmp_path):
 
 def test_a_file_that_unpacks_to_gigabytes_is_named(tmp_path):
     path = tmp_path / 'a.npz'
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file, file.open(
-        'conv1.weight.npy', 'w'
-    ) as member:
+    with (
+        zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file,
+        file.open('conv1.weight.npy', 'w') as member,
+    ):
         for _ in range(33):
             member.write(bytes(1 << 25))
     assert path.stat().st_size < 2_000_000

@@ -15,8 +15,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from gan_mrcnn.errors import UserError
-from gan_mrcnn.serving import client, predictor
+from gan_mrcnn.prediction import predictor
+from gan_mrcnn.serving import client
+from gan_mrcnn.utils.errors import UserError
 from tests.serving.tiny import photo
 
 SCHEMES = ('http', 'grpc')
@@ -108,12 +109,21 @@ def test_the_command_draws_and_needs_no_tensorflow(server, predictor, picture, t
         'import sys\n'
         'for name in ("tensorflow", "official", "tensorflow_serving", "grpc"):\n'
         '    sys.modules[name] = None\n'
-        'from gan_mrcnn.serving import client\n'
-        'client.main()\n'
+        'from gan_mrcnn.__main__ import main\n'
+        'main()\n'
     )
     done = subprocess.run(
         [
-            *(sys.executable, '-c', script, '--url', server.url('http'), '--out', str(tmp_path)),
+            *(
+                sys.executable,
+                '-c',
+                script,
+                'client',
+                '--url',
+                server.url('http'),
+                '--out',
+                str(tmp_path),
+            ),
             *('--class_names', str(exported.version / 'assets/class_names.txt'), str(picture)),
         ],
         capture_output=True,
@@ -124,7 +134,7 @@ def test_the_command_draws_and_needs_no_tensorflow(server, predictor, picture, t
     shown = int(np.sum(found.scores >= 0.5))
     lines = done.stdout.splitlines()
     assert len(lines) == 1 + shown > 1
-    name = predictor.about.class_names[found.classes[0] - 1]
+    name = predictor.card.class_names[found.classes[0] - 1]
     assert lines[1].split()[:2] == [name, f'{found.scores[0]:.2f}']
     drawn = np.asarray(Image.open(tmp_path / 'photo.detections.png'))
     assert drawn.shape == (60, 80, 3) and (drawn != photo((60, 80))).any()

@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from gan_mrcnn.errors import UserError
-from gan_mrcnn.serving import about as about_lib
+from gan_mrcnn.prediction import checkpoint, model_card, signatures
+from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.serving import export as export_lib
-from gan_mrcnn.serving import inference, runs, warmup
-from gan_mrcnn.serving import predictor as predictor_lib
+from gan_mrcnn.serving import warmup
+from gan_mrcnn.utils.errors import UserError
 from tests.serving.tiny import HERE, photo
 
 SIZES = [(60, 80), (33, 100), (200, 150)]
@@ -32,7 +32,7 @@ def encoded_photos():
 @pytest.fixture(scope='module')
 def of_checkpoint(exported):
     """What the checkpoint finds, by the layers as Python runs them, image by image."""
-    module, _, _ = runs.load_run(str(exported.run))
+    module, _, _ = checkpoint.load_run(str(exported.run))
     outputs = [module.detect_encoded(tf.constant([image])) for image in encoded_photos()]
     return {name: np.concatenate([one[name].numpy() for one in outputs]) for name in outputs[0]}
 
@@ -139,7 +139,7 @@ def test_only_the_generator_is_in_it(exported):
     names = [
         name for name, _ in tf.train.list_variables(str(exported.version / 'variables/variables'))
     ]
-    module, _, _ = runs.load_run(str(exported.run))
+    module, _, _ = checkpoint.load_run(str(exported.run))
     weights = [name for name in names if name.startswith('generator_variables/')]
     assert len(weights) == len(module.generator_variables)
     assert set(names) - set(weights) == {'_CHECKPOINTABLE_OBJECT_GRAPH'}
@@ -148,9 +148,9 @@ def test_only_the_generator_is_in_it(exported):
 def test_an_operation_of_our_own_is_refused_by_name(exported, tmp_path, monkeypatch):
     # PrRoIPool's own, which a server has not: into the list of what the graph holds.
     monkeypatch.setattr(export_lib, 'operations', lambda folder: ['Conv2D', 'PrRoIPool'])
-    module, about, config = runs.load_run(str(exported.run))
+    module, card, config = checkpoint.load_run(str(exported.run))
     with pytest.raises(UserError, match='PrRoIPool'):
-        export_lib.export(module, about, config, str(tmp_path))
+        export_lib.export(module, card, config, str(tmp_path))
     assert list((tmp_path / 'model').iterdir()) == []
 
 
@@ -179,14 +179,14 @@ def test_versions_count_up_and_none_is_replaced(exported, tmp_path, monkeypatch)
 def test_assets_say_what_the_numbers_mean(exported):
     assets = exported.version / 'assets'
     assert (assets / 'class_names.txt').read_text() == 'gland\nvessel\n'
-    about = about_lib.read(assets)
-    assert about.class_names == ('gland', 'vessel') and about.category_ids == (1, 2)
-    assert about.step == 7 and about.score_threshold == 0.5
-    assert about.input_size == (64, 64) and about.short_side == 32
+    card = model_card.read(assets)
+    assert card.class_names == ('gland', 'vessel') and card.category_ids == (1, 2)
+    assert card.step == 7 and card.score_threshold == 0.5
+    assert card.input_size == (64, 64) and card.short_side == 32
     # Its pixels, normalized by hand, are what the network is shown.
     pixels = photo((32, 32))
-    normalized = (pixels - np.array(about.mean_rgb)) / np.array(about.stddev_rgb)
-    module, _, _ = runs.load_run(str(exported.run))
+    normalized = (pixels - np.array(card.mean_rgb)) / np.array(card.stddev_rgb)
+    module, _, _ = checkpoint.load_run(str(exported.run))
     shown, _ = module._resize(tf.constant(pixels))
     np.testing.assert_allclose(shown[:32, :32], normalized, atol=1e-5)
     params = (assets / 'params.yaml').read_text()
@@ -206,14 +206,14 @@ def test_warm_up_requests_parse_and_run(exported):
         outputs = loaded.signatures[request.model_spec.signature_name](**inputs)
         assert outputs['num_detections'].shape == [1]
         seen.append(request.model_spec.signature_name)
-    assert seen == list(inference.SIGNATURES)
+    assert seen == list(signatures.SIGNATURES)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match='holds no SavedModel'):
         predictor_lib.load_saved_model(str(tmp_path))
     with pytest.raises(UserError, match='params.yaml'):
-        runs.load_run(str(tmp_path))
+        checkpoint.load_run(str(tmp_path))
 
 
 @pytest.mark.parametrize('name', ['saved_model.pb', 'variables/variables.data-00000-of-00001'])
@@ -230,7 +230,7 @@ def test_a_model_of_another_program_is_named(exported, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path))
     with pytest.raises(UserError, match='model.json cannot be read'):
         predictor_lib.load_saved_model(str(tmp_path))
-    about_lib.write(about_lib.read(exported.version / 'assets'), tmp_path / 'assets')
+    model_card.write(model_card.read(exported.version / 'assets'), tmp_path / 'assets')
     with pytest.raises(UserError, match='no signature serving_default'):
         predictor_lib.load_saved_model(str(tmp_path))
 
@@ -250,4 +250,4 @@ def test_a_description_of_another_shape_is_named(exported, tmp_path, change):
     content = json.loads((exported.version / 'assets/model.json').read_text())
     (tmp_path / 'model.json').write_text(json.dumps({**content, **change}))
     with pytest.raises(UserError, match=next(iter(change))):
-        about_lib.read(tmp_path)
+        model_card.read(tmp_path)

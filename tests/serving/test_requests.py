@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gan_mrcnn.errors import UserError
-from gan_mrcnn.evaluation import predictions
-from gan_mrcnn.serving import inference
+from gan_mrcnn.metrics import predictions
+from gan_mrcnn.prediction import signatures
+from gan_mrcnn.utils.errors import UserError
 from tests.serving.tiny import photo
 
 
@@ -30,7 +30,7 @@ GOOD = encode(PHOTO, 'PNG')
 @pytest.fixture(scope='module')
 def decode():
     """The graph's decoder, for image number 3 of a request."""
-    function = tf.function(lambda encoded: inference.decode(encoded, 3))
+    function = tf.function(lambda encoded: signatures.decode(encoded, 3))
     return function.get_concrete_function(tf.TensorSpec([], tf.string))
 
 
@@ -187,11 +187,11 @@ def test_the_label_map_is_the_evaluations_masks(predictor):
         np.float32,
     )
     masks = rng.random((5, 28, 28)).astype(np.float32)
-    found = inference.label_map(tf.constant(boxes), tf.constant(masks), tf.constant([40, 50]))
+    found = signatures.label_map(tf.constant(boxes), tf.constant(masks), tf.constant([40, 50]))
     wanted = slow_label_map(boxes, masks, 40, 50)
     np.testing.assert_array_equal(found, wanted)
     assert set(np.unique(wanted)) == {0, 1, 2, 3, 5}
-    empty = inference.label_map(tf.zeros([0, 4]), tf.zeros([0, 28, 28]), tf.constant([4, 5]))
+    empty = signatures.label_map(tf.zeros([0, 4]), tf.zeros([0, 28, 28]), tf.constant([4, 5]))
     np.testing.assert_array_equal(empty, np.zeros((4, 5)))
 
 
@@ -199,7 +199,7 @@ def test_full_masks_draws_what_reaches_the_threshold(predictor, exported):
     loaded = tf.saved_model.load(str(exported.version))
     outputs = loaded.signatures['full_masks'](image_bytes=tf.constant([GOOD]))
     (found,) = predictor.detect([GOOD])
-    drawn = int(np.sum(found.scores >= predictor.about.score_threshold))
+    drawn = int(np.sum(found.scores >= predictor.card.score_threshold))
     assert 0 < drawn < len(found.scores)
     wanted = slow_label_map(found.boxes[:drawn], found.masks[:drawn], 60, 80)
     assert np.mean(outputs['label_map'][0] != wanted) < 1e-3

@@ -1,6 +1,5 @@
 """A tiny run, its export, and pictures to show it, made once."""
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -12,11 +11,11 @@ import tensorflow as tf
 from official.modeling import hyperparams
 from PIL import Image
 
-from gan_mrcnn import experiment
+from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
+from gan_mrcnn.prediction import checkpoint
 from gan_mrcnn.serving import export as export_lib
-from gan_mrcnn.serving import runs
-from tests.datasets import layouts
+from tests.data import layouts
 from tests.test_commands import OVERRIDES
 
 HERE = pathlib.Path(__file__).parent
@@ -34,8 +33,8 @@ def export(folder):
     """A run with random weights below `folder`, and what was exported from it."""
     run = folder / 'run'
     _write_run(run)
-    module, about, config = runs.load_run(str(run))
-    version = export_lib.export(module, about, config, str(folder / 'out'))
+    module, card, config = checkpoint.load_run(str(run))
+    version = export_lib.export(module, card, config, str(folder / 'out'))
     return Exported(run, version.parent, version)
 
 
@@ -44,21 +43,18 @@ def _write_run(run):
     run.mkdir()
     (run.parent / 'data').mkdir()
     layouts.write_label_images(run.parent / 'data')
-    flags = argparse.Namespace(
+    flags = settings.Flags(
         dataset='label_images',
         data_dir=str(run.parent / 'data'),
         share=0.6,
-        config_file=None,
         params_override=[
             OVERRIDES,
             '{task: {model: {detection_generator: {max_num_detections: 9}}}}',
         ],
         gan='baseline',
-        seed=None,
-        skip_bad=False,
         cache_dir=str(run.parent / 'cache'),
     )
-    config = experiment.load_config(flags, experiment.load_dataset(flags))
+    config = settings.load_config(flags, settings.load_dataset(flags))
     tf.keras.utils.set_random_seed(1)
     model = task_lib.GanMaskRCNNTask(config.task).build_model()
     for variable in model.variables:

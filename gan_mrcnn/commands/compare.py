@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares evaluated runs: gan-mrcnn compare RUN_A RUN_B [...] --report DIR.
+
+Runs whose settings differ in the seed alone are one system. Prints figures with intervals and
+writes DIR/index.html.
+"""
+
+import argparse
+
+from gan_mrcnn.utils import cli
+from gan_mrcnn.utils.errors import UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='folders that train.py wrote')
+    parser.add_argument('--split', default='test', help='that evaluate.py was given')
+    parser.add_argument('--data_dir', help='where the data are now')
+    cli.add_cache_flag(parser)
+    parser.add_argument('--samples', type=int, default=1000, help='resamplings of the images')
+    parser.add_argument('--report', required=True, metavar='DIR', help='writes DIR/index.html')
+
+
+def main(options: argparse.Namespace) -> None:
+    if len(options.runs) < 2:
+        raise UserError('a comparison wants at least two runs')
+    from gan_mrcnn.evaluation.report import compare
+
+    compare.run(
+        options.runs,
+        options.split,
+        options.data_dir,
+        options.cache_dir,
+        options.samples,
+        options.report,
+    )

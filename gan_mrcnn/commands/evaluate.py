@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a trained model: gan-mrcnn evaluate --dataset gland --data_dir DIR --model_dir RUN.
+
+With --predictions FILE instead of a model, it scores COCO results of any system.
+"""
+
+import argparse
+import pathlib
+
+from gan_mrcnn.utils import cli
+from gan_mrcnn.utils.errors import UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    cli.add_data_flags(parser)
+    cli.add_checkpoint_flag(parser)
+    parser.add_argument(
+        '--saved_model', help='what gan-mrcnn export wrote, in place of a checkpoint'
+    )
+    parser.add_argument(
+        '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
+    )
+    parser.add_argument(
+        '--predictions', metavar='FILE', help='score these COCO results; no model is run'
+    )
+    parser.add_argument(
+        '--val_predictions',
+        metavar='FILE',
+        help='of the validation split: they choose from which score glands are painted',
+    )
+    parser.add_argument(
+        '--results', metavar='FILE', default='', help='where the figures go, as JSON'
+    )
+    parser.add_argument(
+        '--report', metavar='DIR', default='', help='writes DIR/index.html, one page with all of it'
+    )
+
+
+def main(options: argparse.Namespace) -> None:
+    if options.model_dir is None and options.saved_model is None and options.predictions is None:
+        raise UserError(
+            '--model_dir is missing: the folder that train.py wrote; or give --predictions FILE'
+        )
+    if options.val_predictions and not options.predictions:
+        raise UserError('--val_predictions goes with --predictions; leave it out')
+    if options.model_dir is None and options.saved_model is not None:
+        # OUT/model/1 is evaluated into OUT/eval.
+        options.model_dir = str(pathlib.Path(options.saved_model).resolve().parents[1])
+    from gan_mrcnn import settings
+    from gan_mrcnn.evaluation import run as evaluation_run
+    from gan_mrcnn.prediction import checkpoint
+
+    outputs = evaluation_run.Outputs(results=options.results, report=options.report)
+    flags = settings.Flags.from_arguments(options)
+    if flags.model_dir is not None:
+        checkpoint.use_saved_settings(flags, options.saved_model)
+    dataset = settings.load_dataset(flags)
+    split = options.split or ('test' if 'test' in dataset.splits else 'val')
+    config = settings.load_config(flags, dataset)
+    if options.predictions:
+        evaluation_run.evaluate_file(
+            config, dataset, split, options.predictions, options.val_predictions, outputs
+        )
+        return
+    evaluation_run.evaluate(
+        config,
+        dataset,
+        split,
+        flags.model_dir,
+        options.checkpoint,
+        outputs,
+        options.saved_model,
+    )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains GAN Mask R-CNN: gan-mrcnn train --dataset gland --data_dir DIR --model_dir RUN."""
+
+import argparse
+
+from gan_mrcnn.utils import cli
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    cli.add_data_flags(parser)
+    cli.add_split_flags(parser)
+    parser.add_argument(
+        '--mode',
+        choices=('train', 'eval', 'train_and_eval'),
+        default='train_and_eval',
+        help='eval: the last checkpoint on the validation split',
+    )
+    parser.add_argument(
+        '--max_instances',
+        type=int,
+        metavar='N',
+        help='most objects of an image that a step learns; overrides '
+        'task.train_data.parser.max_num_instances',
+    )
+    parser.add_argument(
+        '--on_nonfinite',
+        choices=('stop', 'skip', 'go_back'),
+        help='a step with a loss or gradient that is not finite ends the run, is skipped, or '
+        'sends it back to the last checkpoint with a lower rate; overrides task.nonfinite.policy',
+    )
+    parser.add_argument(
+        '--deterministic',
+        action='store_true',
+        help='the same bits each time with the same seed, on a CPU; slower',
+    )
+    parser.add_argument('--log_file', metavar='FILE', help='what is printed goes there too')
+
+
+def main(options: argparse.Namespace) -> None:
+    if options.log_file:
+        cli.log_to(options.log_file)
+    from gan_mrcnn import settings
+
+    flags = settings.Flags.from_arguments(options)
+    if options.mode == 'eval':
+        _evaluate(flags)
+        return
+    from gan_mrcnn.training import run as training_run
+
+    dataset = settings.load_dataset(flags)
+    config = settings.load_config(flags, dataset)
+    model_dir = flags.model_dir or settings.default_model_dir(config, dataset)
+    training_run.train(config, dataset, model_dir, options.mode)
+    cli.leave_at_once()
+
+
+def _evaluate(flags) -> None:
+    from gan_mrcnn import settings
+    from gan_mrcnn.evaluation import run as evaluation_run
+    from gan_mrcnn.prediction import checkpoint
+
+    if flags.model_dir:
+        checkpoint.use_saved_settings(flags)
+    dataset = settings.load_dataset(flags)
+    config = settings.load_config(flags, dataset)
+    model_dir = flags.model_dir or settings.default_model_dir(config, dataset)
+    split = config.task.validation_data.split
+    evaluation_run.evaluate(config, dataset, split, model_dir, checkpoint='last')

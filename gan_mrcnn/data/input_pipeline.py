@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From TFRecords to batches: decoding, the paper's input sizes, anchor and mask targets.
+
+Decoding is the Model Garden's. Scaling differs from its parser, which draws a scale of the whole
+padded canvas: here the shorter side has a length in pixels, drawn from a range in training and
+fixed in testing (paper, sections 4.3-4.6). Every random draw is a function of the run's seed and of
+the example's number in the run, so that a resumed run sees what an uninterrupted one would have.
+
+Shapes: H, W the padded input, M ground-truth objects per image at most.
+"""
+
+from typing import Optional
+
+import tensorflow as tf
+from official.vision.dataloaders import tf_example_decoder
+from official.vision.ops import anchor, box_ops, preprocess_ops
+
+from gan_mrcnn import configs
+from gan_mrcnn.data import anchor_targets, augment
+from gan_mrcnn.data.records import records
+
+
+class Parser:
+    """Turns decoded examples into what the network and its losses take."""
+
+    def __init__(self, model: configs.Generator, parser: configs.Parser, seed: int):
+        """`model` gives input size and anchors, `parser` the rest, `seed` is the run's."""
+        self._size = model.input_size[:2]
+        self._config = parser
+        self._seed = seed
+        self._anchors = anchor.build_anchor_generator(
+            model.min_level,
+            model.max_level,
+            model.anchor.num_scales,
+            model.anchor.aspect_ratios,
+            model.anchor.anchor_size,
+        )(self._size)
+
+    def resize(self, image: tf.Tensor, short_side: tf.Tensor):
+        """Normalizes, scales so that the shorter side fits `short_side`, and pads.
+
+        Args:
+          image: [h, w, 3] uint8.
+          short_side: scalar, pixels.
+
+        Returns:
+          The [H, W, 3] float32 image and the Model Garden's `image_info` [4, 2]: size, scaled size,
+          scale and offset (always 0), each as y, x.
+        """
+        size = tf.cast(tf.shape(image)[:2], tf.float32)
+        scale = tf.minimum(
+            tf.cast(short_side, tf.float32) / tf.reduce_min(size),
+            tf.reduce_min(tf.constant(self._size, tf.float32) / size),
+        )
+        # A strip of 1 x 5000 pixels keeps one.
+        scaled_size = tf.clip_by_value(
+            tf.round(size * scale), 1.0, tf.constant(self._size, tf.float32)
+        )
+        image = preprocess_ops.normalize_image(image)
+        image = tf.image.resize(image, tf.cast(scaled_size, tf.int32))
+        image = tf.image.pad_to_bounding_box(image, 0, 0, *self._size)
+        info = tf.stack([size, scaled_size, scaled_size / size, tf.zeros(2)])
+        return image, info
+
+    def parse_train(self, data, number: tf.Tensor):
+        """One training example.
+
+        Args:
+          data: the Model Garden decoder's dictionary. Its decoded masks are not touched, so that
+            TensorFlow never decodes them.
+          number: scalar int64, of this example in the run.
+
+        Returns:
+          The image and its labels: `image_info`, `source_id`, `sampling_seed`, RPN targets by
+          level, and `gt_boxes` [M, 4], `gt_classes` [M], `gt_masks` [M, h, w] padded with -1.
+        """
+        config = self._config
+        seeds = tf.random.split(tf.stack([tf.cast(self._seed, tf.int64), number]), 7)
+        kept = self._choose_objects(data, seeds[5])
+        boxes, classes, encoded_masks = (
+            tf.gather(data[f'groundtruth_{name}'], kept)
+            for name in ('boxes', 'classes', 'instance_masks_png')
+        )
+        # The masks are cut out of the image at its own size, by boxes relative to it.
+        masks = self._cut_masks(encoded_masks, boxes)
+        image = data['image']
+        if config.aug_photometric:
+            image = augment.distort(image, seeds[6])
+        image, boxes, masks = self._flip(image, boxes, masks, seeds)
+        low, high = config.train_short_side
+        short_side = tf.random.stateless_uniform([], seeds[2], low, high + 1, tf.int32)
+        image, info = self.resize(image, short_side)
+        boxes = box_ops.denormalize_boxes(boxes, info[1])
+        score_targets, box_targets = anchor_targets.AnchorLabeler(
+            seeds[3],
+            config.rpn_batch_size_per_im,
+            config.rpn_fg_fraction,
+            match_threshold=config.rpn_match_threshold,
+            unmatched_threshold=config.rpn_unmatched_threshold,
+        ).label_anchors(self._anchors, boxes, tf.cast(classes[:, tf.newaxis], tf.float32))
+        pad = lambda x: preprocess_ops.clip_or_pad_to_fixed_size(  # noqa: E731
+            x, config.max_num_instances, -1
+        )
+        return image, {
+            'image_info': info,
+            'source_id': _image_id(data),
+            'sampling_seed': tf.cast(seeds[4], tf.int32),
+            'rpn_score_targets': score_targets,
+            'rpn_box_targets': box_targets,
+            'gt_boxes': pad(boxes),
+            'gt_classes': pad(tf.cast(classes, tf.int32)),
+            'gt_masks': pad(masks),
+        }
+
+    def parse_eval(self, data):
+        """One test example: the image, `image_info` and `source_id`; ground truth stays on disk."""
+        image, info = self.resize(data['image'], self._config.test_short_side)
+        return image, {'image_info': info, 'source_id': _image_id(data)}
+
+    def _choose_objects(self, data, seed):
+        """Indices of what is learnt: no crowds, and of too many objects a random part.
+
+        Which ones is drawn for every example of the run anew. Always the same ones, such as the
+        first, would keep the others from ever being learnt.
+        """
+        kept = tf.where(tf.logical_not(data['groundtruth_is_crowd']))[:, 0]
+        shuffled = tf.random.experimental.stateless_shuffle(kept, seed)
+        return tf.sort(shuffled[: self._config.max_num_instances])
+
+    def _flip(self, image, boxes, masks, seeds):
+        for axis, wanted, seed in (
+            (1, self._config.aug_rand_hflip, seeds[0]),
+            (0, self._config.aug_rand_vflip, seeds[1]),
+        ):
+            if not wanted:
+                continue
+            flip = tf.random.stateless_uniform([], seed) < 0.5
+            image = tf.where(flip, tf.reverse(image, [axis]), image)
+            masks = tf.where(flip, tf.reverse(masks, [axis + 1]), masks)
+            y1, x1, y2, x2 = tf.unstack(boxes, axis=1)
+            flipped = [1 - y2, x1, 1 - y1, x2] if axis == 0 else [y1, 1 - x2, y2, 1 - x1]
+            boxes = tf.where(flip, tf.stack(flipped, axis=1), boxes)
+        return image, boxes, masks
+
+    def _cut_masks(self, encoded_masks, normalized_boxes):
+        """Masks [N, S, S] inside their boxes, sampled at the centres of S x S cells of the box.
+
+        One mask after the other is decoded: all of a crowded picture, decoded, take gigabytes.
+        """
+        size = self._config.mask_crop_size
+
+        def cut(inputs):
+            encoded, box = inputs
+            mask = tf.io.decode_png(encoded, channels=1)
+            shape = tf.cast(tf.shape(mask)[:2], tf.float32)
+            low, high = tf.split(box * tf.tile(shape, [2]), 2)
+            half_cell = (high - low) / (2 * size)
+            # `crop_and_resize` takes the first and the last sample, as indices over the last index.
+            samples = tf.concat([low + half_cell, high - half_cell], axis=0) - 0.5
+            cells = tf.image.crop_and_resize(
+                mask[tf.newaxis],
+                (samples / tf.tile(tf.maximum(shape - 1.0, 1.0), [2]))[tf.newaxis],
+                [0],
+                [size, size],
+            )
+            return cells[0, ..., 0] / 255.0
+
+        return tf.map_fn(
+            cut,
+            (encoded_masks, normalized_boxes),
+            fn_output_signature=tf.TensorSpec([size, size], tf.float32),
+        )
+
+
+def _image_id(data):
+    return tf.strings.to_number(data['source_id'], tf.int64)
+
+
+def _num_parallel_calls(params):
+    """Examples made at a time. AUTOTUNE takes as many as there are cores, and each is 0.1 GB where
+    pictures are large: on 96 cores 10 GB, whatever the batch."""
+    return min(params.global_batch_size, records.num_cores())
+
+
+def training_dataset(
+    params: configs.DataConfig,
+    parser: Parser,
+    seed: int,
+    first_example: int = 0,
+    input_context: Optional[tf.distribute.InputContext] = None,
+) -> tf.data.Dataset:
+    """Endless batches of training examples, a new order each epoch, the same for the same seed.
+
+    Args:
+      params: `input_path`, `num_examples`, `global_batch_size`, and `shuffle_buffer_size`, the
+        number of encoded examples that are held and shuffled at a time.
+      parser: see there.
+      seed: of the order.
+      first_example: number of the first example, to go on where a stopped run was.
+      input_context: of the distribution strategy.
+
+    Returns:
+      A dataset of (images [b, H, W, 3], labels), b the batch of one replica.
+    """
+    decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
+    batch_size = params.global_batch_size
+    num_examples = params.num_examples
+    files = sorted(tf.io.gfile.glob(params.input_path))
+
+    def epoch(number):
+        """Records of one epoch with their number in the run: files and blocks are shuffled."""
+        shuffle = lambda x, what: tf.random.experimental.stateless_shuffle(  # noqa: E731
+            x, tf.stack([tf.cast(seed, tf.int64), number * 2 + what])
+        )
+        encoded = tf.data.Dataset.from_tensor_slices(shuffle(tf.constant(files), 0)).interleave(
+            tf.data.TFRecordDataset, cycle_length=min(len(files), 16)
+        )
+        blocks = encoded.batch(params.shuffle_buffer_size)
+        shuffled = blocks.map(lambda block: shuffle(block, 1)).unbatch()
+        return shuffled.enumerate(number * num_examples)
+
+    first_epoch, skipped = divmod(first_example, num_examples)
+    dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(skipped)
+    if input_context:
+        batch_size = input_context.get_per_replica_batch_size(batch_size)
+        dataset = dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id)
+    dataset = dataset.map(
+        lambda number, record: parser.parse_train(decoder.decode(record), number),
+        num_parallel_calls=_num_parallel_calls(params),
+        deterministic=True,
+    )
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+def evaluation_dataset(
+    params: configs.DataConfig,
+    parser: Parser,
+    input_context: Optional[tf.distribute.InputContext] = None,
+) -> tf.data.Dataset:
+    """Every image once; the last batch is filled with the first images under the id -1."""
+    decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
+    batch_size = params.global_batch_size
+    files = sorted(tf.io.gfile.glob(params.input_path))
+    dataset = tf.data.TFRecordDataset(files).map(
+        lambda record: parser.parse_eval(decoder.decode(record)),
+        num_parallel_calls=_num_parallel_calls(params),
+        deterministic=True,
+    )
+    filling = dataset.repeat().map(
+        lambda image, labels: (image, {**labels, 'source_id': tf.constant(-1, tf.int64)})
+    )
+    dataset = dataset.concatenate(filling.take(-params.num_examples % batch_size))
+    if input_context:
+        batch_size = input_context.get_per_replica_batch_size(batch_size)
+        dataset = dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id)
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures with a label image each, as tools for microscopy write them: a number per object.
+
+    DIR/images/a.jpg  b.tif ...
+    DIR/labels/a.png  b.tif ...    0 background, 1, 2, 3, ... the objects, 8 or 16 bits
+    DIR/classes.csv                file, object, class: without it there is one class, `object`
+    DIR/pictures.csv               file and what --group_by may name, such as patient
+
+Folders `train`, `val` and `test` inside images/ and labels/ are the splits. Without `val` the
+pictures to train on are divided. Numbers need not follow each other, and one number is one object
+even in several pieces.
+"""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Optional
+
+import cv2
+import numpy as np
+
+from gan_mrcnn.data.readers import base, fingerprints, images, options, splitting
+from gan_mrcnn.utils import run_lengths
+from gan_mrcnn.utils.errors import UserError
+
+OPTIONS = ('share', 'split_seed', 'group_by')
+_SPLITS = ('train', 'val', 'test')
+_EXPECTED = 'expected there: images/ with pictures and labels/ with a label image of each'
+
+
+@dataclasses.dataclass(frozen=True)
+class Item(base.Item):
+    """A picture, its label image, and the class of each object by its number (None: all 1)."""
+
+    path: pathlib.Path
+    labels_path: pathlib.Path
+    classes: Optional[dict[int, int]]
+
+
+def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
+    """A folder of pictures and label images.
+
+    Raises:
+      UserError: the folder does not hold them, or a CSV file is damaged.
+    """
+    return LabelImages(options.existing_folder(data_dir, 'label_images', _EXPECTED), chosen)
+
+
+class LabelImages(base.Dataset):
+    """Splits: 'train' and 'val', and 'test' where there is a folder for it."""
+
+    name = 'label_images'
+
+    def __init__(self, folder: pathlib.Path, chosen: options.Options = options.DEFAULT):
+        """Lists the pictures and reads the CSV files.
+
+        Raises:
+          UserError: there are no pictures, or a CSV file is damaged.
+        """
+        pictures = _list_pictures(folder / 'images')
+        if not pictures:
+            raise UserError(f'--data_dir {folder} has no pictures in images/; {_EXPECTED}')
+        self._labels_folder = folder / 'labels'
+        classes = _read_classes(folder / 'classes.csv', pictures)
+        names = sorted({name for by_number in classes.values() for name in by_number.values()})
+        self.class_names = tuple(names) or ('object',)
+        items = {
+            key: self._make_item(number, key, path, classes)
+            for number, (key, path) in enumerate(pictures.items(), start=1)
+        }
+        self._items = _own_splits(items)
+        is_divided = chosen.share is not None or 'val' not in self._items
+        if is_divided and self._items.keys() & {'train', 'val'}:
+            self._items.update(_divide(folder, items, self._items, chosen))
+        elif {'train', 'val'} <= self._items.keys():
+            options.check_not_divided(chosen)
+        self.splits = tuple(split for split in _SPLITS if split in self._items)
+
+    def items(self, split: str) -> list[Item]:
+        return self._items[split]
+
+    def fingerprint(self, split: str) -> str:
+        items = self._items[split]
+        paths = [path for item in items for path in (item.path, item.labels_path)]
+        facts = [(item.image_id, item.file_name, item.classes) for item in items]
+        return fingerprints.of_content(paths, self.class_names, facts)
+
+    def problems(self, split: str) -> Iterator[base.Problem]:
+        for item in self._items[split]:
+            if not item.labels_path.is_file():
+                others = ', '.join(images.LABEL_SUFFIXES)
+                text = f'is missing, the label image of {item.file_name} ({others} are read)'
+                yield base.Problem(str(item.labels_path), text, 'error')
+
+    def read(self, item: Item) -> base.Example:
+        labels = images.read_labels(item.labels_path)
+        picture = images.read_picture(item.path, labels.shape[::-1])
+        numbers = [int(number) for number in run_lengths.numbers_in(labels) if number]
+        if item.classes is None:
+            _check_not_binary(item.labels_path, labels, numbers)
+            classes = [1] * len(numbers)
+        else:
+            _check_same_objects(item.labels_path, item.classes, numbers)
+            classes = [item.classes[number] for number in numbers]
+        return base.Example(
+            image_id=item.image_id,
+            file_name=item.file_name,
+            image=picture.pixels,
+            rles=run_lengths.encode_labels(labels, numbers),
+            classes=np.array(classes, np.int32),
+            is_crowd=np.zeros(len(numbers), bool),
+            encoded=picture.encoded,
+        )
+
+    def _make_item(self, number: int, key: str, path: pathlib.Path, classes) -> Item:
+        """`classes`: name by number, by key; empty where there is one class."""
+        stem = self._labels_folder / key
+        labels_path = images.find(stem.parent, stem.name, images.LABEL_SUFFIXES)
+        own = None
+        if classes:
+            by_number = classes.get(key, {})
+            own = {n: self.class_names.index(name) + 1 for n, name in by_number.items()}
+        return Item(
+            image_id=number,
+            file_name=f'{key}{path.suffix}',
+            path=path,
+            labels_path=labels_path or stem.with_name(f'{stem.name}.png'),
+            classes=own,
+        )
+
+
+def _check_not_binary(path: pathlib.Path, labels: np.ndarray, numbers: list[int]) -> None:
+    """Raises UserError for a black and white mask of several things, which would be one object."""
+    if numbers == [255]:
+        pieces = cv2.connectedComponents((labels > 0).astype(np.uint8))[0] - 1
+        if pieces > 1:
+            raise UserError(
+                f'{path} is black and white, with {pieces} pieces: number the objects 1, 2, 3, '
+                '..., or write 1 where all of it is one object'
+            )
+
+
+def _check_same_objects(path: pathlib.Path, classes: Mapping[int, int], numbers: list[int]) -> None:
+    """Raises UserError where classes.csv and the label image do not have the same objects."""
+    for number in classes:
+        if number not in numbers:
+            raise UserError(f'{path} has no object {number}, which classes.csv names')
+    for number in numbers:
+        if number not in classes:
+            raise UserError(
+                f'{path} has an object {number}, of which classes.csv does not give the class'
+            )
+
+
+def _list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Pictures by key: the path in `folder` without suffix, in the order of the keys."""
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(folder.rglob('*')):
+        if path.suffix.lower() in images.PICTURE_SUFFIXES and not path.name.startswith('.'):
+            key = _key(path.relative_to(folder).as_posix())
+            if key in found:
+                raise UserError(f'{found[key]} and {path.name} are both there; remove one')
+            found[key] = path
+    return dict(sorted(found.items()))
+
+
+def _key(file_name: str) -> str:
+    stem, dot, suffix = file_name.rpartition('.')
+    return stem if f'{dot}{suffix}'.lower() in images.PICTURE_SUFFIXES else file_name
+
+
+def _own_splits(items: Mapping[str, Item]) -> dict[str, list[Item]]:
+    """Items of the folders train, val and test; all as 'train' where there are others, too."""
+    found = {
+        split: [item for key, item in items.items() if key.startswith(f'{split}/')]
+        for split in _SPLITS
+    }
+    found = {split: members for split, members in found.items() if members}
+    in_folders = sum(map(len, found.values())) == len(items)
+    return found if in_folders else {'train': list(items.values())}
+
+
+def _divide(folder, items, own, chosen) -> dict[str, list[Item]]:
+    """'train' and 'val' from the pictures of both."""
+    keys = {item.image_id: key for key, item in items.items()}
+    pooled = [*own.get('train', []), *own.get('val', [])]
+    names = [keys[item.image_id] for item in pooled]
+    groups = names
+    if chosen.group_by:
+        by_key = _read_groups(folder / 'pictures.csv', chosen.group_by, items)
+        groups = [by_key[name] for name in names]
+    share = chosen.share or splitting.DEFAULT_SHARE
+    held_out = set(splitting.hold_out_groups(groups, share, chosen.split_seed))
+    return {
+        'train': [item for i, item in enumerate(pooled) if i not in held_out],
+        'val': [item for i, item in enumerate(pooled) if i in held_out],
+    }
+
+
+def _read_classes(path: pathlib.Path, pictures) -> dict[str, dict[int, str]]:
+    """Class names by object number, by picture; empty without the file."""
+    found: dict[str, dict[int, str]] = {}
+    for place, row in _read_csv(path, ('file', 'object', 'class')) if path.exists() else ():
+        key, number, name = _key(row['file']), row['object'], row['class']
+        if key not in pictures:
+            raise UserError(f'{place}: there is no picture {row["file"]} in images/')
+        if not number.isdecimal() or not int(number):
+            raise UserError(f'{place}: {number!r} is no number of an object; 1, 2, 3, ... are')
+        if not name:
+            raise UserError(f'{place}: the class of object {number} is empty')
+        by_number = found.setdefault(key, {})
+        if by_number.setdefault(int(number), name) != name:
+            raise UserError(f'{place}: object {number} of {row["file"]} has another class above')
+    return found
+
+
+def _read_groups(path: pathlib.Path, column: str, pictures) -> dict[str, str]:
+    """What `column` says of each picture."""
+    if not path.exists():
+        raise UserError(f'--group_by {column} wants {path}, with columns file and {column}')
+    found = {_key(row['file']): row[column] for _, row in _read_csv(path, ('file', column))}
+    for key in pictures:
+        if not found.get(key):
+            raise UserError(f'{path} does not give the {column} of {key}')
+    return found
+
+
+def _read_csv(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The place, for messages, and the cells of each line; commas or semicolons are read.
+
+    Raises:
+      UserError: the file cannot be read, or a column or a cell is missing.
+    """
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+        delimiter = ';' if ';' in lines[0] else ','
+        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise UserError(f'{path} cannot be read as CSV ({error}); replace the file') from error
+    header = [name.strip() for name in rows[0]]
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise UserError(f'{path} has no column {missing[0]!r}; {", ".join(columns)} are wanted')
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            if not row:
+                continue
+            raise UserError(
+                f'{path}, line {number}: {len(row)} cells, but the header has {len(header)}'
+            )
+        yield f'{path}, line {number}', dict(zip(header, (cell.strip() for cell in row)))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line may say about a data set beside its name and folder.
+
+The same few options for all; a data set that has no use for one refuses it (`load_dataset`).
+"""
+
+import argparse
+import dataclasses
+import pathlib
+from typing import Optional
+
+from gan_mrcnn.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a data set is divided.
+
+    share: of the pictures, to be trained on; None for what is usual for the data set.
+    split_seed: another one gives another division of the same share.
+    group_by: what must not be on both sides: a field of the pictures, such as 'patient'; '' none.
+    annotations: annotation files for training, validation and test, relative to the folder; one is
+      divided, none are looked for.
+    """
+
+    share: Optional[float] = None
+    split_seed: int = 0
+    group_by: str = ''
+    annotations: tuple[str, ...] = ()
+
+
+DEFAULT = Options()
+# Flags by field, for messages.
+FLAGS = {
+    'share': '--split',
+    'split_seed': '--split_seed',
+    'group_by': '--group_by',
+    'annotations': '--annotations',
+}
+
+
+def from_flags(flags: argparse.Namespace) -> Options:
+    """What the command line says; a command need not have all of the flags."""
+    given = {name: getattr(flags, name, None) for name in FLAGS}
+    given['annotations'] = tuple(given['annotations'] or ())
+    return Options(**{name: value for name, value in given.items() if value is not None})
+
+
+def check(options: Options, dataset: str, taken: tuple[str, ...]) -> None:
+    """Raises UserError where an option has a wrong value or is not among those `taken`."""
+    for name, flag in FLAGS.items():
+        if getattr(options, name) != getattr(DEFAULT, name) and name not in taken:
+            others = ', '.join(FLAGS[other] for other in taken)
+            raise UserError(
+                f'{flag} is not for {dataset}, whose splits are fixed; leave it out'
+                if not taken
+                else f'{flag} is not for {dataset}, which takes {others}; leave it out'
+            )
+    if options.share is not None and not 0 < options.share < 1:
+        raise UserError(
+            f'--split {options.share:g} is no share of the pictures to train on; 0.9 is one'
+        )
+    if len(options.annotations) > 3:
+        raise UserError(
+            f'--annotations names {len(options.annotations)} files; training, validation and test '
+            'are the most'
+        )
+
+
+def check_not_divided(options: Options) -> None:
+    """Raises UserError where an option says how to divide what is divided already."""
+    if options.group_by or options.split_seed:
+        raise UserError(
+            '--group_by and --split_seed say how to divide pictures, but these are divided into '
+            'train and val already; give --split, too, to divide them anew'
+        )
+
+
+def existing_folder(data_dir: Optional[str], dataset: str, expected: str) -> pathlib.Path:
+    """The folder given, or data/NAME in the current one.
+
+    Raises:
+      UserError: it is not there; `expected` says what should be in it.
+    """
+    folder = pathlib.Path(f'data/{dataset}' if data_dir is None else data_dir).expanduser()
+    if data_dir == '' or not folder.is_dir():
+        given = 'is not given, and there is no' if data_dir is None else f'{data_dir!r} is no'
+        place = f' data/{dataset}' if data_dir is None else ' folder'
+        raise UserError(f'--data_dir {given}{place}; {expected}')
+    return folder

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs side by side: `gan-mrcnn compare RUN_A RUN_B [...] --report DIR`.
+
+Answers whether one system is better than another on the same images, or whether other images would
+have said the opposite. A RUN is a folder of train.py that evaluate.py has evaluated. Runs that
+differ in nothing but their seed are one system, whose figures are means; the first system given is
+the one that others are compared with.
+
+The interval of a difference comes from resampling images, the same ones for both systems (a paired
+bootstrap, Efron and Tibshirani 1993). It says nothing about other seeds: their spread stands
+beside.
+"""
+
+import argparse
+import dataclasses
+import html
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from gan_mrcnn.data import readers
+from gan_mrcnn.data.readers import base
+from gan_mrcnn.data.readers import options as data_options
+from gan_mrcnn.data.records import records
+from gan_mrcnn.evaluation import scoring
+from gan_mrcnn.evaluation.report import charts
+from gan_mrcnn.evaluation.report import page as report_page
+from gan_mrcnn.metrics import coco, error_types, predictions
+from gan_mrcnn.metrics import gland as gland_metrics
+from gan_mrcnn.utils import html_page, progress_bar, yaml_files
+from gan_mrcnn.utils.errors import UserError
+
+NUM_PICTURES = 3
+# What does not make another system of a run.
+_NO_SETTINGS = ('seed', 'data_dir', 'cache_dir')
+# Name of a figure: kind and name in `coco.figures`.
+_AP = {
+    'box AP': ('box', 'AP'),
+    'mask AP': ('mask', 'AP'),
+    'mask AP50': ('mask', 'AP50'),
+    'mask AP75': ('mask', 'AP75'),
+    'boundary AP': ('boundary', 'AP'),
+}
+_GLANDS = {'gland F1': 'F1', 'gland Dice': 'dice', 'gland Hausdorff': 'hausdorff'}
+
+
+@dataclasses.dataclass
+class Run:
+    """An evaluated run: its name, settings without those that make no other system, and scores."""
+
+    name: str
+    settings: dict[str, Any]
+    scored: scoring.Scored
+
+    def figures(self, weights: Optional[np.ndarray] = None) -> dict[str, Optional[float]]:
+        """All compared figures; `weights` is how often each image counts, in the order of ids."""
+        names: dict[str, list[str]] = {}
+        for kind, name in _AP.values():
+            names.setdefault(kind, []).append(name)
+        by_kind = {
+            kind: coco.figures(self.scored.matches[kind], weights, wanted)[0]
+            for kind, wanted in names.items()
+        }
+        found = {figure: by_kind[kind][name] for figure, (kind, name) in _AP.items()}
+        scores = self.scored.gland_scores
+        if scores:
+            summary = gland_metrics.summarize([scores[i] for i in sorted(scores)], weights)
+            found.update({figure: summary[name] for figure, name in _GLANDS.items()})
+        return found
+
+    def qualities(self) -> dict[int, float]:
+        """Panoptic quality by image id."""
+        return error_types.image_qualities(
+            self.scored.errors, self.scored.record_set.image_ids, self.threshold
+        )
+
+    @property
+    def threshold(self) -> float:
+        return self.scored.figures['score_threshold']['value']
+
+
+@dataclasses.dataclass
+class System:
+    """Runs that differ in their seed only."""
+
+    name: str
+    runs: list[Run]
+
+    def mean(self, weights: Optional[np.ndarray] = None) -> dict[str, Optional[float]]:
+        """Means of the runs' figures; None where one has none."""
+        found = [run.figures(weights) for run in self.runs]
+        return {
+            name: None
+            if any(x[name] is None for x in found)
+            else float(np.mean([x[name] for x in found]))
+            for name in found[0]
+        }
+
+    def spread(self) -> dict[str, Optional[float]]:
+        """Standard deviation over seeds; None for a single run."""
+        found = [run.figures() for run in self.runs]
+        return {
+            name: None
+            if len(found) < 2 or any(x[name] is None for x in found)
+            else float(np.std([x[name] for x in found], ddof=1))
+            for name in found[0]
+        }
+
+    def qualities(self) -> dict[int, float]:
+        found = [run.qualities() for run in self.runs]
+        return {i: float(np.mean([one[i] for one in found])) for i in found[0]}
+
+
+def group(runs: Sequence[Run]) -> list[System]:
+    """Systems in the order of their first runs, named by what their runs' names have in common."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for members in groups:
+            if run.settings and members[0].settings == run.settings:
+                members.append(run)
+                break
+        else:
+            groups.append([run])
+    return [System(_common_name([run.name for run in members]), members) for members in groups]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    # Without the seed: 'combined-10' and 'combined-11' are 'combined'.
+    return re.sub(r'[-_. ]\d*$', '', os.path.commonprefix(list(names))) or names[0]
+
+
+def bootstrap(
+    first: System, second: System, num_samples: int, seed: int = 0
+) -> dict[str, Optional[tuple[float, float]]]:
+    """95% intervals of the second's figures minus the first's, over resampled images.
+
+    Args:
+      first, second: evaluated on the same images.
+      num_samples: resamplings.
+      seed: of the drawing.
+
+    Returns:
+      (low, high) by figure; None where it does not exist.
+    """
+    num_images = first.runs[0].scored.matches['mask'].num_images
+    rng = np.random.default_rng(seed)
+    differences: dict[str, list[float]] = {name: [] for name in first.runs[0].figures()}
+    for _ in progress_bar.Bar(range(num_samples), desc=f'resample {second.name}', unit='sample'):
+        weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images))
+        before, after = first.mean(weights), second.mean(weights)
+        for name, values in differences.items():
+            # Without an object of a class in the sample, it has no figure there.
+            if before[name] is not None and after[name] is not None:
+                values.append(after[name] - before[name])
+    return {
+        name: tuple(float(x) for x in np.percentile(values, (2.5, 97.5))) if values else None
+        for name, values in differences.items()
+    }
+
+
+def load_runs(
+    folders: Sequence[str], split: str, data_dir: Optional[str], cache_dir: str
+) -> list[Run]:
+    """Scores the predictions of runs.
+
+    Args:
+      folders: of train.py.
+      split: that evaluate.py was given for all of them.
+      data_dir: where the data are now; None for where the first run had them.
+      cache_dir: of records.
+
+    Raises:
+      UserError: a folder is none, is not evaluated, or is of another data set.
+    """
+    settings = [_settings(folder) for folder in folders]
+    dataset = _load_dataset(settings[0], data_dir)
+    if split not in dataset.splits:
+        raise UserError(
+            f'--split {split}: {dataset.name} has no such split; there are '
+            f'{", ".join(dataset.splits)}'
+        )
+    cache_dir = str(pathlib.Path(cache_dir).expanduser())
+    skip_bad = bool(settings[0].get('skip_bad'))
+    record_set = records.ensure_records(dataset, split, cache_dir, skip_bad=skip_bad)
+    truth = coco.load_annotations(record_set.annotation_file)
+    runs = []
+    for folder, own in zip(folders, settings):
+        path = str(pathlib.Path(folder) / 'eval' / split / 'predictions.json')
+        if not os.path.exists(path):
+            raise UserError(
+                f'{path} is missing; evaluate the run first: evaluate.py --split {split}'
+            )
+        manifest = predictions.load_manifest(path)
+        predictions.check_manifest(path, manifest, scoring.manifest(dataset, split, record_set))
+        found = predictions.load_predictions(path, truth, dataset.category_ids)
+        threshold = manifest.get('score_threshold', scoring.DEFAULT_THRESHOLD)
+        scored = scoring.score(dataset, split, record_set, found, threshold)
+        kept = {key: value for key, value in own.items() if key not in _NO_SETTINGS}
+        runs.append(Run(pathlib.Path(folder).resolve().name, kept, scored))
+    return runs
+
+
+def _settings(folder: str) -> Mapping[str, Any]:
+    path = pathlib.Path(folder) / 'params.yaml'
+    if not path.is_file():
+        raise UserError(f'{folder} has no params.yaml: not the folder of a run')
+    return yaml_files.read_task(path)
+
+
+def _load_dataset(settings: Mapping[str, Any], data_dir: Optional[str]) -> base.Dataset:
+    given = {name: settings.get(name) or None for name in data_options.FLAGS}
+    divided = data_options.from_flags(argparse.Namespace(**given))
+    return readers.load_dataset(
+        settings['dataset'], data_dir or settings['data_dir'] or None, divided
+    )
+
+
+def compare(systems: Sequence[System], num_samples: int) -> dict[str, Any]:
+    """Figures of all systems, and differences to the first.
+
+    Returns:
+      A dictionary fit for JSON: 'systems' with name, runs, mean and spread; 'differences' by name
+      of system, each with difference and interval by figure.
+    """
+    first = systems[0]
+    means = {system.name: system.mean() for system in systems}
+    differences = {}
+    for system in systems[1:]:
+        intervals = bootstrap(first, system, num_samples)
+        differences[system.name] = {
+            name: {
+                'difference': _minus(means[system.name][name], means[first.name][name]),
+                'interval': interval,
+            }
+            for name, interval in intervals.items()
+        }
+    return {
+        'systems': [
+            {
+                'name': system.name,
+                'runs': {run.name: run.figures() for run in system.runs},
+                'mean': means[system.name],
+                'spread': system.spread(),
+            }
+            for system in systems
+        ],
+        'compared_with': first.name,
+        'samples': num_samples,
+        'differences': differences,
+    }
+
+
+def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
+    return None if a is None or b is None else a - b
+
+
+# The page.
+
+
+def write(systems: Sequence[System], result: Mapping[str, Any], folder: str) -> str:
+    """Writes FOLDER/index.html and FOLDER/comparison.json; gives the path of the page."""
+    scored = systems[0].runs[0].scored
+    title = f'{scored.dataset.name}/{scored.split}: {", ".join(s.name for s in systems)}'
+    notice = scored.dataset.notice
+    sections = [html_page.paragraph(notice, 'notice') if notice else '']
+    sections += [_figures(result), _charts(systems)]
+    sections += [_pictures(systems[0], system) for system in systems[1:]]
+    predictions.write_json(os.path.join(folder, 'comparison.json'), result, indent=1)
+    return html_page.write(folder, title, [section for section in sections if section])
+
+
+def _figures(result) -> str:
+    first = result['compared_with']
+    header = ['', *(f'{one["name"]} (n = {len(one["runs"])})' for one in result['systems'])]
+    header += [f'{name} minus {first}' for name in result['differences']]
+    rows = []
+    for figure in result['systems'][0]['mean']:
+        cells = [figure]
+        for one in result['systems']:
+            spread = one['spread'][figure]
+            plus = '' if spread is None else f' \N{PLUS-MINUS SIGN} {number(spread, figure)}'
+            cells.append(number(one['mean'][figure], figure) + plus)
+        cells += [describe(one[figure], figure) for one in result['differences'].values()]
+        clear = any(is_clear(one[figure]) for one in result['differences'].values())
+        rows.append((cells, clear))
+    runs = [
+        (
+            [name, *(number(value, figure) for figure, value in figures.items())],
+            False,
+        )
+        for one in result['systems']
+        for name, figures in one['runs'].items()
+    ]
+    return html_page.section(
+        'Figures',
+        'Mean and standard deviation over seeds. Of each difference the 95% interval over '
+        f'{result["samples"]} resamplings of the images, the same for both: an interval that holds '
+        'zero (rows that are not bold) means that other images could have said the opposite. It '
+        'says nothing of other seeds; the standard deviation does. Hausdorff distances are in '
+        'pixels, where less is better.',
+        html_page.table(header, rows),
+        '<h3>Each run</h3>',
+        html_page.table(['', *result['systems'][0]['mean']], runs),
+    )
+
+
+def number(value: Optional[float], figure: str) -> str:
+    """A figure as text: pixels with one digit, the rest with four."""
+    if value is None:
+        return '-'
+    return f'{value:.1f}' if 'Hausdorff' in figure else f'{value:.4f}'
+
+
+def describe(one: Mapping[str, Any], figure: str) -> str:
+    """A difference with its interval, as text."""
+    if one['difference'] is None or one['interval'] is None:
+        return '-'
+    sign = '+' if one['difference'] > 0 else ''
+    low, high = (number(value, figure) for value in one['interval'])
+    return f'{sign}{number(one["difference"], figure)} [{low}, {high}]'
+
+
+def is_clear(one: Mapping[str, Any]) -> bool:
+    """Whether the interval of a difference lies on one side of zero."""
+    return one['interval'] is not None and one['interval'][0] * one['interval'][1] > 0
+
+
+def _charts(systems) -> str:
+    curves: dict[str, Any] = {}
+    for name in ('mask at 0.5', 'boundary at 0.5'):
+        for system in systems:
+            found = [report_page.precision_recall(run.scored.matches) for run in system.runs]
+            if all(name in one for one in found):
+                mean = np.mean([one[name][1] for one in found], axis=0)
+                curves[f'{system.name}, {name}'] = (found[0][name][0], mean)
+    costs: dict[str, dict[str, Optional[float]]] = {}
+    for kind in error_types.KINDS:
+        for system in systems:
+            values = [run.scored.figures['errors']['costs'][kind] for run in system.runs]
+            mean = None if None in values else float(np.mean(values))
+            costs.setdefault(kind, {})[system.name] = mean
+    short = {'classification': 'class', 'localization': 'place', 'background': 'backgr.'}
+    return html_page.section(
+        'Curves and errors',
+        'Means over seeds.',
+        html_page.grid(
+            [
+                html_page.figure(
+                    charts.lines(curves, 'recall', 'precision'), 'Precision over recall.'
+                ),
+                html_page.figure(
+                    charts.bars({short.get(k, k): v for k, v in costs.items()}, 'AP50 lost'),
+                    'AP50 of masks that each kind of error costs.',
+                ),
+            ]
+        ),
+    )
+
+
+def _pictures(first: System, second: System) -> str:
+    before, after = first.qualities(), second.qualities()
+    ranked = sorted(before, key=lambda i: (after[i] - before[i], i))
+    better = [i for i in ranked[::-1] if after[i] > before[i]][:NUM_PICTURES]
+    worse = [i for i in ranked if after[i] < before[i]][:NUM_PICTURES]
+    scored = first.runs[0].scored
+    images = report_page.read_pictures(scored.dataset, scored.split, [*better, *worse])
+    parts = [html_page.swatches(report_page.OUTLINE_COLOURS)]
+    for name, ids in ((f'{second.name} is better', better), (f'{first.name} is better', worse)):
+        shown = [
+            _show(system, images[image_id], image_id)
+            for image_id in ids
+            for system in (first, second)
+        ]
+        if shown:
+            parts.append(f'<h3>{html.escape(name)}</h3>' + html_page.grid(shown))
+    return html_page.section(
+        f'Where {first.name} and {second.name} differ most',
+        'By panoptic quality, the mean over seeds. Shown is the run of each that is nearest to its '
+        'mean.',
+        *parts,
+    )
+
+
+def _show(system: System, image: np.ndarray, image_id: int) -> str:
+    qualities = [run.qualities()[image_id] for run in system.runs]
+    nearest = int(np.argmin(np.abs(np.array(qualities) - np.mean(qualities))))
+    run = system.runs[nearest]
+    return report_page.show_picture(
+        run.scored, image, image_id, run.threshold, qualities[nearest], run.name
+    )
+
+
+def format_text(result: Mapping[str, Any]) -> str:
+    """The figures for a terminal."""
+    first = result['compared_with']
+    lines = []
+    for figure, value in result['systems'][0]['mean'].items():
+        lines.append(f'{figure}: {first} {number(value, figure)}')
+        for one in result['systems'][1:]:
+            difference = describe(result['differences'][one['name']][figure], figure)
+            lines.append(f'    {one["name"]} {number(one["mean"][figure], figure)}, {difference}')
+    return '\n'.join(lines)
+
+
+def run(folders: Sequence[str], split: str, data_dir, cache_dir, samples: int, folder: str) -> None:
+    """Compares runs, prints the figures and writes the page."""
+    systems = group(load_runs(folders, split, data_dir, cache_dir))
+    result = compare(systems, samples)
+    path = write(systems, result, folder)
+    print(format_text(result))
+    print(f'report: {path}')

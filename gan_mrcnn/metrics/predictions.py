@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one list of predictions that every metric reads: COCO results at the images' own size.
+
+The mask head (paper, Section 3) predicts 28x28 probabilities per box; AP is measured on masks of
+the whole image. Masks are pasted one by one into their box's window and kept as run lengths, so
+that memory does not grow with the number of detections. Pasting follows Detectron2's
+`paste_masks_in_image`: the box is not rounded and pixels are sampled at their centres.
+
+Beside a file of predictions lies its manifest: data set, split, classes, and what made them. Files
+of other systems need none; every entry is checked before anything is scored.
+
+Shapes: N detections, S side of the predicted masks (28).
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gan_mrcnn.utils import coco_annotations, files, run_lengths
+from gan_mrcnn.utils.errors import UserError
+
+_RESULT_KEYS = ('image_id', 'category_id', 'bbox', 'score', 'segmentation')
+
+
+def _tent_weights(low, high, first, last, size):
+    """Bilinear weights of `size` cells stretched over [low, high), at pixels first..last-1.
+
+    Returns float64 [last - first, size]. Cells outside the mask count as zero, so a pixel within
+    half a cell of the border has weights that sum to less than one.
+    """
+    centres = np.arange(first, last) + 0.5
+    cells = (centres - low) / (high - low) * size - 0.5
+    return np.maximum(0.0, 1.0 - np.abs(cells[:, None] - np.arange(size)))
+
+
+def paste_mask(mask, box, height, width, threshold=0.5):
+    """Stretches one predicted mask over its box and thresholds it, in image pixels.
+
+    Args:
+      mask: float [S, S'], probabilities.
+      box: float [y1, x1, y2, x2] in image pixels, neither rounded nor clipped.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      threshold: pixels of at least this probability belong to the object.
+
+    Returns:
+      uint8 [height, width], 1 inside. Bilinear interpolation at pixel centres, zero outside the
+      mask (`grid_sample` with align_corners=False, as in Detectron2). A box that is empty or lies
+      outside the image gives an empty mask.
+
+    Raises:
+      ValueError: the box is not finite.
+    """
+    if not np.all(np.isfinite(box)):
+        raise ValueError(f'cannot paste a mask into the box {list(box)}: it is not finite')
+    mask = np.asarray(mask, np.float64)
+    y1, x1, y2, x2 = (float(value) for value in box)
+    pasted = np.zeros((height, width), np.uint8)
+    # Half a cell beyond the box the interpolant is not zero yet, but below one half: like the
+    # published versions, only pixels that the box touches are filled.
+    top, bottom = max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), height)
+    left, right = max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width)
+    if y2 <= y1 or x2 <= x1 or bottom <= top or right <= left:
+        return pasted
+    rows = _tent_weights(y1, y2, top, bottom, mask.shape[0])
+    columns = _tent_weights(x1, x2, left, right, mask.shape[1])
+    pasted[top:bottom, left:right] = rows @ mask @ columns.T >= threshold
+    return pasted
+
+
+def detections_to_coco(image_id, boxes_yx, scores, classes, masks, image_info):
+    """Turns one image's detections into COCO results in the image's own pixels.
+
+    Args:
+      image_id: int.
+      boxes_yx: float [N, 4], [y1, x1, y2, x2] in pixels of the network's input.
+      scores: float [N]; rows without a positive score are padding and are left out.
+      classes: int [N], 1-based.
+      masks: float [N, S, S], probabilities of the detection's own class.
+      image_info: float [4, 2], the Model Garden's: original (height, width), scaled (height,
+        width), (y, x) scale, (y, x) offset of the crop in scaled pixels.
+
+    Returns:
+      A list of COCO result dicts; 'bbox' is [x, y, width, height] clipped to the image. The mask
+      is pasted into the box before clipping, because that is where the network saw it.
+
+    Raises:
+      ValueError: a detection with a positive score has a box that is not finite.
+    """
+    image_info = np.asarray(image_info, np.float64)
+    height, width = (int(side) for side in np.round(image_info[0]))
+    scale, offset = np.tile(image_info[2], 2), np.tile(image_info[3], 2)
+    boxes = (np.asarray(boxes_yx, np.float64).reshape(-1, 4) + offset) / scale
+    clipped = np.clip(boxes, 0, [height, width, height, width])
+    results = []
+    for row in np.flatnonzero(np.asarray(scores) > 0):
+        pasted = paste_mask(masks[row], boxes[row], height, width)
+        y1, x1, y2, x2 = (float(value) for value in clipped[row])
+        if y2 <= y1 or x2 <= x1:
+            continue
+        results.append(
+            {
+                'image_id': int(image_id),
+                'category_id': int(classes[row]),
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'score': float(scores[row]),
+                'segmentation': run_lengths.encode_mask(pasted),
+            }
+        )
+    return results
+
+
+def _plain(value):
+    """NumPy scalars and arrays as JSON knows them."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f'{type(value).__name__} cannot be written as JSON')
+
+
+def write_json(path, value, indent=None):
+    """Writes JSON so that `path` holds either the old content or all of the new one."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    whole = files.named_when_whole(pathlib.Path(path))
+    with whole as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(value, file, indent=indent, default=_plain)
+
+
+def manifest_path(path: str) -> str:
+    """Where the manifest of a file of predictions is: beside it, `NAME.manifest.json`."""
+    return f'{os.path.splitext(path)[0]}.manifest.json'
+
+
+def save_predictions(path, predictions, manifest):
+    """Writes COCO results, and beside them what they are predictions of.
+
+    Args:
+      path: of the JSON file; both are written in one piece or not at all.
+      predictions: list of COCO results, category ids as the data set has them.
+      manifest: dict with at least 'dataset', 'split' and 'categories' (of COCO: id and name).
+    """
+    write_json(path, predictions)
+    write_json(manifest_path(path), manifest, indent=1)
+
+
+def load_manifest(path: str) -> dict[str, Any]:
+    """The manifest beside a file of predictions, empty without one.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    manifest = manifest_path(path)
+    if not os.path.exists(manifest):
+        return {}
+    content = _read_json(manifest, 'a manifest that evaluate.py wrote, or remove it')
+    if not isinstance(content, dict):
+        raise UserError(f'{manifest} is no JSON object; remove it, or evaluate once more')
+    return content
+
+
+def check_manifest(path: str, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises UserError where predictions are of other data or classes than expected."""
+    for key in ('dataset', 'split', 'categories'):
+        if key in manifest and manifest[key] != expected[key]:
+            raise UserError(
+                f'{manifest_path(path)}: the predictions are of {key} {manifest[key]!r}, not '
+                f'{expected[key]!r}; score them on what they were made for'
+            )
+
+
+def load_predictions(path, truth, category_ids):
+    """Reads COCO results with boxes and masks, ours or another system's.
+
+    Args:
+      path: of a JSON file.
+      truth: COCO annotations that they are predictions for, with categories 1, 2, ...
+      category_ids: the data set's own id of each of these; the file has those.
+
+    Returns:
+      A list of COCO results whose category ids are those of `truth`.
+
+    Raises:
+      UserError: the file cannot be read, or an entry cannot be scored; it is named.
+    """
+    predictions = _read_json(path, 'a JSON file of COCO results')
+    if not isinstance(predictions, list):
+        raise UserError(f'{path} does not hold a list; give a JSON file of COCO results')
+    sizes = {image['id']: (image['height'], image['width']) for image in truth['images']}
+    own = {category_id: place for place, category_id in enumerate(category_ids, start=1)}
+    for number, prediction in enumerate(predictions):
+        text = mistake(prediction, sizes, own)
+        if text:
+            raise UserError(f'{path}: entry {number} {text}')
+    return [{**one, 'category_id': own[one['category_id']]} for one in predictions]
+
+
+def mistake(prediction, sizes, category_ids) -> str:
+    """Why one entry cannot be scored, '' where it can.
+
+    Args:
+      prediction: should be a COCO result with box and mask.
+      sizes: (height, width) by image id.
+      category_ids: that it may have.
+    """
+    short = coco_annotations.short
+    there = prediction if isinstance(prediction, dict) else {}
+    missing = [key for key in _RESULT_KEYS if key not in there]
+    if missing:
+        return f'has no {", ".join(missing)}; give COCO results with boxes and masks'
+    image_id = prediction['image_id']
+    if not coco_annotations.is_id(image_id) or image_id not in sizes:
+        return (
+            f'is of image_id {short(image_id)}, which is not in this split; score the split '
+            'predicted'
+        )
+    where = f'(image_id {image_id}) '
+    category_id = prediction['category_id']
+    if not coco_annotations.is_id(category_id) or category_id not in category_ids:
+        return f'{where}has the category_id {short(category_id)}; there are {sorted(category_ids)}'
+    if not coco_annotations.is_number(prediction['score']):
+        return f'{where}has the score {short(prediction["score"])}; a finite number is wanted'
+    box = prediction['bbox']
+    if not isinstance(box, list) or len(box) != 4 or not all(map(coco_annotations.is_number, box)):
+        return f'{where}has the box {short(box)}; [x, y, width, height] in pixels is wanted'
+    if box[2] < 0 or box[3] < 0:
+        return f'{where}has the box {box!r} of negative size; [x, y, width, height] is wanted'
+    mask = prediction['segmentation']
+    if not isinstance(mask, dict) or not isinstance(mask.get('counts'), str):
+        return f'{where}has no compressed run lengths, as pycocotools makes them, as segmentation'
+    text = coco_annotations.mistake(prediction, *sizes[image_id], category_ids)
+    return f'{where}{text}' if text else ''
+
+
+def _read_json(path, wanted: str):
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(f'cannot read {path}: {reason}; give {wanted}') from error

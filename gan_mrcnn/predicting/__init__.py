@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""What was found in pictures without ground truth: objects, tiles of large pictures, files."""

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run's folder: its checkpoints, its settings, and its network ready to be used."""
+
+import pathlib
+from typing import Any, Optional
+
+import tensorflow as tf
+from google.protobuf import message
+from official.core import train_utils
+from official.vision.ops import preprocess_ops
+
+import gan_mrcnn
+from gan_mrcnn import settings
+from gan_mrcnn import task as task_lib
+from gan_mrcnn.data.readers import options as data_options
+from gan_mrcnn.prediction import model_card, predictor, signatures
+from gan_mrcnn.utils import yaml_files
+from gan_mrcnn.utils.errors import UserError
+
+SCORE_THRESHOLD = 0.5
+PARAMS_NAME = 'params.yaml'
+
+
+def find_checkpoint(model_dir: str, which: str) -> str:
+    """Path of a checkpoint.
+
+    Args:
+      model_dir: of the run.
+      which: 'best' (by validation mask AP; the last where none was chosen), 'last', or a path.
+
+    Raises:
+      UserError: there is none.
+    """
+    if which not in ('best', 'last'):
+        if not tf.io.gfile.exists(f'{which}.index'):
+            raise UserError(f'--checkpoint {which}: there is no {which}.index')
+        return which
+    folders = [f'{model_dir}/best', model_dir] if which == 'best' else [model_dir]
+    for folder in folders:
+        try:
+            path = tf.train.latest_checkpoint(folder)
+        except (ValueError, tf.errors.OpError) as error:
+            raise UserError(
+                f'{folder}/checkpoint is damaged; give the path of a file there by --checkpoint'
+            ) from error
+        if path:
+            return path
+    raise UserError(f'--model_dir {model_dir} holds no checkpoint; train first, or name another')
+
+
+def restore(model, path: str, **others) -> None:
+    """Reads the weights of `model`, and of `others` by their names in the checkpoint.
+
+    Raises:
+      UserError: the checkpoint holds another network, or cannot be read.
+    """
+    try:
+        status = tf.train.Checkpoint(model=model, **others).read(path).expect_partial()
+        status.assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f'{path} holds another network than the settings describe '
+            f'({" ".join(str(error).split())[:200]}); give the --config_file it was trained with'
+        ) from error
+    except (tf.errors.OpError, message.Error, UnicodeError, LookupError, TypeError) as error:
+        raise UserError(
+            f'{path} is damaged ({" ".join(str(error).split())[:200]}); give another --checkpoint'
+        ) from error
+
+
+def step_of(path: str) -> int:
+    """The training step that a checkpoint was saved at.
+
+    Raises:
+      UserError: it does not say.
+    """
+    try:
+        return int(train_utils.read_global_step_from_checkpoint(path))
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise UserError(f'{path} does not say at which step it is; give another') from error
+
+
+def use_saved_settings(flags: settings.Flags, saved_model: Optional[str] = None) -> None:
+    """Fills `flags` with what a run was trained with, where they do not say otherwise.
+
+    The settings, where its data were and how they were divided: with another division, images
+    that were trained on would be among those of the validation split.
+
+    Args:
+      flags: `model_dir` is that of the run.
+      saved_model: of an export, to be asked in place of the run.
+
+    Raises:
+      UserError: neither is what it should be, and there are no other settings.
+    """
+    if saved_model:
+        path = predictor.find_version(saved_model) / 'assets' / model_card.PARAMS
+    else:
+        path = pathlib.Path(flags.model_dir) / PARAMS_NAME
+    if not path.is_file():
+        if flags.config_file is not None:
+            return
+        raise UserError(
+            f'--saved_model {saved_model} has no {path.name} among its assets'
+            if saved_model
+            else f'--model_dir {flags.model_dir} has no {PARAMS_NAME}: not the folder of a run'
+        )
+    if flags.config_file is None:
+        flags.config_file = str(path)
+    saved = yaml_files.read_task(path)
+    if saved['dataset'] != flags.dataset:
+        return
+    for name in ('data_dir', *data_options.FLAGS):
+        if not getattr(flags, name):
+            setattr(flags, name, saved.get(name) or None)
+
+
+def load_run(
+    model_dir: str,
+    checkpoint: str = 'best',
+    score_threshold: float = SCORE_THRESHOLD,
+    data_dir: Optional[str] = None,
+) -> tuple[signatures.InferenceModule, model_card.ModelCard, Any]:
+    """The generator of a run with its weights, in float32 whatever it was trained in.
+
+    Args:
+      model_dir: of the run.
+      checkpoint: 'best', 'last' or a path.
+      score_threshold: see `model_card.ModelCard`.
+      data_dir: where the data set is now, which knows the names of its classes.
+
+    Returns:
+      The module, its model card, and the run's configuration.
+
+    Raises:
+      UserError: no run, no checkpoint, a checkpoint of another network, or no data set.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise UserError(f'--score_threshold {score_threshold:g} is not between 0 and 1')
+    flags = _flags_of(model_dir, data_dir)
+    path = find_checkpoint(model_dir, checkpoint)
+    dataset = settings.load_dataset(flags)
+    config = settings.load_config(flags, dataset)
+    model = task_lib.GanMaskRCNNTask(config.task).build_model()
+    restore(model, path)
+    card = model_card.ModelCard(
+        class_names=tuple(dataset.class_names),
+        category_ids=tuple(dataset.category_ids),
+        score_threshold=score_threshold,
+        input_size=tuple(config.task.model.input_size[:2]),
+        short_side=config.task.validation_data.parser.test_short_side,
+        mean_rgb=tuple(preprocess_ops.MEAN_RGB),
+        stddev_rgb=tuple(preprocess_ops.STDDEV_RGB),
+        checkpoint=pathlib.Path(path).name,
+        step=step_of(path),
+        version=gan_mrcnn.__version__,
+    )
+    return signatures.InferenceModule(model, config.task, score_threshold), card, config
+
+
+def load_predictor(
+    model_dir: str, checkpoint: str = 'best', data_dir: Optional[str] = None
+) -> predictor.Predictor:
+    """A run's checkpoint, called as an export is; see `load_run`."""
+    module, card, _ = load_run(model_dir, checkpoint, data_dir=data_dir)
+    return predictor.Predictor(module.signatures(), card, module)
+
+
+def _flags_of(model_dir: str, data_dir: Optional[str]) -> settings.Flags:
+    """The flags that evaluation would be given for this run."""
+    params = pathlib.Path(model_dir) / PARAMS_NAME
+    if not params.is_file():
+        raise UserError(f'--model_dir {model_dir} has no {PARAMS_NAME}: not the folder of a run')
+    task = yaml_files.read_task(params)
+    flags = settings.Flags(
+        dataset=task['dataset'],
+        model_dir=model_dir,
+        data_dir=data_dir,
+        cache_dir=str(task.get('cache_dir', '')),
+    )
+    use_saved_settings(flags)
+    return flags

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image, truth and prediction side by side, for examples chosen by id."""
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+from pycocotools import mask as mask_utils
+
+from gan_mrcnn.data.records import records
+from gan_mrcnn.utils import visualization
+from gan_mrcnn.utils.run_lengths import encode_mask
+
+# Larger images are drawn smaller: 300 masks of 1024x2048 are 0.6 GB, and drawing copies them.
+_LONGEST_SIDE = 1024
+_FEATURES = {
+    'image/source_id': tf.io.FixedLenFeature((), tf.string),
+    'image/encoded': tf.io.FixedLenFeature((), tf.string),
+    'image/object/mask': tf.io.RaggedFeature(tf.string),
+}
+
+
+def read_images(
+    record_set: records.RecordSet, image_ids: Sequence[int]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Images [h, w, 3] uint8 and their true masks [N, h, w] bool by id, large ones made smaller."""
+    wanted = {str(image_id).encode() for image_id in image_ids}
+    files = sorted(tf.io.gfile.glob(record_set.input_path))
+    found = {}
+    for record in tf.data.TFRecordDataset(files):
+        example = tf.io.parse_single_example(record, _FEATURES)
+        if example['image/source_id'].numpy() in wanted:
+            image = tf.io.decode_image(example['image/encoded'], channels=3).numpy()
+            masks = (
+                tf.io.decode_png(encoded)[..., 0].numpy() > 0
+                for encoded in example['image/object/mask']
+            )
+            found[int(example['image/source_id'].numpy())] = visualization.shrink(
+                image, masks, _LONGEST_SIDE
+            )
+    return found
+
+
+def _shrunk(predictions, image):
+    """COCO results with masks of the size of `image` [h, w, 3]."""
+    masks = (mask_utils.decode(one['segmentation']) for one in predictions)
+    resized = (
+        cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST) for mask in masks
+    )
+    return [{**one, 'segmentation': encode_mask(mask)} for one, mask in zip(predictions, resized)]
+
+
+def contact_sheet(
+    record_set: records.RecordSet, image_ids: Sequence[int], predictions: list[dict[str, Any]]
+) -> np.ndarray:
+    """One row per image: the image, its ground truth and its predictions.
+
+    Args:
+      record_set: where images and truth are.
+      image_ids: which ones, in this order.
+      predictions: COCO results of the whole split.
+
+    Returns:
+      [h, w, 3] uint8 RGB.
+    """
+    by_image = collections.defaultdict(list)
+    for prediction in predictions:
+        by_image[prediction['image_id']].append(prediction)
+    images = read_images(record_set, image_ids)
+    rows = []
+    for image_id in image_ids:
+        image, masks = images[image_id]
+        shown = _shrunk(by_image[image_id], image)
+        rows.append(visualization.side_by_side(image, masks, shown))
+    return visualization.contact_sheet(rows)

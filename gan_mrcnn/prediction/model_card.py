@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client should know about an exported model and cannot read off its tensors.
+
+It travels as assets of the SavedModel: `model.json` (this), `class_names.txt` (one a line) and
+`params.yaml` (the training configuration).
+"""
+
+import dataclasses
+import json
+import pathlib
+import typing
+
+from gan_mrcnn.utils.errors import UserError
+
+FILE_NAME, CLASS_NAMES, PARAMS = 'model.json', 'class_names.txt', 'params.yaml'
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """An exported model, or a checkpoint that is used as one.
+
+    class_names: without the background; `detection_classes` 1 is the first.
+    category_ids: the data set's own numbers of them.
+    score_threshold: detections from this score on are worth showing; fainter ones are there, too.
+    input_size: height and width that images are padded to, in pixels.
+    short_side: the shorter side of an image is scaled to that, in pixels.
+    mean_rgb, stddev_rgb: of the normalization, for pixels from 0 to 255. Done inside.
+    checkpoint: its file's name.
+    step: of the training.
+    version: of this package.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    score_threshold: float
+    input_size: tuple[int, int]
+    short_side: int
+    mean_rgb: tuple[float, ...]
+    stddev_rgb: tuple[float, ...]
+    checkpoint: str
+    step: int
+    version: str
+
+
+def write(card: ModelCard, folder: pathlib.Path) -> None:
+    """Writes `model.json` and `class_names.txt`."""
+    text = json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False)
+    (folder / FILE_NAME).write_text(text + '\n', encoding='utf-8')
+    names = ''.join(f'{name}\n' for name in card.class_names)
+    (folder / CLASS_NAMES).write_text(names, encoding='utf-8')
+
+
+def read(folder: pathlib.Path) -> ModelCard:
+    """Reads `model.json`.
+
+    Raises:
+      UserError: it is missing or not what `write` writes.
+    """
+    path = folder / FILE_NAME
+    try:
+        values = json.loads(path.read_text(encoding='utf-8'))
+        card = ModelCard(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f'{path} cannot be read; give a model that gan_mrcnn.serving.export wrote'
+        ) from error
+    for name, hint in typing.get_type_hints(ModelCard).items():
+        if not _fits(getattr(card, name), hint):
+            raise UserError(f'{path} has no {name} that can be one; export the model again')
+    if len(card.class_names) != len(card.category_ids):
+        raise UserError(f'{path} has not as many category_ids as class_names; export again')
+    return card
+
+
+def _fits(value, hint) -> bool:
+    """Whether `value` is of the type that a field of `ModelCard` has."""
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        any_length = kinds[-1] is ...
+        return (
+            isinstance(value, tuple)
+            and (any_length or len(value) == len(kinds))
+            and all(_fits(part, kinds[0]) for part in value)
+        )
+    if isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, (int, float)) and abs(value) < float('inf')
+    return isinstance(value, hint)

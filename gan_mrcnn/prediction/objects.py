@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects found in a picture, with masks that are kept inside their own window.
+
+A crop of a slide has 20,000 pixels to a side and thousands of objects: a mask of the picture's size
+for each would be terabytes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from gan_mrcnn.metrics import predictions
+
+
+class Object(NamedTuple):
+    """One object.
+
+    class_id: 1 for the first class.
+    score: from 0 to 1.
+    box: [y1, x1, y2, x2] in pixels of the picture, inside it.
+    top, left: of the window in the picture, in pixels.
+    mask: [h, w] bool, the window.
+    """
+
+    class_id: int
+    score: float
+    box: tuple[float, float, float, float]
+    top: int
+    left: int
+    mask: np.ndarray
+
+    @property
+    def area(self) -> int:
+        """In pixels."""
+        return int(np.count_nonzero(self.mask))
+
+    def window(self) -> tuple[int, int, int, int]:
+        """y1, x1, y2, x2 of `mask` in the picture."""
+        height, width = self.mask.shape
+        return self.top, self.left, self.top + height, self.left + width
+
+    def cut(self, window: Sequence[int]) -> np.ndarray:
+        """The mask inside another window of the picture, [y2 - y1, x2 - x1] bool."""
+        out = np.zeros((window[2] - window[0], window[3] - window[1]), bool)
+        y1, x1, y2, x2 = intersect(self.window(), window)
+        if y2 > y1 and x2 > x1:
+            part = self.mask[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
+            out[y1 - window[0] : y2 - window[0], x1 - window[1] : x2 - window[1]] = part
+        return out
+
+
+def intersect(first: Sequence[int], second: Sequence[int]) -> tuple[int, int, int, int]:
+    """The common part of two windows; empty where an end is not behind its start."""
+    return (
+        max(first[0], second[0]),
+        max(first[1], second[1]),
+        min(first[2], second[2]),
+        min(first[3], second[3]),
+    )
+
+
+def from_detections(detections, tile: Sequence[int], score_threshold: float) -> list[Object]:
+    """Objects of one tile, in pixels of the picture, best first.
+
+    Args:
+      detections: `serving.predictor.Detections` of the tile.
+      tile: y1, x1, y2, x2 of it in the picture.
+      score_threshold: objects below it are left out, and so are those without a pixel.
+    """
+    top, left, height, width = tile[0], tile[1], tile[2] - tile[0], tile[3] - tile[1]
+    offset = np.array([top, left, top, left], np.float64)
+    found = []
+    for box, score, class_id, mask in zip(*detections):
+        if score < score_threshold:
+            continue
+        pasted = predictions.paste_mask(mask, box, height, width).astype(bool)
+        rows, columns = np.flatnonzero(pasted.any(1)), np.flatnonzero(pasted.any(0))
+        if not len(rows):
+            continue
+        box = np.clip(box.astype(np.float64), 0, [height, width, height, width]) + offset
+        found.append(
+            Object(
+                int(class_id),
+                float(score),
+                tuple(box.tolist()),
+                top + int(rows[0]),
+                left + int(columns[0]),
+                pasted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy(),
+            )
+        )
+    return found
+
+
+def encode(found: Object, height: int, width: int) -> dict[str, Any]:
+    """The object's mask in COCO's run lengths, without a mask of the picture's size.
+
+    Args:
+      found: the object.
+      height: of the picture, in pixels.
+      width: of the picture, in pixels.
+    """
+    # Column by column, as COCO counts: a run starts where the mask rises and ends where it falls.
+    steps = np.diff(np.pad(found.mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)
+    runs = []
+    for step in (1, -1):
+        columns, rows = np.nonzero(step == steps.T)
+        runs.append((found.left + columns) * height + found.top + rows)
+    starts, ends = runs
+    # A run to the bottom of the picture goes on at the top of the next column.
+    joined = starts[1:] == ends[:-1]
+    starts, ends = starts[np.r_[True, ~joined]], ends[np.r_[~joined, True]]
+    counts = np.diff(np.stack([starts, ends], 1).ravel(), prepend=0, append=height * width)
+    counts = counts[:-1] if ends[-1] == height * width else counts
+    rle = mask_api.frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
+    return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One way to call the network, whether it is a SavedModel or a run's checkpoint."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from gan_mrcnn.data.records import records
+from gan_mrcnn.metrics import predictions
+from gan_mrcnn.prediction import model_card
+from gan_mrcnn.utils import progress_bar
+from gan_mrcnn.utils.errors import UserError
+
+# Those that `Predictor` calls.
+_SIGNATURES = ('serving_default', 'image_tensor')
+
+
+class Detections(NamedTuple):
+    """What was found in one image, best first.
+
+    boxes: [N, 4] float32, [y1, x1, y2, x2] in pixels of the image.
+    scores: [N] float32.
+    classes: [N] int32, 1 for the first.
+    masks: [N, S, S] float32, probabilities inside the boxes.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: np.ndarray
+
+
+class Predictor:
+    """Encoded images to `Detections`."""
+
+    def __init__(self, signatures: Mapping[str, Callable], card: model_card.ModelCard, owner=None):
+        """Takes any of the two.
+
+        Args:
+          signatures: as `InferenceModule.signatures` or a loaded SavedModel has them.
+          card: the model.
+          owner: what holds the variables of `signatures`; they live as long as it does.
+        """
+        self._signatures = signatures
+        self._owner = owner
+        self.card = card
+
+    def detect(self, images: Sequence[bytes]) -> list[Detections]:
+        """Detections in JPEG or PNG files of any sizes, one batch.
+
+        Raises:
+          UserError: one of them cannot be decoded; the message has its number in the batch.
+        """
+        return self._call('serving_default', image_bytes=tf.constant(images))
+
+    def detect_pixels(self, images: np.ndarray) -> list[Detections]:
+        """The same for pixels, uint8 [B, H, W, 3]."""
+        return self._call('image_tensor', image_tensor=tf.constant(images))
+
+    def _call(self, signature, **inputs):
+        try:
+            outputs = self._signatures[signature](**inputs)
+        except tf.errors.InvalidArgumentError as error:
+            raise UserError(_reason(error)) from error
+        return split_batch({name: value.numpy() for name, value in outputs.items()})
+
+
+def split_batch(outputs: Mapping[str, np.ndarray]) -> list[Detections]:
+    """The outputs of a batch, without the padding behind the detections, image by image."""
+    return [
+        Detections(*(outputs[f'detection_{name}'][i, :count] for name in Detections._fields))
+        for i, count in enumerate(outputs['num_detections'])
+    ]
+
+
+def _reason(error: tf.errors.InvalidArgumentError) -> str:
+    """What the graph's assertion says, without TensorFlow's frame around it."""
+    lines = str(error).splitlines()
+    said = [line for line in lines if 'assertion failed' in line] or lines
+    return said[0].split('assertion failed: ')[-1].translate(str.maketrans('', '', '[]')).strip()
+
+
+def find_version(path: str) -> pathlib.Path:
+    """Folder of a SavedModel: `OUT/model/1`, or the newest one of `OUT/model`.
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = pathlib.Path(path)
+    versions = [child for child in folder.glob('*') if child.name.isdecimal() and child.is_dir()]
+    if versions and not (folder / 'saved_model.pb').is_file():
+        folder = max(versions, key=lambda child: int(child.name))
+    if not (folder / 'saved_model.pb').is_file():
+        raise UserError(f'{path} holds no SavedModel; gan_mrcnn.serving.export writes one')
+    return folder
+
+
+def load_saved_model(path: str) -> Predictor:
+    """A SavedModel that `export` wrote, see `find_version`.
+
+    Its graph is run: it can do whatever TensorFlow can, such as reading and writing files.
+
+    Raises:
+      UserError: there is none, it is damaged, or another program wrote it.
+    """
+    folder = find_version(path)
+    card = model_card.read(folder / 'assets')
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except Exception as error:  # TensorFlow raises anything where a graph is damaged.
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f'{folder} is damaged ({reason}); export the model again') from error
+    missing = [name for name in _SIGNATURES if name not in getattr(loaded, 'signatures', ())]
+    if missing:
+        raise UserError(
+            f'{folder} has no signature {missing[0]}; gan_mrcnn.serving.export writes models that '
+            'have'
+        )
+    return Predictor(loaded.signatures, card, loaded)
+
+
+def predict_records(
+    predictor: Predictor, record_set: records.RecordSet, batch_size: int
+) -> list[dict[str, Any]]:
+    """COCO results of every image of a split, as the evaluation of a checkpoint makes them."""
+    keys = {'image/encoded': tf.string, 'image/height': tf.int64, 'image/width': tf.int64}
+    keys['image/source_id'] = tf.string
+    features = {key: tf.io.FixedLenFeature([], dtype) for key, dtype in keys.items()}
+    files = sorted(tf.io.gfile.glob(record_set.input_path))
+    batches = tf.data.TFRecordDataset(files).batch(batch_size)
+    found = []
+    with progress_bar.Bar(total=record_set.num_examples, desc='evaluate', unit='image') as bar:
+        for serialized in batches:
+            batch = tf.io.parse_example(serialized, features)
+            batch = [batch[key].numpy() for key in keys]
+            for detections, height, width, image_id in zip(predictor.detect(batch[0]), *batch[1:]):
+                found += to_coco(int(image_id), detections, height, width)
+            bar.update(len(batch[0]))
+    return found
+
+
+def to_coco(image_id: int, detections: Detections, height: int, width: int) -> list[dict[str, Any]]:
+    """COCO results of one image of that size."""
+    as_sent = [[height, width], [height, width], [1, 1], [0, 0]]
+    return predictions.detections_to_coco(image_id, *detections, as_sent)

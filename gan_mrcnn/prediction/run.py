@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predicts many image files and writes what was found in each."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Optional
+
+from gan_mrcnn.prediction import checkpoint as checkpoint_lib
+from gan_mrcnn.prediction import image_files, predictor, writing
+from gan_mrcnn.utils import progress_bar
+from gan_mrcnn.utils.errors import UserError
+
+
+def load(model: str, checkpoint: str, data_dir: Optional[str]) -> predictor.Predictor:
+    """The network of a run's folder, where `model` is one, or of an export."""
+    if (pathlib.Path(model) / checkpoint_lib.PARAMS_NAME).is_file():
+        return checkpoint_lib.load_predictor(model, checkpoint, data_dir)
+    return predictor.load_saved_model(model)
+
+
+def predict(
+    images: Sequence[str],
+    network: predictor.Predictor,
+    out: str,
+    score_threshold: Optional[float],
+    batch_size: int,
+    tile: Optional[tuple[int, int]],
+    overlap: int,
+) -> None:
+    """Predicts files, folders and patterns, and writes into the folder `out`.
+
+    Args:
+      images: see `image_files.find_sources`.
+      network: see there.
+      out: see `writing.Writer`.
+      score_threshold: None for the model's own.
+      batch_size: see `image_files.detect`, as for `tile` and `overlap`.
+
+    Raises:
+      UserError: nothing is there, or some images could not be used; the others are written then.
+    """
+    sources = image_files.find_sources(images)
+    threshold = network.card.score_threshold if score_threshold is None else score_threshold
+    problems: list[str] = []
+    writer = writing.Writer(out, network.card)
+    num_objects = 0
+    try:
+        with progress_bar.Bar(total=len(sources), desc='predict', unit='image') as bar:
+            for result in image_files.detect(
+                sources, network, threshold, batch_size, tile, overlap, problems
+            ):
+                writer.add(result)
+                num_objects += len(result.objects)
+                bar.update()
+    finally:
+        writer.close()
+    print(
+        f'{num_objects} objects of at least {threshold:g} in {len(sources) - len(problems)} '
+        f'images; wrote {out}'
+    )
+    if problems:
+        print('\n'.join(problems))
+        raise UserError(f'{len(problems)} of {len(sources)} images are skipped, see above')

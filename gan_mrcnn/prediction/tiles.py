@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Large pictures in overlapping tiles, and one object where two tiles saw the same.
+
+A network that learned on pictures of 522 x 775 pixels knows objects at that scale: shown a crop of
+a slide as a whole, scaled down to its input, it would look for them at a tenth of their size.
+
+Two tiles see the same thing in the strip that they share. Two detections are therefore one object
+where their masks agree inside that strip; outside of it either may see what the other cannot.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gan_mrcnn.prediction.objects import Object, intersect
+
+# Masks agree from this IoU on, inside the strip that both tiles see.
+AGREEMENT = 0.5
+# Fewer pixels in the strip say nothing.
+FEWEST_PIXELS = 8
+
+
+def make_tiles(
+    height: int, width: int, tile: tuple[int, int], overlap: int
+) -> list[tuple[int, int, int, int]]:
+    """Windows y1, x1, y2, x2 that cover a picture, all of one size, row by row.
+
+    The last ones lie at the far border and overlap more.
+
+    Args:
+      height: of the picture, in pixels.
+      width: of the picture, in pixels.
+      tile: height and width of a tile; a smaller picture is one tile.
+      overlap: of neighbours, at least, in pixels; less than the tile.
+    """
+    rows, columns = (_starts(length, side, overlap) for length, side in zip((height, width), tile))
+    return [
+        (y, x, min(y + tile[0], height), min(x + tile[1], width)) for y in rows for x in columns
+    ]
+
+
+def _starts(length, side, overlap):
+    last = max(length - side, 0)
+    return [*range(0, last, side - overlap), last]
+
+
+def merge(found: Sequence[tuple[Sequence[int], Object]]) -> list[Object]:
+    """Joins what two tiles saw of one object.
+
+    Args:
+      found: each object with the tile it is from.
+
+    Returns:
+      The objects, best first. A joined one has all pixels of its parts, the smallest box around
+      theirs, and the best of their scores.
+    """
+    groups = list(range(len(found)))
+
+    def group(i):
+        while groups[i] != i:
+            i = groups[i]
+        return i
+
+    for i, j in _neighbours(found):
+        if _same(found[i], found[j]):
+            groups[group(j)] = group(i)
+    parts: dict[int, list[Object]] = {}
+    for i, (_, part) in enumerate(found):
+        parts.setdefault(group(i), []).append(part)
+    return sorted(map(_join, parts.values()), key=lambda one: -one.score)
+
+
+def _neighbours(found):
+    """Pairs from different tiles whose windows overlap."""
+    windows = np.array([part.window() for _, part in found]).reshape(-1, 4)
+    for i, (tile, part) in enumerate(found):
+        y1, x1, y2, x2 = part.window()
+        later = windows[i + 1 :]
+        near = (later[:, 0] < y2) & (later[:, 2] > y1) & (later[:, 1] < x2) & (later[:, 3] > x1)
+        for j in np.flatnonzero(near) + i + 1:
+            if tuple(found[j][0]) != tuple(tile):
+                yield i, int(j)
+
+
+def _same(first, second):
+    (first_tile, first_part), (second_tile, second_part) = first, second
+    if first_part.class_id != second_part.class_id:
+        return False
+    strip = intersect(first_tile, second_tile)
+    # Only the masks' own windows can have pixels in it.
+    window = _hull([intersect(part.window(), strip) for part in (first_part, second_part)])
+    masks = [part.cut(window) for part in (first_part, second_part)]
+    both = np.count_nonzero(masks[0] & masks[1])
+    either = np.count_nonzero(masks[0] | masks[1])
+    return both >= FEWEST_PIXELS and both / either >= AGREEMENT
+
+
+def _hull(windows):
+    """The smallest window around all of them, and not less than nothing."""
+    windows = np.array(windows)
+    low, high = windows[:, :2].min(0), windows[:, 2:].max(0)
+    return (*low.tolist(), *np.maximum(low, high).tolist())
+
+
+def _join(parts):
+    if len(parts) == 1:
+        return parts[0]
+    window = _hull([part.window() for part in parts])
+    mask = np.zeros((window[2] - window[0], window[3] - window[1]), bool)
+    for part in parts:
+        mask |= part.cut(window)
+    boxes = np.array([part.box for part in parts])
+    box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
+    best = max(parts, key=lambda part: part.score)
+    return Object(best.class_id, best.score, box, window[0], window[1], mask)

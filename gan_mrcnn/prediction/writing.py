@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found, as files.
+
+`OUT/overlays/NAME.png`: the picture with outlines and scores. `OUT/labels/NAME.png`, 16 bits: 0
+background, otherwise the object's number in the table. `OUT/objects.csv`: class, score, area and
+box of every object. `OUT/predictions.json`: the same with masks, in COCO's format.
+"""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from gan_mrcnn.metrics import predictions
+from gan_mrcnn.prediction import model_card, objects
+from gan_mrcnn.prediction.image_files import Result
+from gan_mrcnn.utils import visualization
+from gan_mrcnn.utils.errors import UserError
+
+COLUMNS = ('file', 'object', 'class', 'score', 'area', 'y1', 'x1', 'y2', 'x2')
+# Overlays are drawn block by block, for drawing needs a mask of the block's size per object.
+BLOCK, MARGIN = 1024, 64
+_MOST_LABELS = 65535
+
+
+class Writer:
+    """Writes results one picture at a time; table and JSON are complete after `close`."""
+
+    def __init__(self, folder: str, card: model_card.ModelCard):
+        self._folder = pathlib.Path(folder)
+        self._card = card
+        self._coco = {
+            'info': {'description': f'{card.checkpoint}, step {card.step}'},
+            'images': [],
+            'annotations': [],
+            'categories': [
+                {'id': i, 'name': name} for i, name in zip(card.category_ids, card.class_names)
+            ],
+        }
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(  # noqa: SIM115
+                self._folder / 'objects.csv', 'w', newline='', encoding='utf-8'
+            )
+        except OSError as error:
+            raise UserError(f'--out {folder} cannot be written: {error}') from error
+        self._table = csv.writer(self._file)
+        self._table.writerow(COLUMNS)
+
+    def add(self, result: Result) -> None:
+        """Writes one picture's overlay, label image and rows."""
+        name = f'{result.source.name}.png'
+        visualization.save_png(str(self._folder / 'overlays' / name), draw(result))
+        labels = label_image(result.objects, *result.pixels.shape[:2])
+        path = self._folder / 'labels' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode('.png', labels)[1].tobytes())
+        self._add_rows(result)
+        self._add_coco(result)
+
+    def close(self) -> None:
+        """Closes the table and writes the JSON."""
+        self._file.close()
+        predictions.write_json(str(self._folder / 'predictions.json'), self._coco)
+
+    def _add_rows(self, result):
+        for number, one in enumerate(result.objects, start=1):
+            self._table.writerow(
+                [
+                    str(result.source.path),
+                    number,
+                    self._card.class_names[one.class_id - 1],
+                    f'{one.score:.4f}',
+                    one.area,
+                    *(f'{value:.2f}' for value in one.box),
+                ]
+            )
+        self._file.flush()
+
+    def _add_coco(self, result):
+        height, width = result.pixels.shape[:2]
+        images, annotations = self._coco['images'], self._coco['annotations']
+        image_id = len(images) + 1
+        images.append(
+            {
+                'id': image_id,
+                'file_name': str(result.source.path),
+                'height': height,
+                'width': width,
+            }
+        )
+        for one in result.objects:
+            y1, x1, y2, x2 = one.box
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,
+                    'image_id': image_id,
+                    'category_id': self._card.category_ids[one.class_id - 1],
+                    'score': one.score,
+                    'bbox': [x1, y1, x2 - x1, y2 - y1],
+                    'area': one.area,
+                    'iscrowd': 0,
+                    'segmentation': objects.encode(one, height, width),
+                }
+            )
+
+
+def label_image(found: Sequence[objects.Object], height: int, width: int) -> np.ndarray:
+    """[height, width] uint16: the object's place in `found`, from 1; the first one is on top."""
+    if len(found) > _MOST_LABELS:
+        raise UserError(f'{len(found)} objects in one picture; a label image has {_MOST_LABELS}')
+    labels = np.zeros((height, width), np.uint16)
+    for number in range(len(found), 0, -1):
+        y1, x1, y2, x2 = found[number - 1].window()
+        labels[y1:y2, x1:x2][found[number - 1].mask] = number
+    return labels
+
+
+def draw(result: Result) -> np.ndarray:
+    """The picture with its objects, [H, W, 3] uint8 RGB."""
+    height, width = result.pixels.shape[:2]
+    if max(height, width) <= BLOCK:
+        return _draw_window(result, (0, 0, height, width), scores=True)
+    canvas = np.empty_like(result.pixels)
+    # Windows are larger than blocks, because the rim of a mask that is cut off is not its outline,
+    # and all of one size, because the width of a line goes with it.
+    sides = [min(BLOCK + 2 * MARGIN, length) for length in (height, width)]
+    for y in range(0, height, BLOCK):
+        for x in range(0, width, BLOCK):
+            top, left = (
+                min(max(start - MARGIN, 0), length - side)
+                for start, length, side in zip((y, x), (height, width), sides)
+            )
+            drawn = _draw_window(result, (top, left, top + sides[0], left + sides[1]), scores=False)
+            canvas[y : y + BLOCK, x : x + BLOCK] = drawn[
+                y - top : y - top + BLOCK, x - left : x - left + BLOCK
+            ]
+    return canvas
+
+
+def _draw_window(result, window, scores):
+    chosen = []
+    for number, one in enumerate(result.objects):
+        y1, x1, y2, x2 = objects.intersect(one.window(), window)
+        if y2 > y1 and x2 > x1:
+            chosen.append((number, one))
+    pixels = result.pixels[window[0] : window[2], window[1] : window[3]]
+    palette = visualization.PALETTE
+    return visualization.draw_instances(
+        pixels,
+        np.array([one.cut(window) for _, one in chosen], bool).reshape(-1, *pixels.shape[:2]),
+        scores=[one.score for _, one in chosen] if scores else None,
+        # Of a picture in blocks, an object keeps its colour in all of them.
+        colours=None if scores else [palette[number % len(palette)] for number, _ in chosen],
+    )

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a run: which to go on from, when something cut the last one short, and the best.
+
+TensorFlow writes a checkpoint under another name and renames it, then names it in the file
+`checkpoint`: killed at any moment, a run leaves the one before. A power cut, a full disk or a bad
+one can still leave files that are not what was written; they are found by reading them, since every
+tensor has its checksum, set aside, and the run goes on from the one before.
+"""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Optional
+
+import orbit
+import tensorflow as tf
+from official.core import train_utils
+
+from gan_mrcnn.utils import files
+from gan_mrcnn.utils.errors import UserError
+
+# Where files that cannot be read go.
+DAMAGED = 'damaged'
+# Every validation's figures by step.
+VALIDATIONS = 'validations.json'
+BEST = 'best'
+
+_NAME = re.compile(r'ckpt-(\d+)\.index')
+# What TensorFlow writes on the way to a checkpoint; anything else in the folder is the user's.
+_UNFINISHED = re.compile(r'ckpt-\d+(_temp.*|\.(index|data-\d{5}-of-\d{5})\.tempstate\d+)')
+_PART = re.compile(r'ckpt-(\d+)\.(index|data-\d{5}-of-\d{5})')
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EIO,
+    errno.EFBIG,
+)
+
+
+def newest_sound(model_dir: str) -> Optional[str]:
+    """Path of the newest checkpoint that can be read, None without one.
+
+    Newer ones that cannot are moved into `damaged`, with a line that says so; what an interrupted
+    saving left behind is removed.
+
+    Raises:
+      UserError: there are checkpoints, and none can be read.
+    """
+    folder = pathlib.Path(model_dir)
+    found = sorted(
+        (
+            int(match.group(1))
+            for path in folder.glob('ckpt-*.index')
+            if (match := _NAME.fullmatch(path.name))
+        ),
+        reverse=True,
+    )
+    for step in found:
+        path = str(folder / f'ckpt-{step}')
+        problem = _problem(path)
+        if problem is None:
+            _clean(folder, found)
+            if latest(model_dir) != path:
+                _name_as_latest(folder, [one for one in reversed(found) if one <= step])
+            return path
+        _set_aside(folder, step)
+        print(f'{path} is damaged ({problem}): moved to {folder / DAMAGED}', flush=True)
+    if found or list((folder / DAMAGED).glob('ckpt-*.index')):
+        # Also the next start must not take the folder for a new one.
+        raise UserError(
+            f'none of the checkpoints in {model_dir} can be read; they are in {DAMAGED} there: put '
+            'back a copy, or start again with another --model_dir'
+        )
+    return None
+
+
+def latest(folder: str) -> Optional[str]:
+    """The checkpoint that `folder` names as its newest; None without one, or a readable name."""
+    try:
+        return tf.train.latest_checkpoint(folder)
+    except (ValueError, tf.errors.OpError):
+        return None
+
+
+def _name_as_latest(folder: pathlib.Path, steps: list[int]) -> None:
+    """Writes what TensorFlow wants to know of the checkpoints that are kept, oldest first."""
+    paths = [str(folder / f'ckpt-{step}') for step in steps]
+    tf.compat.v1.train.update_checkpoint_state(
+        str(folder),
+        paths[-1],
+        all_model_checkpoint_paths=paths,
+        all_model_checkpoint_timestamps=[os.path.getmtime(f'{path}.index') for path in paths],
+        # Older than all of them: what is preserved would never be deleted.
+        last_preserved_timestamp=0.0,
+    )
+
+
+def _problem(path: str) -> Optional[str]:
+    """Why a checkpoint cannot be read, None where it can: every tensor's checksum is looked at."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, IndexError, OverflowError, MemoryError) as error:
+        return ' '.join(str(error).split())[:100] or type(error).__name__
+    return None
+
+
+def _set_aside(folder: pathlib.Path, step: int) -> None:
+    (folder / DAMAGED).mkdir(exist_ok=True)
+    for path in folder.glob(f'ckpt-{step}.*'):
+        os.replace(path, folder / DAMAGED / path.name)
+
+
+def _clean(folder: pathlib.Path, steps: list[int]) -> None:
+    """Removes what savings that did not come to their end have left."""
+    for path in folder.glob('ckpt-*'):
+        part = _PART.fullmatch(path.name)
+        if not _UNFINISHED.fullmatch(path.name) and (not part or int(part.group(1)) in steps):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """Saves and restores one run.
+
+    Every worker of several has to take part in saving, because reading a variable may be something
+    they do together; what the others than the chief write is thrown away.
+    """
+
+    def __init__(
+        self,
+        checkpoint: tf.train.Checkpoint,
+        model_dir: str,
+        step: tf.Variable,
+        max_to_keep: int,
+        is_chief: bool,
+    ):
+        """`step` numbers what is saved; of all but the chief nothing stays."""
+        self._model_dir = model_dir
+        self._step = step
+        self._throw_away = None if is_chief else tempfile.TemporaryDirectory()
+        self._manager = tf.train.CheckpointManager(
+            checkpoint,
+            model_dir if is_chief else self._throw_away.name,
+            max_to_keep=max_to_keep if is_chief else 1,
+        )
+        self._saved_step: Optional[int] = None
+
+    def restore(self, path: str) -> None:
+        """Reads `path`; UserError where it holds another network."""
+        try:
+            status = self._manager.checkpoint.restore(path)
+            status.assert_existing_objects_matched()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            raise UserError(
+                f'{path} holds another network than the settings describe '
+                f'({str(error).splitlines()[0][:200]}); give another --model_dir, or the settings '
+                'that it was trained with'
+            ) from error
+        self._saved_step = int(self._step.numpy())
+
+    def save(self) -> None:
+        """Saves, unless this step has been saved already."""
+        step = int(self._step.numpy())
+        if step != self._saved_step:
+            self._manager.save(checkpoint_number=step)
+            self._saved_step = step
+
+    def check_room(self) -> None:
+        """Raises UserError where the disk cannot take what the run will save."""
+        if self._throw_away:
+            return
+        view = tf.train.TrackableView(self._manager.checkpoint)
+        variables = [x for x in view.descendants() if isinstance(x, tf.Variable)]
+        size = sum(v.dtype.size * v.shape.num_elements() for v in variables)
+        free = shutil.disk_usage(self._model_dir).free
+        # Those that are kept and the best, and for a moment the one that takes another's place.
+        wanted = size * 2
+        if free < wanted:
+            raise UserError(
+                f'{self._model_dir} has {free / 1e6:.0f} MB of room, but a checkpoint takes '
+                f'{size / 1e6:.0f} MB and there is always one more than is kept: make room for '
+                f'{wanted / 1e6:.0f} MB, or give another --model_dir'
+            )
+
+
+class BestCheckpoint:
+    """The checkpoint with the highest validation figure, kept apart, and all figures.
+
+    Which is the best follows from the step of the checkpoint that is there and from the figures of
+    that step, so that there is no moment at which the two could be of different runs.
+    """
+
+    def __init__(self, model_dir: str, metric: str, is_chief: bool):
+        self._folder = str(pathlib.Path(model_dir) / BEST)
+        self._file = pathlib.Path(model_dir) / VALIDATIONS
+        self._metric = metric
+        self._is_chief = is_chief
+        self._throw_away = None if is_chief else tempfile.TemporaryDirectory()
+        history = files.read_json(self._file, {})
+        self.history = {int(step): figures for step, figures in history.items()}
+        self._best_step = self._step_on_disk()
+
+    def _step_on_disk(self) -> Optional[int]:
+        path = latest(self._folder)
+        if path is None or _problem(path) is not None:
+            return None
+        step = int(train_utils.read_global_step_from_checkpoint(path))
+        # Runs from before there was a history have the figures of the best here.
+        info = files.read_json(pathlib.Path(self._folder) / 'info.json', None)
+        if info and step not in self.history:
+            self.history[step] = info
+        return step if step in self.history else None
+
+    def _is_best(self, step: int) -> bool:
+        best = self._best_step
+        if best in (None, step):
+            return True
+        return self.history[step][self._metric] > self.history[best][self._metric]
+
+    @property
+    def best_step(self) -> Optional[int]:
+        return self._best_step
+
+    def is_settled(self, step: int) -> bool:
+        """Whether the validation of `step` is on record, and the checkpoint kept if it is best."""
+        return step in self.history and (self._best_step == step or not self._is_best(step))
+
+    def best_figure(self) -> dict[str, float]:
+        """The figure that it was chosen by, by its name."""
+        return {self._metric: self.history[self._best_step][self._metric]}
+
+    def add(self, checkpoint: tf.train.Checkpoint, logs: Mapping[str, Any], step: int) -> None:
+        """Notes a validation's figures and, where it is the best so far, saves `checkpoint`."""
+        self.history[step] = {name: float(orbit.utils.get_value(x)) for name, x in logs.items()}
+        if self._is_chief:
+            files.write_json(self._file, self.history)
+        if not self._is_best(step):
+            return
+        self._best_step = step
+        manager = tf.train.CheckpointManager(
+            checkpoint,
+            self._throw_away.name if self._throw_away else self._folder,
+            max_to_keep=1,
+            checkpoint_name='best_ckpt',
+        )
+        manager.save(checkpoint_number=step)
+
+
+@contextlib.contextmanager
+def disk_errors_named(folder: str) -> Iterator[None]:
+    """Turns a full disk, one that is read-only and the like into one line about `folder`."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = _disk_reason(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f'{folder} cannot be written ({reason}); what is there is as it was: make room or give '
+            'permission and start again, it goes on from the last checkpoint'
+        ) from error
+
+
+def _disk_reason(error: Exception) -> Optional[str]:
+    """TensorFlow has the system's own words in its message."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _DISK_ERRORS else None
+    found = [os.strerror(number) for number in _DISK_ERRORS if os.strerror(number) in str(error)]
+    return found[0] if found else None

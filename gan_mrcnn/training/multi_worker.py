@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several machines that train as one, named by TF_CONFIG, and what happens when one of them dies.
+
+TF_CONFIG is TensorFlow's own convention: `{"cluster": {"worker": ["host1:port", "host2:port"]},
+"task": {"type": "worker", "index": 0}}`, the same on every worker but for the index. Worker 0 is
+the chief: it alone writes the run's folder, which all must be able to read.
+
+TensorFlow cannot take a worker back into a run. A worker that loses another therefore starts itself
+again, from the same command, and waits for the others; whoever restarts the dead one (a scheduler,
+a shell loop) need not touch the rest. All go on from the last checkpoint.
+"""
+
+import json
+import os
+import sys
+
+import tensorflow as tf
+
+from gan_mrcnn.utils import devices
+from gan_mrcnn.utils.errors import UserError
+
+# A cluster that breaks as often has another problem than a machine.
+MOST_RESTARTS = 20
+_RESTARTS = 'GAN_MRCNN_RESTARTS'
+
+
+def num_workers() -> int:
+    """Workers that TF_CONFIG names, 1 without it.
+
+    Raises:
+      UserError: it is not what TensorFlow expects.
+    """
+    text = os.environ.get('TF_CONFIG')
+    if not text:
+        return 1
+    try:
+        config = json.loads(text)
+        workers, task = config['cluster']['worker'], config['task']
+        if not (isinstance(workers, list) and all(isinstance(w, str) for w in workers)):
+            raise ValueError('cluster.worker is no list of HOST:PORT')
+        if task['type'] != 'worker' or not 0 <= int(task['index']) < len(workers):
+            raise ValueError(f'task is {task}, not one of {len(workers)} workers')
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'TF_CONFIG is not {{"cluster": {{"worker": ["HOST:PORT", ...]}}, "task": {{"type": '
+            f'"worker", "index": N}}}} ({error!r})'
+        ) from error
+    return len(workers)
+
+
+def make_strategy(config) -> tf.distribute.Strategy:
+    """All devices of all workers that TF_CONFIG names, or of this machine alone.
+
+    Call it before anything else is done with TensorFlow. It waits for workers that are not there
+    yet.
+
+    Raises:
+      UserError: the workers cannot be joined, or the devices cannot share a batch evenly.
+    """
+    devices.set_up(config.runtime.mixed_precision_dtype, config.task.deterministic)
+    if num_workers() == 1:
+        strategy = devices.mirrored_strategy()
+    else:
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except RuntimeError as error:
+            raise UserError(f'the workers of TF_CONFIG cannot be joined: {error}') from error
+    devices.check_batch(strategy, config.task.train_data.global_batch_size)
+    return strategy
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the run's folder."""
+    return strategy.extended.should_checkpoint
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether `error` says that another worker has gone."""
+    return num_workers() > 1 and isinstance(
+        error,
+        (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.InternalError,
+        ),
+    )
+
+
+def start_again(error: Exception) -> None:
+    """Puts this command in the place of this process, to wait for the worker that has gone.
+
+    Raises:
+      UserError: it has been done `MOST_RESTARTS` times.
+    """
+    restarts = int(os.environ.get(_RESTARTS, '0')) + 1
+    reason = ' '.join(str(error).split())[:160]
+    if restarts > MOST_RESTARTS:
+        raise UserError(
+            f'another worker has gone for the {restarts}th time ({reason}); look at the logs of '
+            'the others, then start all of them again: they go on from the last checkpoint'
+        ) from error
+    print(
+        f'another worker has gone ({reason}): starting again, to go on from the last checkpoint '
+        f'when it is back ({restarts} of at most {MOST_RESTARTS} times)',
+        file=sys.stderr,
+        flush=True,
+    )
+    os.environ[_RESTARTS] = str(restarts)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def chiefs_number(strategy: tf.distribute.Strategy, number: int) -> int:
+    """The chief's `number`, on every worker; waits for all of them."""
+    workers = num_workers()
+    if workers == 1:
+        return number
+    mine = number if is_chief(strategy) else 0
+
+    @tf.function
+    def add():
+        def on_replica(value):
+            replicas = tf.distribute.get_replica_context()
+            # Made here: what is added up has to have a device.
+            return replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(value, tf.float64))
+
+        return strategy.run(on_replica, args=(tf.constant(mine),))
+
+    replicas_of_chief = strategy.num_replicas_in_sync // workers
+    return int(strategy.experimental_local_results(add())[0]) // replicas_of_chief

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens after a step with a loss or gradient that is not finite.
+
+The step itself changes nothing then (`GanMaskRCNNTask.train_step`). Here the step, the terms and
+the images are named, the batch is saved for `gan-mrcnn replay`, the event goes on record,
+and the run does what its policy says: stop, skip the batch, or go back to the newest
+checkpoint and on from there at a lower rate.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Callable
+
+import numpy as np
+import tensorflow as tf
+
+from gan_mrcnn import configs
+from gan_mrcnn.utils import files
+from gan_mrcnn.utils.errors import UserError
+
+# In the folder of the run.
+FOLDER = 'nonfinite'
+RECORD = 'nonfinite.json'
+# Its name in version 0.1.
+_OLD_RECORD = 'blow_ups.json'
+# Batches kept for replay, each with the weights of its step.
+NUM_KEPT = 3
+
+
+class GoBack(Exception):
+    """Why; to the newest checkpoint, with the rate that `NonfiniteSteps.rate_scale` is now."""
+
+
+class NonfiniteSteps:
+    """The steps of one run that were not finite, over all its starts."""
+
+    def __init__(self, config: configs.Nonfinite, model_dir: str, is_chief: bool):
+        self._config = config
+        self._folder = pathlib.Path(model_dir) / FOLDER
+        self._file = pathlib.Path(model_dir) / RECORD
+        self._is_chief = is_chief
+        old = files.read_json(self._file.with_name(_OLD_RECORD), [])
+        self._events = files.read_json(self._file, old)
+
+    @property
+    def count(self) -> int:
+        return len(self._events)
+
+    @property
+    def rate_scale(self) -> float:
+        """What the learning rates are to be multiplied with, having gone back as often."""
+        went_back = sum(event['policy'] == 'go_back' for event in self._events)
+        return self._config.rate_factor**went_back
+
+    def handle(
+        self,
+        step: int,
+        inputs: tuple[tf.Tensor, Mapping[str, Any]],
+        terms: Mapping[str, float],
+        name_images: Callable[[list[int]], list[str]],
+        checkpoint: tf.train.Checkpoint,
+        say: Callable[[str], None],
+    ) -> None:
+        """Does what the policy says about this step.
+
+        Args:
+          step: its number, from 1.
+          inputs: this worker's images and labels.
+          terms: value of every term of the loss.
+          name_images: from ids to names of files.
+          checkpoint: of everything that is trained.
+          say: takes a line for the user.
+
+        Raises:
+          UserError: the run ends.
+          GoBack: it goes on from its newest checkpoint.
+        """
+        names = name_images([int(i) for i in np.ravel(inputs[1]['source_id'])])
+        line = f'Non-finite loss or gradient: step {step} images {", ".join(names)} ' + ' '.join(
+            f'{name} {terms[name]:.4g}' for name in sorted(terms)
+        )
+        path = self._save(step, inputs, checkpoint)
+        self._record(step, names, terms, path)
+        replay = f'to examine it: gan-mrcnn replay {path}'
+        policy = self._config.policy
+        if policy == 'stop':
+            raise UserError(
+                f'{line}. This step changed nothing; {replay}; then lower the learning rate, raise '
+                'the warm-up steps, or choose --on_nonfinite skip or go_back'
+            )
+        if self.count > self._config.limit:
+            raise UserError(
+                f'{line}. This is number {self.count} of at most {self._config.limit} '
+                f'(task.nonfinite.limit); {replay}; then lower the learning rate'
+            )
+        if policy == 'go_back':
+            raise GoBack(f'{line}; {replay}')
+        say(f'{line}. The batch is skipped; {replay}')
+
+    def _record(self, step, names, terms, path) -> None:
+        """Notes the step in the run's record."""
+        policy = self._config.policy
+        event = {
+            'step': step,
+            'policy': policy,
+            'images': names,
+            'terms': {name: f'{value:.6g}' for name, value in terms.items()},
+            'batch': str(path),
+        }
+        # Going on from a checkpoint before it, a batch may be skipped a second time.
+        self._events = [
+            old
+            for old in self._events
+            if not (policy == old['policy'] != 'go_back' and old['step'] == step)
+        ] + [event]
+        if self._is_chief:
+            files.write_json(self._file, self._events)
+
+    def _save(self, step, inputs, checkpoint) -> pathlib.Path:
+        """Writes the batch and, beside it, the weights; returns the batch's path."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # All workers save: reading the weights is something they do together.
+        worker = '' if self._is_chief else f'-pid{os.getpid()}'
+        path = self._folder / f'step-{step}{worker}.npz'
+        with files.named_when_whole(path) as temporary, open(temporary, 'wb') as file:
+            np.savez(file, step=step, **flatten(inputs))
+        checkpoint.write(str(path.with_suffix('')))
+        kept = sorted(self._folder.glob('step-*.npz'), key=lambda one: one.stat().st_mtime)
+        for old in kept[:-NUM_KEPT] if self._is_chief else []:
+            for part in self._folder.glob(f'{old.stem}.*'):
+                part.unlink(missing_ok=True)
+        return path
+
+
+def flatten(inputs: tuple[tf.Tensor, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Images and labels as arrays by name, those of FPN levels as `name/level`."""
+    images, labels = inputs
+    arrays = {'images': np.asarray(images)}
+    for name, value in labels.items():
+        if isinstance(value, Mapping):
+            arrays.update({f'{name}/{level}': np.asarray(x) for level, x in value.items()})
+        else:
+            arrays[name] = np.asarray(value)
+    return arrays
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> tuple[tf.Tensor, dict[str, Any]]:
+    """The inverse of `flatten`; other names than labels' are left alone."""
+    labels: dict[str, Any] = {}
+    for name, value in arrays.items():
+        if name in ('images', 'step'):
+            continue
+        name, _, level = name.partition('/')
+        if level:
+            labels.setdefault(name, {})[level] = tf.constant(value)
+        else:
+            labels[name] = tf.constant(value)
+    return tf.constant(arrays['images']), labels

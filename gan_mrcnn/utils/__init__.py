@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every other part may use, and what uses none of them."""

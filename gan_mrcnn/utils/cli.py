@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags that several commands share, and how every command ends.
+
+Imports nothing heavy: --help and a mistyped flag answer at once.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from typing import Callable
+
+from gan_mrcnn.utils.errors import UserError
+
+GAN_MODES = ('combined', 'baseline', 'adversarial_only')
+
+
+# Names alone, so that --help needs none of the readers.
+DATASETS = ('gland', 'phone', 'cityscapes', 'coco', 'coco_format', 'label_images')
+
+
+def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which data set, and where it is."""
+    parser.add_argument('--dataset', required=True, help=f'one of {", ".join(DATASETS)}')
+    parser.add_argument(
+        '--data_dir', help='folder of the data set (default: data/DATASET); see docs/data'
+    )
+    parser.add_argument(
+        '--annotations',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='coco_format: files for training, validation and test; a single one is divided',
+    )
+
+
+def add_split_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how pictures are divided into train and val.
+
+    Not for evaluate.py: there the run says it, and --split is the name of a part.
+    """
+    parser.add_argument(
+        '--split',
+        dest='share',
+        type=float,
+        metavar='SHARE',
+        help='share of the pictures to train on, such as 0.9; the rest is for validation',
+    )
+    parser.add_argument(
+        '--split_seed', type=int, help='another number gives another division of the same share'
+    )
+    parser.add_argument(
+        '--group_by',
+        metavar='KEY',
+        help='keep pictures with the same KEY (patient, scene, video) on one side',
+    )
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that both commands have."""
+    add_dataset_flags(parser)
+    parser.add_argument('--model_dir', help='checkpoints, logs and results')
+    parser.add_argument('--config_file', help='YAML with settings (default: configs/DATASET.yaml)')
+    parser.add_argument(
+        '--params_override',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE,...',
+        help='single settings, such as trainer.train_steps=100, or a YAML mapping; repeatable',
+    )
+    parser.add_argument('--gan', choices=GAN_MODES, help='overrides task.gan.mode')
+    parser.add_argument('--seed', type=int, help='overrides task.seed')
+    parser.add_argument(
+        '--skip_bad', action='store_true', help='leave out (and name) examples that cannot be read'
+    )
+    add_cache_flag(parser)
+
+
+def add_cache_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--cache_dir', default=default_cache_dir(), help='where converted records are kept'
+    )
+
+
+def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--checkpoint',
+        default='best',
+        help="of a run: 'best' (by validation mask AP), 'last' or a path",
+    )
+
+
+def default_cache_dir() -> str:
+    """Where converted records are kept, unless a flag says otherwise."""
+    return os.environ.get('GAN_MRCNN_CACHE', '~/.cache/gan_mrcnn')
+
+
+def run_main(main: Callable[[], None], program: str) -> None:
+    """Runs `main` and ends the process: 0 done, 1 a bug, 2 a mistake of the user's, 130 ^C.
+
+    `program` begins the line that says what is wrong.
+    """
+    silence_start_up()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(program, str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail(program, 'stopped', 130))
+
+
+def leave_at_once() -> None:
+    """Ends the process with status 0, without the many seconds that TensorFlow takes to clean up.
+
+    All that matters is on the disk, and who has sent a signal does not wait for long.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def silence_start_up() -> None:
+    """Keeps lines of TensorFlow and its dependencies that say nothing about the run off the log."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    warnings.filterwarnings('ignore', category=FutureWarning, module=r'google\..*')
+    warnings.filterwarnings('ignore', category=DeprecationWarning)
+    # Deprecations inside the Model Garden.
+    logging.getLogger('tensorflow').setLevel(logging.ERROR)
+
+
+class _Logged:
+    """A stream whose lines also go to a file; no terminal, so that nothing draws bars on it."""
+
+    def __init__(self, stream, file):
+        self._stream = stream
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+def log_to(path: str) -> None:
+    """From here on, what is printed is added to `path` too; UserError where that cannot be."""
+    try:
+        file = open(path, 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f'--log_file {path} cannot be written ({error.strerror})') from error
+    sys.stdout, sys.stderr = _Logged(sys.stdout, file), _Logged(sys.stderr, file)
+
+
+def _fail(program: str, message: str, status: int) -> int:
+    print(f'{program}: {message}', file=sys.stderr)
+    return status

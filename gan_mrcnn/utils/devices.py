@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices of this machine: number formats, determinism, and one strategy for all of them."""
+
+import tensorflow as tf
+
+from gan_mrcnn.utils.errors import UserError
+
+
+def set_up(mixed_precision_dtype: str, deterministic: bool) -> None:
+    """Sets what holds for the whole process; call it before anything is built.
+
+    Args:
+      mixed_precision_dtype: 'float32', 'bfloat16' or 'float16'; '' is 'float32'.
+      deterministic: whether every operation gives the same bits each time, where it can.
+    """
+    if mixed_precision_dtype and mixed_precision_dtype != 'float32':
+        tf.keras.mixed_precision.set_global_policy(f'mixed_{mixed_precision_dtype}')
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def mirrored_strategy() -> tf.distribute.Strategy:
+    """All GPUs of this machine, one CPU without."""
+    gpus = tf.config.list_logical_devices('GPU')
+    return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus] or ['/cpu:0'])
+
+
+def check_batch(strategy: tf.distribute.Strategy, global_batch_size: int) -> None:
+    """Raises UserError where the devices cannot share a batch evenly."""
+    num_devices = strategy.num_replicas_in_sync
+    if global_batch_size % num_devices:
+        raise UserError(
+            f'task.train_data.global_batch_size is {global_batch_size}, which {num_devices} '
+            'devices cannot share evenly'
+        )

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks as COCO's run lengths, and label images as such masks.
+
+Run lengths go down the columns and begin with the background. pycocotools encodes and decodes; here
+is what it does not do.
+
+Shapes: H and W height and width of an image.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Optional
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+
+def encode_mask(mask):
+    """Run-length encodes a mask [H, W] as COCO does; `counts` is a str, fit for JSON."""
+    encoded = mask_api.encode(np.asfortranarray(mask, np.uint8))
+    return {
+        'size': [int(side) for side in encoded['size']],
+        'counts': encoded['counts'].decode('ascii'),
+    }
+
+
+def encode_masks(masks: Iterable[np.ndarray]) -> list[dict[str, Any]]:
+    """Run lengths of masks, each [H, W], bool or 0 and 1."""
+    return [mask_api.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+
+
+def encode_labels(labels: np.ndarray, numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """Run lengths of the objects of a label image, without a mask per object.
+
+    Args:
+      labels: [H, W], integers.
+      numbers: which of them are objects, in the order wanted.
+
+    Returns:
+      As `encode_masks` of `labels == number`, in one pass over the picture for all of them.
+    """
+    height, width = labels.shape
+    flat = labels.ravel(order='F')
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    ends = np.concatenate([starts[1:], [flat.size]])
+    # The runs of a number follow each other here: to look through all of them for each of many
+    # objects would take minutes.
+    order = np.argsort(flat[starts], kind='stable')
+    sorted_labels = flat[starts][order]
+    rles = []
+    for number in numbers:
+        first, last = np.searchsorted(sorted_labels, [number, number + 1])
+        mine = order[first:last]
+        turns = np.stack([starts[mine], ends[mine]], axis=1).ravel()
+        counts = np.diff(turns, prepend=0, append=flat.size)
+        # The last background is left out where the object reaches the last pixel, as COCO does.
+        counts = counts[:-1] if len(turns) and turns[-1] == flat.size else counts
+        uncompressed = {'size': [height, width], 'counts': counts.tolist()}
+        rles.append(mask_api.frPyObjects(uncompressed, height, width))
+    return rles
+
+
+def numbers_in(labels: np.ndarray) -> np.ndarray:
+    """The different numbers in a label image, ascending: `np.unique` in a fiftieth of its time.
+
+    A number is looked at where it begins in a row of equal ones, not at each of its pixels.
+    """
+    flat = labels.ravel()
+    begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    return np.unique(np.append(flat[:1], flat[begins]))
+
+
+def decode_counts(text: str) -> Optional[list[int]]:
+    """The run lengths in COCO's compressed string, None where it is damaged.
+
+    pycocotools decodes it only into a whole mask, and does not see a sum that is too small.
+    """
+    counts: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        code = ord(character) - 48
+        # More than 64 bits are no run; a number of millions of them would take hours.
+        if not 0 <= code < 64 or shift > 60:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        # From the fourth on, the difference to the one before the last.
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else counts

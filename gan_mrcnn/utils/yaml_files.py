@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML from files and flags, which anybody may have written: plain values, or one line.
+
+Settings are read by `yaml.safe_load` alone: it makes no objects and runs nothing. What is left are
+references: a text of a kilobyte can stand for a list of gigabytes, or for one that holds itself.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Union
+
+import yaml
+
+from gan_mrcnn.utils.errors import UserError
+
+# Settings of a run are 400 values in 10 kB. A megabyte already takes seconds to parse.
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 100_000
+
+
+def parse(text: Union[str, bytes], source: str) -> Any:
+    """The values of `text`.
+
+    Args:
+      text: YAML, UTF-8 where it is bytes.
+      source: what it is from, for the message.
+
+    Raises:
+      UserError: it is not YAML, or stands for too much.
+    """
+    if len(text) > _MOST_BYTES:
+        raise UserError(f'{source} is longer than {_MOST_BYTES} bytes; settings are not')
+    try:
+        value = yaml.safe_load(text)
+    # Beside its own errors, what Python says of a date in the 13th month, and of a thousand lists
+    # in each other.
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError, TypeError) as error:
+        reason = ' '.join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f'{source} is not YAML: {reason}') from error
+    try:
+        if _count(value, {}) > _MOST_VALUES:
+            raise UserError(f'{source} stands for more than {_MOST_VALUES} values; settings do not')
+    except RecursionError as error:
+        raise UserError(f'{source} holds itself by a reference; settings do not') from error
+    return value
+
+
+def read_task(path: Union[str, os.PathLike]) -> Mapping[str, Any]:
+    """The `task` of the settings that a run has saved.
+
+    Args:
+      path: of `params.yaml`.
+
+    Raises:
+      UserError: it cannot be read, or has no `task` with a data set.
+    """
+    try:
+        with open(path, 'rb') as file:
+            content = parse(file.read(_MOST_BYTES + 1), str(path))
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error})') from error
+    task = content.get('task') if isinstance(content, Mapping) else None
+    if not isinstance(task, Mapping) or not isinstance(task.get('dataset'), str):
+        raise UserError(f'{path} has no task with a dataset: these are not the settings of a run')
+    return task
+
+
+def _count(value, known: dict[int, int]) -> int:
+    """How many values `value` is when all references are written out; each is looked at once."""
+    if not isinstance(value, (list, dict)):
+        return 1
+    if id(value) not in known:
+        parts = value if isinstance(value, list) else [*value, *value.values()]
+        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(value)]

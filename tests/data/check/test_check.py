@@ -1,0 +1,327 @@
+"""What the check counts, what it finds, and how it ends."""
+
+import base64
+import dataclasses
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from gan_mrcnn.data.check import check
+from gan_mrcnn.data.check import page as check_page
+from gan_mrcnn.data.readers import base
+from gan_mrcnn.data.records import records
+from gan_mrcnn.utils import run_lengths
+from gan_mrcnn.utils.errors import UserError
+from tests.data.blocks import Blocks, make_example
+
+
+class Split(Blocks):
+    """Images 0 to 3 to train on, 4 and 5 for validation; `change` is made to what is read."""
+
+    splits = ('train', 'val')
+
+    def __init__(self, change=lambda k, example: example, **options):
+        super().__init__(**options)
+        self.change = change
+
+    def items(self, split):
+        numbers = range(4) if split == 'train' else range(4, 6)
+        return [base.Item(100 + k, f'{k}.png') for k in numbers]
+
+    def read(self, item):
+        return self.change(item.image_id - 100, super().read(item))
+
+
+def changed(number, **values):
+    """A data set with other values in one image."""
+    return Split(
+        lambda k, example: dataclasses.replace(example, **values) if k == number else example
+    )
+
+
+def problems_of(dataset):
+    report = check.check(dataset)
+    return [(split, *problem) for split, problem in report.problems]
+
+
+def test_a_sound_set_has_no_problem_and_its_objects_are_counted():
+    def enlarge(k, example):
+        # 200 x 310: the objects of `blocks` with areas times a hundred.
+        masks = np.kron(example.decode_masks(), np.ones((1, 10, 10), np.uint8))
+        image = np.kron(example.image, np.ones((10, 10, 1), np.uint8))
+        return dataclasses.replace(example, image=image, rles=run_lengths.encode_masks(masks))
+
+    report = check.check(Split(enlarge))
+    assert report.problems == [] and report.num_errors == 0
+    train, val = report.splits['train'], report.splits['val']
+    assert (train.num_images, val.num_images) == (4, 2)
+    # Two objects and a crowd each: 35 * 100 pixels, and 11 * (10, 11 or 12) * 100.
+    assert (train.num_objects, train.num_crowds, train.most_objects) == (8, 4, 2)
+    assert (train.small, train.medium, train.large) == (0, 4, 4)
+    assert (val.small, val.medium, val.large) == (0, 2, 2)
+    # The first object begins in the corner, the second one ends at the lower edge.
+    assert train.num_at_border == 8
+    assert train.objects_per_class == {1: 4, 2: 4} == train.images_per_class
+    assert train.sizes == {(310, 200): 2, (310, 210): 1, (310, 220): 1}
+
+
+def test_small_is_below_and_medium_from_1024_pixels_on():
+    masks = np.zeros((4, 100, 100), np.uint8)
+    masks[0, :32, :32] = masks[1, :31, :33] = masks[2, :96, :96] = masks[3, :97, :95] = 1
+    example = make_example(0)
+    example = dataclasses.replace(
+        example,
+        image=np.zeros((100, 100, 3), np.uint8),
+        rles=run_lengths.encode_masks(masks),
+        classes=np.array([1, 1, 2, 2]),
+        is_crowd=np.zeros(4, bool),
+    )
+    report = check.check(Split(lambda k, _: dataclasses.replace(example, image=example.image + k)))
+    found = report.splits['val']
+    # 1024 and 1023; 9216 and 9215.
+    assert (found.small, found.medium, found.large) == (2, 4, 2)
+
+
+def test_an_unreadable_picture_is_an_error_and_the_others_are_still_read():
+    report = check.check(Split(bad=(2,)))
+    assert [(s, *p) for s, p in report.problems] == [
+        ('train', '2.png', '2.png cannot be read', 'error')
+    ]
+    assert report.splits['train'].num_unreadable == 1 and report.splits['train'].num_objects == 6
+
+
+def test_what_the_data_set_itself_says_is_said_once():
+    class Listed(Split):
+        def problems(self, split):
+            if split == 'train':
+                yield base.Problem('1.png', 'cannot be read', 'error')
+                yield base.Problem('train.json', 'annotation 7 has an odd box', 'warning')
+
+    assert problems_of(Listed(bad=(1,))) == [
+        ('train', '1.png', 'cannot be read', 'error'),
+        ('train', 'train.json', 'annotation 7 has an odd box', 'warning'),
+    ]
+
+
+def test_a_mask_of_another_size_is_an_error():
+    rles = run_lengths.encode_masks(np.ones((3, 31, 20), np.uint8))
+    (problem,) = problems_of(changed(1, rles=rles))
+    assert problem == ('train', '1.png', 'has a mask of 20x31 on 31x21', 'error')
+
+
+def test_a_class_that_there_is_not_is_an_error():
+    (problem,) = problems_of(changed(5, classes=np.array([1, 2, 3], np.int32)))
+    assert problem[:2] == ('val', '5.png') and 'class 3' in problem[2] and problem[3] == 'error'
+
+
+def test_an_object_without_a_pixel_is_a_warning():
+    masks = make_example(0).decode_masks()
+    masks[1] = 0
+    (problem,) = problems_of(changed(0, rles=run_lengths.encode_masks(masks)))
+    assert problem[:2] == ('train', '0.png') and problem[3] == 'warning'
+    assert 'objects without a pixel (1)' in problem[2]
+
+
+def test_the_same_picture_in_two_splits_is_an_error_and_twice_in_one_a_warning():
+    def same_pixels(k, example):
+        return dataclasses.replace(make_example({4: 1, 3: 0}.get(k, k)), file_name=f'{k}.png')
+
+    first, second = problems_of(Split(same_pixels))
+    assert first == ('train', '3.png', 'is the same picture as 0.png', 'warning')
+    assert second[:2] == ('val', '4.png') and second[3] == 'error'
+    assert 'same picture as 1.png of train' in second[2]
+
+
+def test_ids_that_are_there_twice_are_an_error():
+    class Twice(Split):
+        def items(self, split):
+            items = super().items(split)
+            return [dataclasses.replace(items[0], image_id=items[1].image_id), *items[1:]]
+
+    found = [problem for problem in problems_of(Twice()) if problem[1].startswith('image id')]
+    assert [(p[1], p[3]) for p in found] == [('image id 101', 'error'), ('image id 105', 'error')]
+    assert 'is there 2 times in train' in found[0][2]
+
+
+def test_files_of_two_splits_may_each_count_from_one():
+    class Alike(Split):
+        def items(self, split):
+            items = super().items(split)
+            return [dataclasses.replace(item, image_id=100 + i) for i, item in enumerate(items)]
+
+    assert [problem for problem in problems_of(Alike()) if 'image id' in problem[1]] == []
+
+
+def test_classes_that_are_in_one_split_alone_are_named():
+    def one_class(in_train, in_val):
+        classes = {True: in_train, False: in_val}
+        return lambda k, example: dataclasses.replace(
+            example, classes=np.full(3, classes[k < 4], np.int32)
+        )
+
+    only_val, only_train = sorted(problems_of(Split(one_class(1, 2))), key=lambda p: p[2])[::-1]
+    found = {problem[1]: problem[2:] for problem in (only_val, only_train)}
+    assert found['class gland'] == ('is in train alone: its AP will not be measured', 'warning')
+    assert 'not in train: it cannot be learnt' in found['class other'][0]
+    (nowhere,) = problems_of(Split(one_class(1, 1)))
+    assert nowhere[1:3] == ('class other', 'has no object in any split')
+
+
+def test_nothing_to_learn_is_an_error():
+    only_crowds = lambda k, example: dataclasses.replace(  # noqa: E731
+        example, is_crowd=np.full(3, k < 4)
+    )
+    found = problems_of(Split(only_crowds))
+    assert ('', 'train', 'has no object to learn', 'error') in found
+
+
+def test_several_processes_find_what_one_finds():
+    dataset = Blocks(40, bad=(7,))
+    alone, together = (check.check(dataset, num_processes=count) for count in (1, 2))
+    assert alone.problems == together.problems and alone.splits == together.splits
+    assert alone.num_errors == 1
+
+
+class Page(HTMLParser):
+    """Collects text and pictures, and complains about tags that are not closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.text, self.pictures = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == 'img':
+            self.pictures.append(dict(attributes)['src'])
+        if tag not in ('img', 'meta'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_has_the_pictures_and_nothing_from_elsewhere():
+    def name(k, example):
+        return dataclasses.replace(example, file_name=f'<b>{k} & co</b>.png')
+
+    page = check_page.to_html(check.check(Split(name, bad=(1,))))
+    parsed = Page(page)
+    assert parsed.open == []
+    text = ''.join(parsed.text)
+    assert '<b>3 & co</b>.png: 2 objects' in text and '1.png cannot be read' in text
+    assert '1 error, 0 warnings: training would go wrong' in text
+    assert len(parsed.pictures) == 5
+    for source in parsed.pictures:
+        kind, data = source.split(',')
+        assert kind == 'data:image/jpeg;base64'
+        # The size of the images: they are smaller than a thumbnail may be.
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size[0] == 31
+    assert not re.search(r'(src|href)="(?!data:)|url\(|@import|<script', page)
+
+
+def test_a_thumbnail_of_a_large_picture_shows_even_the_smallest_object():
+    image = np.full((1024, 2048, 3), 90, np.uint8)
+    masks = np.zeros((2, 1024, 2048), np.uint8)
+    masks[0, 100:300, 200:600] = 1
+    masks[1, 900, 1900] = 1
+    example = dataclasses.replace(
+        make_example(0),
+        image=image,
+        rles=run_lengths.encode_masks(masks),
+        classes=np.array([1, 1]),
+        is_crowd=np.zeros(2, bool),
+    )
+    thumbnail = cv2.imdecode(np.frombuffer(check._thumbnail(example), np.uint8), cv2.IMREAD_COLOR)
+    assert thumbnail.shape == (240, 480, 3)
+    differs = np.abs(thumbnail.astype(int) - 90).max(-1) > 12
+    assert differs[40, 100] and differs[208:214, 442:450].any() and not differs[100:200, :400].any()
+
+
+def record_set(image_ids, objects_per_class):
+    return records.RecordSet('', len(image_ids), '', '', image_ids, [], objects_per_class)
+
+
+def test_training_is_told_of_classes_and_stopped_by_what_would_go_wrong():
+    train, val = record_set([1, 2], [5, 0]), record_set([3], [1, 4])
+    (warning,) = check.quick(Split(), {'train': train, 'val': val})
+    assert warning.startswith('class other: is in val, but not in train')
+    with pytest.raises(UserError, match='image id 2: is there 2 times in val'):
+        check.quick(Split(), {'train': train, 'val': record_set([2, 2], [1, 1])})
+    with pytest.raises(UserError, match='no object to learn'):
+        check.quick(Split(), {'train': record_set([1], [0, 0]), 'val': val})
+
+
+def test_splits_that_are_made_of_others_may_share_images():
+    class Composed(Split):
+        splits = ('train', 'val', 'all')
+        parts = ('train', 'val')
+
+    whole, val = record_set([1, 2, 3], [5, 5]), record_set([3], [1, 4])
+    assert check.quick(Composed(), {'all': whole, 'val': val}) == []
+
+
+def run(*arguments):
+    command = [sys.executable, '-m', 'gan_mrcnn', 'check', *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures and label images of one class."""
+    for k in range(12):
+        rng = np.random.default_rng(k)
+        labels = np.zeros((40, 50), np.uint8)
+        labels[5:20, 5:20], labels[25:35, 30:45] = 1, 2
+        for name in ('images', 'labels'):
+            (tmp_path / 'set' / name).mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 256, (40, 50, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / 'set/images' / f'{k}.png'), picture)
+        cv2.imwrite(str(tmp_path / 'set/labels' / f'{k}.png'), labels)
+    return tmp_path / 'set'
+
+
+def test_ctrl_c_ends_the_check_without_a_stack_trace(folder):
+    for k in range(12, 60):
+        for name in ('images', 'labels'):
+            shutil.copy(folder / name / '0.png', folder / name / f'{k}.png')
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'gan_mrcnn', 'check', '--dataset', 'label_images']
+        + ['--data_dir', str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    # The bar begins when the processes are about to start.
+    said = process.stderr.read(len('check label_images'))
+    os.killpg(process.pid, signal.SIGINT)
+    said += process.communicate(timeout=60)[1]
+    assert 'Traceback' not in said
+    assert process.returncode == 130, said
+
+
+def test_the_command_ends_with_zero_one_or_two(folder, tmp_path):
+    options = ['--dataset', 'label_images', '--data_dir', str(folder)]
+    page = tmp_path / 'new' / 'page.html'
+    good = run(*options, '--html', str(page))
+    assert good.returncode == 0, good.stderr
+    assert 'No problem was found.' in good.stdout and page.read_text().count('<img') == 12
+    (folder / 'images/3.png').write_bytes(b'not a picture')
+    bad = run(*options)
+    assert bad.returncode == 1 and 'Traceback' not in bad.stderr
+    assert '3.png cannot be read' in bad.stdout and 'training would go wrong' in bad.stdout
+    wrong = run('--dataset', 'label_images', '--data_dir', '/nowhere')
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1

@@ -1,0 +1,79 @@
+"""Whether a data set, converted and read back by the Model Garden's decoder, is what was put in."""
+
+import contextlib
+import io
+
+import numpy as np
+import tensorflow as tf
+from official.vision.dataloaders import tf_example_decoder
+from pycocotools import coco
+
+from gan_mrcnn.data.records import records
+from gan_mrcnn.utils.errors import UserError
+
+
+def check(dataset, split, truths, cache_dir):
+    """Compares pictures, masks, boxes, classes and crowds of every record with `truths`."""
+    record_set = records.ensure_records(dataset, split, str(cache_dir), num_processes=1)
+    names = {item.image_id: item.file_name for item in dataset.items(split)}
+    decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
+    files = sorted(tf.io.gfile.glob(record_set.input_path))
+    found = {}
+    for record in tf.data.TFRecordDataset(files):
+        data = {key: np.asarray(value) for key, value in decoder.decode(record).items()}
+        found[names[int(data['source_id'].item())]] = data
+    wanted = {truth.file_name: truth for truth in truths}
+    assert found.keys() == wanted.keys()
+    for name, truth in wanted.items():
+        _check_record(found[name], truth, dataset.class_names)
+    _check_annotations(record_set.annotation_file, wanted, dataset.class_names)
+
+
+def _check_record(data, truth, class_names):
+    pixels = data['image'].astype(int)
+    assert pixels.shape == truth.pixels.shape, truth.file_name
+    assert np.abs(pixels - truth.pixels.astype(int)).max() <= truth.tolerance, truth.file_name
+    classes = [class_names[number - 1] for number in data['groundtruth_classes']]
+    assert classes == [thing.name for thing in truth.objects], truth.file_name
+    crowds = [thing.is_crowd for thing in truth.objects]
+    assert data['groundtruth_is_crowd'].astype(bool).tolist() == crowds, truth.file_name
+    assert len(data['groundtruth_instance_masks']) == len(truth.objects) or not truth.objects
+    for i, thing in enumerate(truth.objects):
+        np.testing.assert_array_equal(
+            data['groundtruth_instance_masks'][i] > 0, thing.mask, err_msg=f'{truth.file_name} {i}'
+        )
+        y, x = np.nonzero(thing.mask)
+        box = np.array([y.min(), x.min(), y.max() + 1, x.max() + 1]) / np.tile(thing.mask.shape, 2)
+        np.testing.assert_allclose(data['groundtruth_boxes'][i], box, atol=1e-6)
+
+
+def _check_annotations(path, wanted, class_names):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth_file = coco.COCO(path)
+    assert {image['file_name'] for image in truth_file.imgs.values()} == wanted.keys()
+    for image in truth_file.imgs.values():
+        annotations = truth_file.imgToAnns[image['id']]
+        objects = wanted[image['file_name']].objects
+        assert len(annotations) == len(objects)
+        for annotation, thing in zip(annotations, objects):
+            np.testing.assert_array_equal(truth_file.annToMask(annotation), thing.mask)
+            assert class_names[annotation['category_id'] - 1] == thing.name
+            assert annotation['iscrowd'] == thing.is_crowd
+
+
+def error_of(action):
+    """The one line of the UserError that `action` must end with."""
+    try:
+        action()
+    except UserError as error:
+        message = str(error)
+    else:
+        raise AssertionError('no error')
+    assert '\n' not in message
+    return message
+
+
+def read_all(dataset, split='train'):
+    """Reads all of a split as the conversion does."""
+    dataset.stop_at_problems(split)
+    return list(dataset.examples(split))

@@ -1,0 +1,253 @@
+"""Sizes, boxes and masks after scaling and flipping, and the order of examples."""
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gan_mrcnn import configs
+from gan_mrcnn.data import input_pipeline
+from gan_mrcnn.data.readers import gland_demo
+from gan_mrcnn.data.records import records
+
+SIZE = [128, 192]
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    dataset = gland_demo.DemoGlands(seed=0)
+    return records.ensure_records(dataset, 'val', str(tmp_path_factory.mktemp('cache')))
+
+
+def make_parser(**changes):
+    model = configs.Generator(num_classes=2, input_size=[*SIZE, 3])
+    settings = {'train_short_side': [96, 128], 'test_short_side': 128, **changes}
+    return input_pipeline.Parser(model, configs.Parser(**settings), seed=7)
+
+
+def make_params(demo, **changes):
+    return configs.DataConfig(
+        input_path=demo.input_path,
+        num_examples=demo.num_examples,
+        global_batch_size=2,
+        **changes,
+    )
+
+
+def png(mask):
+    return cv2.imencode('.png', mask)[1].tobytes()
+
+
+def example(*rectangles, size=(200, 300)):
+    """A decoded example with rectangles, [y1, x1, y2, x2] in pixels, of the classes 1, 2, 3..."""
+    height, width = size
+    image = np.zeros([height, width, 3], np.uint8)
+    masks = np.zeros([len(rectangles), height, width], np.uint8)
+    for mask, (y1, x1, y2, x2) in zip(masks, rectangles):
+        mask[y1:y2, x1:x2] = 255
+        image[y1:y2, x1:x2] = 255
+    boxes = np.reshape(rectangles, [-1, 4]) / [height, width, height, width]
+    return {
+        'image': tf.constant(image),
+        'source_id': tf.constant('12'),
+        'groundtruth_boxes': tf.constant(boxes, tf.float32),
+        'groundtruth_classes': tf.range(1, len(rectangles) + 1, dtype=tf.int64),
+        'groundtruth_is_crowd': tf.zeros([len(rectangles)], tf.bool),
+        'groundtruth_instance_masks_png': tf.constant([png(m) for m in masks], tf.string),
+    }
+
+
+RECTANGLE = (40, 60, 120, 240)
+
+
+@pytest.mark.parametrize('size', [(200, 300), (300, 200), (64, 640), (1, 900), (900, 1)])
+def test_test_images_have_the_wanted_shorter_side_and_fit(size):
+    image, labels = make_parser(test_short_side=100).parse_eval(example(size=size))
+    original, scaled, scale, offset = labels['image_info'].numpy()
+    assert image.shape == (*SIZE, 3)
+    np.testing.assert_array_equal(original, size)
+    factor = min(100 / min(size), SIZE[0] / size[0], SIZE[1] / size[1])
+    # A strip keeps one pixel.
+    np.testing.assert_allclose(scaled, np.maximum(np.array(size) * factor, 1), atol=0.5)
+    np.testing.assert_allclose(scale, scaled / original)
+    assert (offset == 0).all()
+    outside = image.numpy().copy()
+    outside[: int(scaled[0]), : int(scaled[1])] = 0
+    assert (outside == 0).all()
+
+
+@pytest.mark.parametrize('hflip, vflip', [(False, False), (True, False), (False, True)])
+def test_boxes_and_masks_follow_the_image(hflip, vflip):
+    parser = make_parser(aug_rand_hflip=hflip, aug_rand_vflip=vflip)
+    seen = set()
+    for number in range(12):
+        image, labels = parser.parse_train(example(RECTANGLE), tf.constant(number, tf.int64))
+        y1, x1, y2, x2 = labels['gt_boxes'].numpy()[0]
+        scale = labels['image_info'].numpy()[2]
+        assert 96 <= labels['image_info'].numpy()[1].min() <= 128
+        bright = image.numpy()[..., 0] > 0
+        rows, columns = np.where(bright.any(1))[0], np.where(bright.any(0))[0]
+        np.testing.assert_allclose(
+            [y1, x1, y2, x2], [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], atol=1.5
+        )
+        top_left = np.round(np.array([y1, x1]) / scale).astype(int)
+        seen.add(tuple(top_left))
+        assert labels['gt_masks'].numpy()[0].mean() > 0.98
+        assert (labels['gt_boxes'].numpy()[1:] == -1).all()
+    wanted = {(40, 60)} | ({(40, 60)} if not hflip else {(40, 300 - 240)})
+    wanted |= {(200 - 120, 60)} if vflip else set()
+    assert {(y // 2, x // 2) for y, x in seen} <= {
+        ((y + d) // 2, (x + e) // 2) for y, x in wanted for d in (-1, 0, 1) for e in (-1, 0, 1)
+    }
+    if vflip:
+        assert len({y > 60 for y, _ in seen}) == 2
+
+
+def test_masks_are_sampled_at_the_centres_of_the_cells():
+    rng = np.random.default_rng(0)
+    data = example((0, 0, 200, 300))
+    mask = rng.integers(0, 256, [200, 300]).astype(np.uint8)
+    data['groundtruth_instance_masks_png'] = tf.constant([png(mask)])
+    y1, x1, y2, x2 = 21, 33, 98, 174
+    data['groundtruth_boxes'] = tf.constant([[y1 / 200, x1 / 300, y2 / 200, x2 / 300]])
+    found = make_parser().parse_train(data, tf.constant(0, tf.int64))[1]['gt_masks'].numpy()[0]
+    ys = y1 + (np.arange(112) + 0.5) * (y2 - y1) / 112 - 0.5
+    xs = x1 + (np.arange(112) + 0.5) * (x2 - x1) / 112 - 0.5
+    y, x = np.floor(ys).astype(int), np.floor(xs).astype(int)
+    dy, dx = (ys - y)[:, None], (xs - x)[None]
+    rows = mask[y] * (1 - dy) + mask[y + 1] * dy
+    wanted = rows[:, x] * (1 - dx) + rows[:, x + 1] * dx
+    np.testing.assert_allclose(found, wanted / 255, atol=4e-4)
+
+
+def test_a_flipped_mask_is_the_mirror_image():
+    """An L: its mask goes with the image, not only its box."""
+    data = example((0, 0, 200, 300))
+    mask = np.zeros([200, 300], np.uint8)
+    mask[40:120, 60:100] = mask[100:120, 60:240] = 255
+    data['groundtruth_instance_masks_png'] = tf.constant([png(mask)])
+    data['groundtruth_boxes'] = tf.constant([[40 / 200, 60 / 300, 120 / 200, 240 / 300]])
+    plain = make_parser().parse_train(data, tf.constant(0, tf.int64))[1]['gt_masks'].numpy()[0]
+    assert plain[:80].mean() < 0.3 and plain[:80, :20].min() > 0.8
+    for flips, mirrored in (({'aug_rand_hflip': True}, 1), ({'aug_rand_vflip': True}, 0)):
+        parser = make_parser(**flips)
+        found = [
+            parser.parse_train(data, tf.constant(number, tf.int64))[1]['gt_masks'].numpy()[0]
+            for number in range(8)
+        ]
+        same = [np.allclose(mask, plain, atol=1e-3) for mask in found]
+        mirror = [np.allclose(mask, np.flip(plain, mirrored), atol=1e-3) for mask in found]
+        assert all(a != b for a, b in zip(same, mirror)) and 0 < sum(same) < 8
+
+
+def labels_of(parser, data, number):
+    labels = parser.parse_train(data, tf.constant(number, tf.int64))[1]
+    return {name: labels[name].numpy() for name in ('gt_classes', 'gt_boxes', 'gt_masks')}
+
+
+def test_of_too_many_objects_each_time_others_are_learnt():
+    rectangles = [(10 * i, 20 * i, 10 * i + 8, 20 * i + 16) for i in range(6)]
+    parser = make_parser(max_num_instances=4)
+    data = example(*rectangles)
+    scale = np.tile(parser.parse_eval(data)[1]['image_info'].numpy()[2], 2)
+    seen = []
+    for number in range(20):
+        labels = labels_of(
+            make_parser(max_num_instances=4, train_short_side=[128, 128]), data, number
+        )
+        classes = labels['gt_classes'].tolist()
+        assert classes == sorted(set(classes)) and len(classes) == 4
+        # Each with its own box.
+        wanted = np.array(rectangles)[labels['gt_classes'] - 1] * scale
+        np.testing.assert_allclose(labels['gt_boxes'], wanted, rtol=1e-5)
+        seen.append(tuple(classes))
+    assert len(set(seen)) > 5
+    assert set(sum(seen, ())) == {1, 2, 3, 4, 5, 6}
+    again = labels_of(parser, data, 3)
+    np.testing.assert_array_equal(again['gt_classes'], seen[3])
+
+
+def test_photometric_augmentation_changes_pixels_alone_and_repeats():
+    data = example(RECTANGLE)
+    data['image'] = tf.random.stateless_uniform([200, 300, 3], [0, 0], 60, 180, tf.int32)
+    data['image'] = tf.cast(data['image'], tf.uint8)
+    plain, changed = make_parser(), make_parser(aug_photometric=True)
+    differences = []
+    for number in range(6):
+        image, labels = plain.parse_train(data, tf.constant(number, tf.int64))
+        found, found_labels = changed.parse_train(data, tf.constant(number, tf.int64))
+        again, _ = changed.parse_train(data, tf.constant(number, tf.int64))
+        np.testing.assert_array_equal(found, again)
+        tf.nest.map_structure(np.testing.assert_array_equal, labels, found_labels)
+        differences.append(bool((image != found).numpy().any()))
+    # One in six stays as it is.
+    assert sum(differences) >= 4
+
+
+def test_a_crowd_is_no_object_to_learn():
+    data = example((0, 0, 20, 20), (30, 30, 90, 90), (100, 100, 120, 130))
+    data['groundtruth_is_crowd'] = tf.constant([False, True, False])
+    labels = labels_of(make_parser(max_num_instances=3), data, 0)
+    assert labels['gt_classes'].tolist() == [1, 3, -1]
+
+
+def test_a_picture_without_objects_is_all_background():
+    image, labels = make_parser().parse_train(example(), tf.constant(0, tf.int64))
+    assert (labels['gt_boxes'].numpy() == -1).all() and (labels['gt_classes'].numpy() == -1).all()
+    scores = np.concatenate([x.numpy().ravel() for x in labels['rpn_score_targets'].values()])
+    assert set(scores) == {-1, 0} and (scores == 0).sum() == 256
+    for targets in labels['rpn_box_targets'].values():
+        assert np.isfinite(targets).all()
+
+
+def test_positive_anchors_overlap_their_object_and_decode_to_it():
+    _, labels = make_parser().parse_train(example(RECTANGLE), tf.constant(3, tf.int64))
+    box = labels['gt_boxes'].numpy()[0]
+    found = 0
+    for level, scores in labels['rpn_score_targets'].items():
+        stride = 2 ** int(level)
+        for y, x, a in np.argwhere(scores.numpy() == 1):
+            ratio = [0.5, 1.0, 2.0][a]  # width over height
+            height, width = 8 * stride / np.sqrt(ratio), 8 * stride * np.sqrt(ratio)
+            centre = (np.array([y, x]) + 0.5) * stride
+            ty, tx, th, tw = labels['rpn_box_targets'][level].numpy()[y, x, 4 * a : 4 * a + 4]
+            decoded_centre = centre + [ty * height, tx * width]
+            half = np.array([np.exp(th) * height, np.exp(tw) * width]) / 2
+            np.testing.assert_allclose(
+                np.concatenate([decoded_centre - half, decoded_centre + half]), box, atol=0.05
+            )
+            found += 1
+    assert found
+
+
+def ids(dataset, num_batches):
+    return [labels['source_id'].numpy().tolist() for _, labels in dataset.take(num_batches)]
+
+
+def test_every_epoch_has_every_image_once_in_its_own_order(demo):
+    dataset = input_pipeline.training_dataset(make_params(demo), make_parser(), seed=1)
+    steps = demo.num_examples // 2
+    seen = ids(dataset, 2 * steps)
+    first, second = sum(seen[:steps], []), sum(seen[steps:], [])
+    assert sorted(first) == sorted(second) == sorted(demo.image_ids)
+    assert first != second
+
+
+def test_resumed_order_goes_on_where_it_stopped(demo):
+    build = lambda first: input_pipeline.training_dataset(  # noqa: E731
+        make_params(demo), make_parser(), seed=1, first_example=first
+    )
+    whole = list(build(0).take(9))
+    for (image, labels), (image_again, labels_again) in zip(whole[5:], build(10).take(4)):
+        np.testing.assert_array_equal(image, image_again)
+        tf.nest.map_structure(np.testing.assert_array_equal, labels, labels_again)
+
+
+def test_evaluation_covers_every_image_once_and_fills_the_last_batch(demo):
+    params = make_params(demo)
+    params.global_batch_size = 5
+    seen = ids(input_pipeline.evaluation_dataset(params, make_parser()), 100)
+    assert all(len(batch) == 5 for batch in seen)
+    flat = sum(seen, [])
+    assert sorted(i for i in flat if i >= 0) == sorted(demo.image_ids)
+    assert flat.count(-1) == -demo.num_examples % 5

@@ -1,0 +1,131 @@
+"""Comparison of runs: groups, intervals against resampled data sets, and the page."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from gan_mrcnn.data.readers import label_images
+from gan_mrcnn.data.records import records
+from gan_mrcnn.evaluation import scoring
+from gan_mrcnn.evaluation.report import compare
+from gan_mrcnn.metrics import predictions
+from gan_mrcnn.utils.errors import UserError
+from tests.data import layouts
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """A data set with runs: two seeds of 'good' and one of 'bad', evaluated on 'train'."""
+    folder = tmp_path_factory.mktemp('world')
+    layouts.write_label_images(folder / 'data') if (folder / 'data').mkdir() is None else None
+    cache = str(folder / 'cache')
+    dataset = label_images.load(str(folder / 'data'), label_images.options.DEFAULT)
+    record_set = records.ensure_records(dataset, 'train', cache, num_processes=1)
+    with open(record_set.annotation_file, encoding='utf-8') as file:
+        annotations = json.load(file)['annotations']
+    keys = ('image_id', 'category_id', 'bbox', 'segmentation')
+    found = [{**{key: one[key] for key in keys}, 'score': 0.9} for one in annotations]
+    for name, mode, seed, kept in (
+        ('good-0', 'combined', 0, found),
+        ('bad-0', 'baseline', 0, found[::2]),
+        ('good-1', 'combined', 1, found[:-1]),
+    ):
+        run = folder / name
+        manifest = scoring.manifest(dataset, 'train', record_set)
+        predictions.save_predictions(str(run / 'eval/train/predictions.json'), kept, manifest)
+        task = {
+            'dataset': 'label_images',
+            'data_dir': str(folder / 'data'),
+            'cache_dir': cache,
+            'seed': seed,
+            'gan': {'mode': mode},
+        }
+        (run / 'params.yaml').write_text(yaml.safe_dump({'task': task}))
+    return folder
+
+
+def load(world, *names):
+    return compare.load_runs(
+        [str(world / name) for name in names], 'train', None, str(world / 'cache')
+    )
+
+
+def test_runs_that_differ_in_their_seed_are_one_system(world):
+    systems = compare.group(load(world, 'bad-0', 'good-0', 'good-1'))
+    assert [(s.name, [run.name for run in s.runs]) for s in systems] == [
+        ('bad-0', ['bad-0']),
+        ('good', ['good-0', 'good-1']),
+    ]
+    figures = [run.figures()['mask AP'] for run in systems[1].runs]
+    assert figures[0] == pytest.approx(1) and figures[1] < 1
+    assert systems[1].mean()['mask AP'] == pytest.approx(np.mean(figures))
+    assert systems[1].spread()['mask AP'] == pytest.approx(
+        abs(figures[0] - figures[1]) / np.sqrt(2)
+    )
+    assert systems[0].spread()['mask AP'] is None
+
+
+def test_a_system_beside_itself_differs_by_nothing(world):
+    (system,) = compare.group(load(world, 'good-0'))
+    for interval in compare.bootstrap(system, system, 20).values():
+        assert interval == (0.0, 0.0)
+
+
+def test_intervals_are_percentiles_of_resampled_differences(world):
+    first, second = compare.group(load(world, 'bad-0', 'good-0'))
+    intervals = compare.bootstrap(first, second, 50, seed=3)
+    # The same draws, and each difference by itself.
+    rng = np.random.default_rng(3)
+    count = first.runs[0].scored.record_set.num_examples
+    differences = []
+    for _ in range(50):
+        weights = rng.multinomial(count, np.full(count, 1 / count))
+        before, after = (s.mean(weights)['mask AP'] for s in (first, second))
+        if before is not None and after is not None:
+            differences.append(after - before)
+    assert intervals['mask AP'] == pytest.approx(np.percentile(differences, (2.5, 97.5)))
+    low, high = intervals['mask AP']
+    assert low <= second.mean()['mask AP'] - first.mean()['mask AP'] <= high
+
+
+def test_the_page_and_the_figures(world, tmp_path, capsys):
+    names = ['bad-0', 'good-0', 'good-1']
+    folders = [str(world / name) for name in names]
+    compare.run(folders, 'train', None, str(world / 'cache'), 20, str(tmp_path))
+    result = json.loads((tmp_path / 'comparison.json').read_text())
+    assert result['compared_with'] == 'bad-0'
+    assert [one['name'] for one in result['systems']] == ['bad-0', 'good']
+    one = result['differences']['good']['mask AP']
+    mean = np.mean([x['mask AP'] for x in result['systems'][1]['runs'].values()])
+    before = result['systems'][0]['mean']['mask AP']
+    assert one['difference'] == pytest.approx(mean - before) and one['difference'] > 0
+    page = (tmp_path / 'index.html').read_text()
+    for text in ('bad-0 (n = 1)', 'good (n = 2)', 'good minus bad-0', 'good is better', *names):
+        assert text in page
+    assert 'mask AP' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'figure, one, text, clear',
+    [
+        ('mask AP', (0.05, (0.01, 0.09)), '+0.0500 [0.0100, 0.0900]', True),
+        ('mask AP', (-0.05, (-0.1, 0.01)), '-0.0500 [-0.1000, 0.0100]', False),
+        ('gland Hausdorff', (-5, (-9, -1)), '-5.0 [-9.0, -1.0]', True),
+        ('mask AP', (None, None), '-', False),
+    ],
+)
+def test_differences_in_words(figure, one, text, clear):
+    one = dict(zip(('difference', 'interval'), one))
+    assert compare.describe(one, figure) == text
+    assert compare.is_clear(one) == clear
+
+
+def test_what_cannot_be_compared_is_named(world, tmp_path):
+    with pytest.raises(UserError, match='params.yaml'):
+        load(world, 'good-0', 'data')
+    with pytest.raises(UserError, match='evaluate the run first'):
+        compare.load_runs([str(world / 'good-0')], 'val', None, str(world / 'cache'))
+    with pytest.raises(UserError, match='no such split'):
+        compare.load_runs([str(world / 'good-0')], 'test', None, str(world / 'cache'))

@@ -1,0 +1,178 @@
+"""`gan-mrcnn predict` as it is typed: folders, patterns, bad files, tiles."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import coco as coco_api
+
+from gan_mrcnn.prediction import checkpoint, image_files, model_card, writing
+from gan_mrcnn.prediction import predictor as predictor_lib
+from gan_mrcnn.prediction.objects import Object
+from gan_mrcnn.utils import visualization
+from gan_mrcnn.utils.errors import UserError
+from tests.serving.tiny import photo
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of several kinds and sizes, one of them damaged."""
+    (tmp_path / 'in' / 'deep').mkdir(parents=True)
+    Image.fromarray(photo((60, 80), 1)).save(tmp_path / 'in' / 'a.png')
+    Image.fromarray(photo((40, 50), 2)).save(tmp_path / 'in' / 'deep' / 'b.jpg', quality=95)
+    Image.fromarray(photo((50, 50), 3)).save(tmp_path / 'in' / 'c.tif')
+    (tmp_path / 'in' / 'd.png').write_bytes((tmp_path / 'in' / 'a.png').read_bytes()[:900])
+    (tmp_path / 'in' / 'notes.txt').write_text('no picture')
+    return tmp_path / 'in'
+
+
+def test_a_folder_becomes_tables_and_pictures(exported, predictor, folder, tmp_path):
+    out = tmp_path / 'out'
+    done = subprocess.run(
+        [
+            *(sys.executable, '-m', 'gan_mrcnn', 'predict', '--model', str(exported.model)),
+            *(str(folder), '--out', str(out), '--batch', '2'),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert 'd.png cannot be read' in done.stdout
+    assert '1 of 4 pictures are left out' in done.stderr
+    coco = coco_api.COCO(str(out / 'predictions.json'))
+    names = {image['file_name']: image for image in coco.dataset['images']}
+    assert set(names) == {str(folder / name) for name in ('a.png', 'c.tif', 'deep/b.jpg')}
+    rows = list(csv.DictReader((out / 'objects.csv').open()))
+    assert len(rows) == len(coco.dataset['annotations']) > 3
+    for name in ('a', 'c', 'deep/b'):
+        labels = np.asarray(Image.open(out / 'labels' / f'{name}.png'))
+        (image,) = [i for path, i in names.items() if path[len(str(folder)) + 1 :].startswith(name)]
+        assert labels.shape == (image['height'], image['width'])
+        mine = [row for row in rows if row['file'] == image['file_name']]
+        objects = coco.loadAnns(coco.getAnnIds(image['id']))
+        assert [int(row['object']) for row in mine] == list(range(1, len(objects) + 1))
+        # The label image is the masks, the best on top.
+        wanted = np.zeros_like(labels)
+        for number, one in reversed(list(enumerate(objects, start=1))):
+            wanted[coco.annToMask(one) > 0] = number
+            assert int(mine[number - 1]['area']) == coco.annToMask(one).sum() == one['area']
+        np.testing.assert_array_equal(labels, wanted)
+        overlay = np.asarray(Image.open(out / 'overlays' / f'{name}.png'))
+        assert overlay.shape == (*labels.shape, 3)
+    # The first object of the PNG is what the network says of the file.
+    (found,) = predictor.detect([(folder / 'a.png').read_bytes()])
+    (first, *_) = [row for row in rows if row['file'] == str(folder / 'a.png')]
+    assert float(first['score']) == pytest.approx(found.scores[0], abs=1e-4)
+    assert first['class'] == predictor.card.class_names[found.classes[0] - 1]
+    box = [float(first[name]) for name in ('y1', 'x1', 'y2', 'x2')]
+    np.testing.assert_allclose(box, found.boxes[0], atol=0.02)
+
+
+def test_a_checkpoint_gives_the_same_as_its_export(exported, predictor):
+    loaded = checkpoint.load_predictor(str(exported.run), 'last')
+    assert loaded.card == predictor.card
+    pixels = np.stack([photo((60, 80), 1), photo((60, 80), 2)])
+    for one, other in zip(loaded.detect_pixels(pixels), predictor.detect_pixels(pixels)):
+        np.testing.assert_array_equal(one.classes, other.classes)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+
+
+def test_patterns_files_and_folders_are_found_once(folder):
+    names = lambda *arguments: [s.name for s in image_files.find_sources(arguments)]  # noqa: E731
+    assert names(str(folder)) == ['a', 'c', 'd', 'deep/b']
+    assert names(f'{folder}/*.png') == ['a', 'd']
+    assert names(f'{folder}/**/b.jpg', str(folder / 'a.png')) == ['b', 'a']
+    assert names(str(folder / 'a.png'), f'{folder}/?.png') == ['a', 'd']
+
+
+def test_what_cannot_be_found_or_told_apart_is_named(folder):
+    with pytest.raises(UserError, match='nowhere'):
+        image_files.find_sources([str(folder / 'nowhere*')])
+    Image.fromarray(photo((5, 5))).save(folder / 'a.bmp')
+    with pytest.raises(UserError, match=r'a\.bmp and .*a\.png would both become a'):
+        image_files.find_sources([str(folder)])
+
+
+class Brightness:
+    """A network that finds every white square, as a tile shows it."""
+
+    def detect_pixels(self, images):
+        return [self._find(image) for image in images]
+
+    def _find(self, image):
+        white = (image > 250).all(-1)
+        boxes = []
+        for x in np.flatnonzero(np.diff(white.any(0).astype(int), prepend=0) == 1):
+            end = x + int(np.argmin(np.append(white.any(0)[x:], False)))
+            rows = np.flatnonzero(white[:, x:end].any(1))
+            boxes.append([rows[0], x, rows[-1] + 1, end])
+        count = len(boxes)
+        return predictor_lib.Detections(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.full(count, 0.9, np.float32),
+            np.ones(count, np.int32),
+            np.ones([count, 28, 28], np.float32),
+        )
+
+
+def test_a_large_picture_is_looked_at_in_tiles(tmp_path):
+    pixels = np.zeros((70, 300, 3), np.uint8)
+    squares = [(10, 30, 30, 50), (20, 85, 50, 115), (5, 180, 60, 230)]
+    for y1, x1, y2, x2 in squares:
+        pixels[y1:y2, x1:x2] = 255
+    Image.fromarray(pixels).save(tmp_path / 'large.png')
+    sources = image_files.find_sources([str(tmp_path / 'large.png')])
+    (result,) = image_files.detect(sources, Brightness(), 0.5, 3, (70, 100), 40, [])
+    found = sorted(tuple(int(v) for v in one.box) for one in result.objects)
+    assert found == sorted(squares)
+
+
+class Picky:
+    """A network that decodes PNG alone; it finds nothing."""
+
+    def detect(self, files):
+        if not all(file.startswith(b'\x89PNG') for file in files):
+            raise UserError('image 0 of the request is damaged or cut short')
+        nothing = np.zeros([0, 4]), np.zeros(0), np.zeros(0, int), np.zeros([0, 28, 28])
+        return [predictor_lib.Detections(*nothing) for _ in files]
+
+
+def test_a_file_that_the_network_cannot_decode_is_sent_as_pixels(folder):
+    problems = []
+    sources = image_files.find_sources([str(folder)])
+    results = list(image_files.detect(sources, Picky(), 0.5, 4, None, 0, problems))
+    assert [result.source.name for result in results] == ['a', 'c', 'deep/b']
+    assert len(problems) == 1 and 'd.png' in problems[0]
+
+
+def make_card():
+    return model_card.ModelCard(('a', 'b'), (3, 8), 0.5, (64, 64), 32, (0,), (1,), 'ckpt', 1, '1')
+
+
+def test_a_picture_drawn_in_blocks_has_no_seams(tmp_path, monkeypatch):
+    pixels = photo((300, 500))
+    y, x = np.mgrid[:300, :500]
+    masks = [((y - 150) / 120) ** 2 + ((x - 250) / 200) ** 2 < 1, (x > 460) & (y > 240)]
+    found = [Object(1, 0.75, (0.0, 0.0, 1.0, 1.0), 0, 0, mask) for mask in masks]
+    result = image_files.Result(image_files.Source(tmp_path / 'x.png', 'x'), pixels, found)
+    # The blocks' windows have 256 pixels to a side, whose lines are as wide as the picture's.
+    monkeypatch.setattr(writing, 'BLOCK', 128)
+    wanted = visualization.draw_instances(pixels, masks, colours=visualization.PALETTE[:2])
+    np.testing.assert_array_equal(writing.draw(result), wanted)
+
+
+def test_no_objects_are_written_too(tmp_path):
+    writer = writing.Writer(str(tmp_path / 'out'), make_card())
+    source = image_files.Source(tmp_path / 'x.png', 'x')
+    writer.add(image_files.Result(source, photo((20, 30)), []))
+    writer.close()
+    assert (tmp_path / 'out/objects.csv').read_text().splitlines() == [','.join(writing.COLUMNS)]
+    content = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert content['annotations'] == [] and len(content['images']) == 1
+    assert content['categories'] == [{'id': 3, 'name': 'a'}, {'id': 8, 'name': 'b'}]
+    np.testing.assert_array_equal(Image.open(tmp_path / 'out/overlays/x.png'), photo((20, 30)))

@@ -1,0 +1,89 @@
+"""Tiles cover a picture, and what they saw of one object becomes one object."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gan_mrcnn.prediction import objects, tiles
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    tile=st.tuples(st.integers(2, 40), st.integers(2, 40)),
+    data=st.data(),
+)
+def test_tiles_cover_every_pixel_and_overlap(height, width, tile, data):
+    overlap = data.draw(st.integers(0, min(tile) - 1))
+    windows = tiles.make_tiles(height, width, tile, overlap)
+    covered = np.zeros((height, width), int)
+    for y1, x1, y2, x2 in windows:
+        assert (y2 - y1, x2 - x1) == (min(tile[0], height), min(tile[1], width))
+        covered[y1:y2, x1:x2] += 1
+    assert covered.min() == 1 or len(windows) == 1 or overlap
+    assert (covered > 0).all()
+    assert len(set(windows)) == len(windows)
+    for axis, length in ((0, height), (1, width)):
+        starts = sorted({window[axis] for window in windows})
+        assert all(b - a <= tile[axis] - overlap for a, b in zip(starts, starts[1:]))
+        assert starts[0] == 0 and max(window[axis + 2] for window in windows) == length
+
+
+def seen(mask, window, score=0.9, class_id=1):
+    """The object as a tile sees it: what lies in the tile."""
+    y1, x1, y2, x2 = window
+    part = np.zeros_like(mask)
+    part[y1:y2, x1:x2] = mask[y1:y2, x1:x2]
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    cut = part[top:bottom, left:right]
+    box = (float(top), float(left), float(bottom), float(right))
+    return window, objects.Object(class_id, score, box, int(top), int(left), cut)
+
+
+def disk(centre, radius, size=(60, 100)):
+    y, x = np.mgrid[: size[0], : size[1]]
+    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+
+
+LEFT, RIGHT = (0, 0, 60, 60), (0, 40, 60, 100)
+
+
+def whole(one, size=(60, 100)):
+    return one.cut((0, 0, *size))
+
+
+def test_an_object_across_a_seam_is_one_with_all_its_pixels():
+    mask = disk((30, 50), 22)
+    (found,) = tiles.merge([seen(mask, LEFT, 0.7), seen(mask, RIGHT, 0.8)])
+    np.testing.assert_array_equal(whole(found), mask)
+    assert found.score == 0.8 and found.box == (9.0, 29.0, 52.0, 72.0)
+
+
+def test_an_object_inside_the_strip_is_not_found_twice():
+    mask = disk((30, 50), 8)
+    (found,) = tiles.merge([seen(mask, LEFT), seen(mask, RIGHT)])
+    assert found.area == mask.sum()
+
+
+def test_one_across_four_tiles_is_one():
+    mask = disk((30, 50), 26)
+    windows = [(0, 0, 35, 60), (0, 40, 35, 100), (25, 0, 60, 60), (25, 40, 60, 100)]
+    (found,) = tiles.merge([seen(mask, window) for window in windows])
+    np.testing.assert_array_equal(whole(found), mask)
+
+
+def test_neighbours_stay_apart():
+    first, second = disk((30, 38), 11), disk((30, 61), 11)
+    found = tiles.merge([seen(first, LEFT, 0.9), seen(second, LEFT, 0.6), seen(second, RIGHT, 0.8)])
+    assert [one.score for one in found] == [0.9, 0.8]
+    np.testing.assert_array_equal(whole(found[0]), first)
+    np.testing.assert_array_equal(whole(found[1]), second)
+
+
+def test_other_classes_and_the_same_tile_stay_apart():
+    mask = disk((30, 50), 8)
+    assert len(tiles.merge([seen(mask, LEFT), seen(mask, RIGHT, class_id=2)])) == 2
+    assert len(tiles.merge([seen(mask, LEFT), seen(mask, LEFT)])) == 2
+    assert tiles.merge([]) == []

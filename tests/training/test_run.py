@@ -1,0 +1,460 @@
+"""A whole run on a few small images: what it leaves behind, going on after a stop, evaluation."""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from gan_mrcnn import settings
+from gan_mrcnn import task as task_lib
+from gan_mrcnn.data.readers import base
+from gan_mrcnn.evaluation import run as evaluation_run
+from gan_mrcnn.prediction import checkpoint
+from gan_mrcnn.training import gan_monitor, replay
+from gan_mrcnn.training import run as training_run
+from gan_mrcnn.utils import run_lengths
+from gan_mrcnn.utils.errors import UserError
+
+HEIGHT, WIDTH = 64, 96
+STEPS = 4
+
+SETTINGS = """
+task:
+  model:
+    input_size: [64, 128, 3]
+    backbone: {resnet: {model_id: 18}}
+    decoder: {fpn: {num_filters: 32}}
+    rpn_head: {num_filters: 32}
+    detection_head: {fc_dims: 32}
+    mask_head: {num_convs: 1, num_filters: 32}
+    roi_generator: {num_proposals: 20, test_num_proposals: 20}
+    roi_sampler: {num_sampled_rois: 16}
+    mask_sampler: {num_sampled_masks: 4}
+    detection_generator: {max_num_detections: 10}
+  gan: {num_layers: 3}
+  train_data:
+    global_batch_size: 2
+    shuffle_buffer_size: 3
+    parser: {train_short_side: [50, 64], aug_rand_hflip: true, max_num_instances: 5}
+  validation_data:
+    global_batch_size: 2
+    parser: {test_short_side: 64}
+trainer:
+  steps_per_loop: 1
+  summary_interval: 1
+  checkpoint_interval: 2
+  validation_interval: 4
+  optimizer_config:
+    learning_rate:
+      type: stepwise
+      stepwise: {boundaries: [2], values: [0.01, 0.001]}
+    warmup:
+      type: linear
+      linear: {warmup_steps: 2, warmup_learning_rate: 0.001}
+"""
+
+
+class Rectangles(base.Dataset):
+    """Bright rectangles in noise; an odd number of images in every split, against full batches."""
+
+    name = 'rectangles'
+    class_names = ('rectangle',)
+    splits = ('train', 'val', 'test')
+    notice = 'RECTANGLES: not tissue'
+    ids = {'train': range(1, 6), 'val': range(6, 7), 'test': range(7, 10)}
+
+    def items(self, split):
+        return [base.Item(image_id, f'{image_id}.png') for image_id in self.ids[split]]
+
+    def fingerprint(self, split):
+        return hashlib.sha256(f'{self.name} {split}'.encode()).hexdigest()
+
+    def read(self, item):
+        rng = np.random.default_rng(item.image_id)
+        image = rng.integers(0, 60, [HEIGHT, WIDTH, 3]).astype(np.uint8)
+        masks = np.zeros([2, HEIGHT, WIDTH], np.uint8)
+        for i in range(2):
+            y, x = rng.integers(0, 30), 45 * i + rng.integers(0, 15)
+            masks[i, y : y + 30, x : x + 30] = 1
+            image[y : y + 30, x : x + 30] += 150
+        return base.Example(
+            image_id=item.image_id,
+            file_name=item.file_name,
+            image=image,
+            rles=run_lengths.encode_masks(masks),
+            classes=np.ones(2, np.int32),
+            is_crowd=np.zeros(2, bool),
+        )
+
+
+DATASET = Rectangles()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('training')
+
+
+def make_config(folder, *overrides):
+    path = folder / 'tiny.yaml'
+    path.write_text(SETTINGS)
+    flags = settings.Flags(
+        dataset='gland',
+        config_file=str(path),
+        params_override=list(overrides),
+        seed=3,
+        cache_dir=str(folder / 'cache'),
+    )
+    return settings.load_config(flags, DATASET)
+
+
+def train(folder, name, steps, mode='train'):
+    # Draws of whatever ran before in this process must not matter.
+    tf.random.set_seed(steps)
+    config = make_config(folder, f'trainer.train_steps={steps}')
+    training_run.train(config, DATASET, str(folder / name), mode)
+    return folder / name
+
+
+@pytest.fixture(scope='module')
+def run(folder):
+    """The folder of a run of `STEPS` steps without a stop."""
+    return train(folder, 'whole', STEPS, 'train_and_eval')
+
+
+def variables(model_dir):
+    """Every value in the last checkpoint, by its key."""
+    path = tf.train.latest_checkpoint(str(model_dir))
+    assert path.endswith(f'-{STEPS}')
+    reader = tf.train.load_checkpoint(path)
+    names = reader.get_variable_to_shape_map()
+    return {
+        name: reader.get_tensor(name)
+        for name in names
+        if name not in ('_CHECKPOINTABLE_OBJECT_GRAPH', 'save_counter/.ATTRIBUTES/VARIABLE_VALUE')
+    }
+
+
+def test_checkpoint_holds_both_networks_both_optimizers_and_the_step(run):
+    found = variables(run)
+    parts = {name.split('/')[0] for name in found}
+    assert parts >= {
+        'backbone',
+        'decoder',
+        'box_discriminator',
+        'mask_discriminator',
+        'optimizer',
+        'discriminator_optimizer',
+        'global_step',
+    }
+    assert found['global_step/.ATTRIBUTES/VARIABLE_VALUE'] == STEPS
+    for name in ('optimizer', 'discriminator_optimizer'):
+        momenta = [
+            value
+            for key, value in found.items()
+            if key.startswith(f'{name}/') and np.ndim(value) == 4
+        ]
+        assert momenta and all(np.abs(momentum).max() > 0 for momentum in momenta), name
+        iterations = [
+            value for key, value in found.items() if key.startswith(f'{name}/_iterations')
+        ]
+        assert iterations == [STEPS]
+
+
+def test_run_that_was_stopped_ends_where_the_whole_one_does(run, folder):
+    """Stopped in the middle of an epoch, of the warm-up and before the lower learning rate.
+
+    Not compared to the last bit: threads may add up a gradient's sums in another order.
+    """
+    train(folder, 'stopped', STEPS // 2)
+    stopped = variables(train(folder, 'stopped', STEPS))
+    whole = variables(run)
+    assert set(stopped) == set(whole)
+    for name, value in whole.items():
+        np.testing.assert_allclose(stopped[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def events(folder):
+    """Values by tag and step."""
+    found = {}
+    for path in glob.glob(f'{folder}/events.out.tfevents.*'):
+        for event in tf.compat.v1.train.summary_iterator(path):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor)
+    return found
+
+
+def test_tensorboard_shows_every_term_at_every_step(run):
+    found = events(run / 'train')
+    terms = task_lib.DETECTION_TERMS + task_lib.ADVERSARIAL_TERMS + ('total_loss', 'gradient_norm')
+    for name in terms:
+        assert set(found[name]) == {1, 2, 3, 4}, name
+        assert all(np.isfinite(value) for value in found[name].values()), name
+    # Two steps of warm-up, then the full rate until the boundary is passed, then a tenth of it.
+    for step, rate in ((1, 0.001), (2, 0.0055), (3, 0.01), (4, 0.001)):
+        assert found['learning_rate'][step] == pytest.approx(rate, rel=1e-5)
+        assert found['discriminator_learning_rate'][step] == pytest.approx(rate / 5, rel=1e-5)
+
+
+def test_tensorboard_shows_validation_and_its_pictures(run):
+    found = events(run / 'validation')
+    assert set(found['mask_AP']) == set(found['box_AP']) == {STEPS}
+    assert any('image_truth_prediction' in tag for tag in found)
+
+
+def test_evaluation_covers_every_image_and_carries_the_notice(run, folder, capsys):
+    results = evaluation_run.evaluate(make_config(folder), DATASET, 'test', str(run), 'best')
+    output = run / 'eval' / 'test'
+    assert json.loads((output / 'results.json').read_text()) == results
+    assert results['notice'] == DATASET.notice
+    assert results['num_images'] == 3 and results['step'] == STEPS
+    assert '/best/' in results['checkpoint']
+    for kind in ('box', 'mask'):
+        assert 0 <= results['figures'][kind]['AP'] <= 1
+    predictions = json.loads((output / 'predictions.json').read_text())
+    assert {prediction['image_id'] for prediction in predictions} == set(DATASET.ids['test'])
+    keys = [(p['image_id'], p['score'], tuple(p['bbox'])) for p in predictions]
+    # The last batch is filled up with images that must not count twice.
+    assert len(keys) == len(set(keys)) <= 10 * 3
+    assert all(p['segmentation']['size'] == [HEIGHT, WIDTH] for p in predictions)
+    picture = cv2.imread(str(output / 'pictures.png'))
+    assert picture.shape[0] >= 3 * HEIGHT and picture.shape[1] >= 3 * WIDTH
+    assert DATASET.notice in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'setting',
+    ['task.model.backbone.resnet.model_id=34', 'task.model.mask_head.num_filters=16'],
+)
+def test_evaluation_of_another_network_says_so_in_one_line(setting, run, folder):
+    with pytest.raises(UserError) as error:
+        evaluation_run.evaluate(make_config(folder, setting), DATASET, 'test', str(run), 'last')
+    message = str(error.value)
+    assert '\n' not in message and '--config_file' in message and str(run) in message
+
+
+@pytest.mark.parametrize(
+    'setting', ['task.model.detection_head.fc_dims=16', 'task.gan.mode=baseline']
+)
+def test_training_does_not_go_on_from_another_network(setting, run, folder):
+    settings = (run / 'params.yaml').read_text()
+    config = make_config(folder, setting, 'trainer.train_steps=5')
+    with pytest.raises(UserError) as error:
+        training_run.train(config, DATASET, str(run), 'train')
+    message = str(error.value)
+    assert '\n' not in message and str(run) in message
+    # What the run was trained with is still on record.
+    assert (run / 'params.yaml').read_text() == settings
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(run, folder, tmp_path):
+    """Its checkpoint was made with what is now the setting's default."""
+    older = shutil.copytree(run, tmp_path / 'older')
+    settings = yaml.safe_load((older / 'params.yaml').read_text())
+    del settings['task']['gan']['detach_features']
+    del settings['task']['model']['roi_aligner']['fuse_levels']
+    (older / 'params.yaml').write_text(yaml.safe_dump(settings))
+    config = make_config(folder)
+    assert training_run.resumed_step(config, str(older)) > 0
+    config.task.gan.detach_features = False
+    with pytest.raises(UserError, match='task.gan.detach_features'):
+        training_run.resumed_step(config, str(older))
+
+
+@pytest.mark.parametrize(
+    'name, value, flag',
+    [
+        ('share', 0.5, '--split'),
+        ('split_seed', 1, '--split_seed'),
+        ('dataset', 'coco', '--dataset'),
+    ],
+)
+def test_training_does_not_go_on_with_another_division(name, value, flag, run, folder):
+    """Images held out so far would be trained on, and the best checkpoint chosen by them."""
+    config = make_config(folder)
+    setattr(config.task, name, value)
+    with pytest.raises(UserError) as error:
+        training_run.resumed_step(config, str(run))
+    message = str(error.value)
+    assert '\n' not in message and str(run) in message and f'{flag} ' in message
+
+
+HUGE_RATE = (
+    'task.clip_norm=0.0',
+    'trainer.optimizer_config.learning_rate.stepwise.values=[1.0e+30, 1.0e+30]',
+    'trainer.optimizer_config.warmup.linear.warmup_learning_rate=1.0e+30',
+)
+
+
+@pytest.fixture(scope='module')
+def blown(folder):
+    """A run with a learning rate far too high: its folder, and the line that it ended with."""
+    config = make_config(folder, 'trainer.train_steps=4', *HUGE_RATE)
+    with pytest.raises(UserError) as error:
+        training_run.train(config, DATASET, str(folder / 'blown'), 'train')
+    return folder / 'blown', str(error.value)
+
+
+def test_non_finite_loss_names_step_terms_and_images_in_one_line(blown):
+    model_dir, message = blown
+    assert '\n' not in message
+    assert re.match(
+        r'Non-finite loss or gradient: step [12] images \d\.png, \d\.png .*gradient_norm', message
+    )
+    (event,) = json.loads((model_dir / 'nonfinite.json').read_text())
+    assert event['policy'] == 'stop' and f'step {event["step"]} ' in message
+    status = json.loads((model_dir / 'status.json').read_text())
+    assert status['state'] == 'failed' and status['message'] == message
+
+
+def test_a_blown_up_batch_is_taken_again(blown):
+    model_dir, message = blown
+    path = re.search(r'gan-mrcnn replay (\S+\.npz)', message).group(1)
+    lines = replay.replay(path)
+    assert any(line.startswith('not finite: ') for line in lines)
+    # The very same step: what was finite has the value that the run has noted.
+    (event,) = json.loads((model_dir / 'nonfinite.json').read_text())
+    again = dict(line.strip().split(': ') for line in lines if re.match(r' +\w+: \S+$', line))
+    for name in task_lib.DETECTION_TERMS:
+        then = float(event['terms'][name])
+        assert float(again[name]) == pytest.approx(then, rel=1e-4, nan_ok=True)
+    assert sum(line.startswith('image ') for line in lines) == 2
+
+
+def test_replay_says_in_one_line_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match='is not there'):
+        replay.replay(str(tmp_path / 'step-3.npz'))
+    (tmp_path / 'step-3.npz').write_bytes(b'PK nonsense')
+    with pytest.raises(UserError, match='no batch'):
+        replay.replay(str(tmp_path / 'step-3.npz'))
+
+
+class Poisoned(task_lib.GanMaskRCNNTask):
+    """A step of which the loss is not finite, on its batch, whenever it comes."""
+
+    step = 3
+
+    def detection_losses(self, outputs, labels):
+        terms = super().detection_losses(outputs, labels)
+        poison = tf.where(tf.equal(self._counted, self.step), float('nan'), 0.0)
+        self._counted.assign_add(1)
+        return {**terms, 'model_loss': terms['model_loss'] + poison}
+
+    def __init__(self, *args, first_example=0, **kwargs):
+        super().__init__(*args, first_example=first_example, **kwargs)
+        self._counted = tf.Variable(1 + first_example // 2, trainable=False)
+
+
+def test_skipping_leaves_out_the_batch_and_goes_on(folder, monkeypatch, capsys):
+    # Any scores are those of a discriminator that wins.
+    monkeypatch.setattr(gan_monitor, 'WON', (-1.0, 2.0))
+    monkeypatch.setattr(gan_monitor, 'PATIENCE', 2)
+    monkeypatch.setattr(task_lib, 'GanMaskRCNNTask', Poisoned)
+    config = make_config(folder, f'trainer.train_steps={STEPS}', 'task.nonfinite.policy=skip')
+    training_run.train(config, DATASET, str(folder / 'skipped'), 'train')
+    found = variables(folder / 'skipped')
+    assert all(np.isfinite(value).all() for value in found.values())
+    (event,) = json.loads((folder / 'skipped' / 'nonfinite.json').read_text())
+    assert event['step'] == 3
+    said = capsys.readouterr().err
+    assert 'step 3 images' in said and 'step 2: the box discriminator wins' in said
+    paths = glob.glob(f'{folder}/skipped/train/events.out.tfevents.*')
+    tags = {
+        value.tag
+        for path in paths
+        for event in tf.compat.v1.train.summary_iterator(path)
+        for value in event.summary.value
+    }
+    assert 'warnings/box_discriminator_wins' in tags
+    assert json.loads((folder / 'skipped' / 'status.json').read_text())['state'] == 'finished'
+
+
+def test_going_back_lowers_the_rate_for_good(folder, monkeypatch, capsys):
+    class Once(Poisoned):
+        """The lower rate mends it."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if (folder / 'back' / 'nonfinite.json').is_file():
+                self.step = -1
+
+    monkeypatch.setattr(task_lib, 'GanMaskRCNNTask', Once)
+    settings = (f'trainer.train_steps={STEPS}', 'task.nonfinite.policy=go_back')
+    training_run.train(make_config(folder, *settings), DATASET, str(folder / 'back'), 'train')
+    assert 'going on from step 2 with learning rates times 0.5' in capsys.readouterr().out
+    rates = events(folder / 'back' / 'train')['learning_rate']
+    # Step 3 has the full rate of 0.01, step 4 a tenth of it.
+    assert rates[3] == pytest.approx(0.005) and rates[4] == pytest.approx(0.0005)
+    # A later start has the lower rate too.
+    training_run.train(
+        make_config(folder, 'trainer.train_steps=5', *settings[1:]),
+        DATASET,
+        str(folder / 'back'),
+        'train',
+    )
+    assert events(folder / 'back' / 'train')['learning_rate'][5] == pytest.approx(0.0005)
+
+
+def test_nonfinite_steps_have_a_limit(folder, monkeypatch):
+    class Always(Poisoned):
+        def detection_losses(self, outputs, labels):
+            self.step = tf.identity(self._counted)
+            return super().detection_losses(outputs, labels)
+
+    monkeypatch.setattr(task_lib, 'GanMaskRCNNTask', Always)
+    settings = ('trainer.train_steps=9', 'task.nonfinite.policy=skip', 'task.nonfinite.limit=4')
+    with pytest.raises(UserError, match='number 5 of at most 4') as error:
+        training_run.train(make_config(folder, *settings), DATASET, str(folder / 'always'), 'train')
+    assert '\n' not in str(error.value)
+    # The last three can be replayed; a disk is not filled with the others.
+    kept = sorted(path.name for path in (folder / 'always' / 'nonfinite').glob('*.npz'))
+    assert kept == ['step-3.npz', 'step-4.npz', 'step-5.npz']
+
+
+class Uneven(Rectangles):
+    """Images without an object, with a crowd alone, and with more than are learnt at a time."""
+
+    name = 'uneven'
+
+    def read(self, item):
+        example = super().read(item)
+        number = {1: 0, 2: 1, 3: 20}.get(item.image_id, 2)
+        return dataclasses.replace(
+            example,
+            rles=(example.rles * 10)[:number],
+            classes=np.ones(number, np.int32),
+            is_crowd=np.full(number, item.image_id == 2),
+        )
+
+
+def test_images_without_and_with_many_objects_train_to_finite_losses(folder, capsys):
+    config = make_config(folder, f'trainer.train_steps={STEPS}', 'task.train_data.expand_to=7')
+    training_run.train(config, Uneven(), str(folder / 'uneven'), 'train')
+    said = capsys.readouterr().out
+    # Two copies beside the five images: of the one without and of the one with a crowd.
+    assert '7 images to train on' in said
+    assert '1 of 7 images have more than 5 objects: each time another 15 of all 24' in said
+    found = events(folder / 'uneven' / 'train')
+    assert set(found['total_loss']) == {1, 2, 3, 4}
+    assert all(np.isfinite(value) for value in found['total_loss'].values())
+
+
+def test_missing_checkpoints_are_said_in_one_line(tmp_path):
+    with pytest.raises(UserError, match='holds no checkpoint'):
+        checkpoint.find_checkpoint(str(tmp_path), 'best')
+    with pytest.raises(UserError, match='nosuch'):
+        checkpoint.find_checkpoint(str(tmp_path), str(tmp_path / 'nosuch'))
+    with pytest.raises(UserError, match='params.yaml'):
+        checkpoint.use_saved_settings(
+            settings.Flags(
+                model_dir=str(tmp_path),
+            )
+        )
