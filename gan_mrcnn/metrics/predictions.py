@@ -25,15 +25,25 @@ from gan_mrcnn.utils.errors import UserError
 _RESULT_KEYS = ('image_id', 'category_id', 'bbox', 'score', 'segmentation')
 
 
-def _tent_weights(low, high, first, last, size):
-    """Bilinear weights of `size` cells stretched over [low, high), at pixels first..last-1.
+def tent_weights(centres, low, high, num_cells):
+    """Bilinear weights of the cells of a mask that is stretched over [low, high), on one axis.
 
-    Returns float64 [last - first, size]. Cells outside the mask count as zero, so a pixel within
-    half a cell of the border has weights that sum to less than one.
+    Operators only, so that NumPy and a TensorFlow graph compute the same, to the bit.
+
+    Args:
+      centres: float64 [P], array or tensor, places of the pixels' centres on the axis.
+      low: where the first cell begins, a number or scalar float64 tensor.
+      high: where the last cell ends, above `low`.
+      num_cells: S, an int.
+
+    Returns:
+      float64 [P, S]. Cells outside the mask count as zero, so a pixel within half a cell of the
+      border has weights that sum to less than one.
     """
-    centres = np.arange(first, last) + 0.5
-    cells = (centres - low) / (high - low) * size - 0.5
-    return np.maximum(0.0, 1.0 - np.abs(cells[:, None] - np.arange(size)))
+    cells = (centres - low) / (high - low) * num_cells - 0.5
+    nearness = 1.0 - abs(cells[:, None] - np.arange(num_cells, dtype=np.float64))
+    # max(0, nearness), and exact: x + x and its half are, and -x + x is 0.
+    return (nearness + abs(nearness)) / 2.0
 
 
 def paste_mask(mask, box, height, width, threshold=0.5):
@@ -65,8 +75,8 @@ def paste_mask(mask, box, height, width, threshold=0.5):
     left, right = max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width)
     if y2 <= y1 or x2 <= x1 or bottom <= top or right <= left:
         return pasted
-    rows = _tent_weights(y1, y2, top, bottom, mask.shape[0])
-    columns = _tent_weights(x1, x2, left, right, mask.shape[1])
+    rows = tent_weights(np.arange(top, bottom) + 0.5, y1, y2, mask.shape[0])
+    columns = tent_weights(np.arange(left, right) + 0.5, x1, x2, mask.shape[1])
     pasted[top:bottom, left:right] = rows @ mask @ columns.T >= threshold
     return pasted
 

@@ -4,8 +4,11 @@ import json
 import math
 import os
 
+import hypothesis
 import numpy as np
 import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
 from gan_mrcnn.metrics import predictions
@@ -90,6 +93,27 @@ def test_full_mask_in_a_large_box_is_rounded_at_the_corners_by_the_zero_outside(
     np.testing.assert_array_equal(pasted, expected)
     assert pasted[150, 20] == pasted[150, 439] == pasted[10, 200] == 1
     assert pasted[10, 20] == 0
+
+
+@hypothesis.given(
+    low=st.floats(-100, 100, width=32),
+    extent=st.floats(0.125, 300, width=32),
+    num_cells=st.integers(1, 28),
+)
+def test_weights_are_the_same_in_numpy_and_in_a_graph_and_interpolate(low, extent, num_cells):
+    high = low + extent
+    centres = np.arange(-5, 60) + 0.5
+    weights = predictions.tent_weights(centres, low, high, num_cells)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        axis = [tf.constant(value, tf.float64) for value in (centres, low, high)]
+        in_graph = session.run(predictions.tent_weights(*axis, num_cells))
+    assert weights.dtype == in_graph.dtype == np.float64
+    np.testing.assert_array_equal(in_graph, weights)
+    # Weights for a mask are what interpolating between its cells, with a zero at each end, gives.
+    values = np.sin(np.arange(num_cells))
+    cell_centres = low + (np.arange(-1, num_cells + 1) + 0.5) * extent / num_cells
+    expected = np.interp(centres, cell_centres, [0, *values, 0])
+    np.testing.assert_allclose(weights @ values, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize(
