@@ -47,7 +47,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 def run(name: str, arguments: Sequence[str], program: str) -> None:
     """Runs the command `name` and ends the process; `program` is how messages call it."""
     command, options = parse(name, arguments, program)
-    cli.run_main(lambda: command.main(options), program)
+    stopped = getattr(command, 'STOPPED', 'stopped')
+    cli.run_main(lambda: command.main(options), program, stopped)
 
 
 def parse(name: str, arguments: Sequence[str], program: str):

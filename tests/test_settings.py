@@ -9,6 +9,7 @@ from official.core import train_utils
 
 from gan_mrcnn import configs, settings
 from gan_mrcnn.data.readers import gland_demo
+from gan_mrcnn.data.records import records
 from gan_mrcnn.prediction import checkpoint
 from gan_mrcnn.training import run as training_run
 from gan_mrcnn.utils.errors import UserError
@@ -387,7 +388,7 @@ def test_demo_set_is_said_loudly(capsys, tmp_path, monkeypatch):
 
 def test_unknown_split_names_the_valid_ones(tmp_path):
     config = load(cache_dir=str(tmp_path / 'cache'))
-    message = message_of(settings.prepare_records, config, DATASET, ['train', 'nosuch'])
+    message = message_of(records.ensure_splits, DATASET, ['train', 'nosuch'], config.task)
     assert 'nosuch' in message
     for split in DATASET.splits:
         assert split in message

@@ -15,6 +15,8 @@ FORWARDS_FLAGS = True
 # Names alone: the rows are in `evaluation.ablate`.
 TABLES = ('5', '6', 'ours')
 
+STOPPED = 'stopped; the same command goes on from the last checkpoint'
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--table', required=True, choices=TABLES, help='which rows')

@@ -5,6 +5,8 @@ import argparse
 
 from gan_mrcnn.utils import cli
 
+STOPPED = 'stopped; the same command goes on from the last checkpoint'
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_data_flags(parser)

@@ -96,10 +96,10 @@ def default_cache_dir() -> str:
     return os.environ.get('GAN_MRCNN_CACHE', '~/.cache/gan_mrcnn')
 
 
-def run_main(main: Callable[[], None], program: str) -> None:
+def run_main(main: Callable[[], None], program: str, stopped: str = 'stopped') -> None:
     """Runs `main` and ends the process: 0 done, 1 a bug, 2 a mistake of the user's, 130 ^C.
 
-    `program` begins the line that says what is wrong.
+    `program` begins the line that says what is wrong; `stopped` is what ^C is answered with.
     """
     silence_start_up()
     try:
@@ -107,7 +107,7 @@ def run_main(main: Callable[[], None], program: str) -> None:
     except UserError as error:
         sys.exit(_fail(program, str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_fail(program, 'stopped', 130))
+        sys.exit(_fail(program, stopped, 130))
 
 
 def leave_at_once() -> None:

@@ -71,7 +71,7 @@ def test_caravans_have_a_figure_and_are_not_in_the_average(tmp_path):
 
 def test_pictures_without_predictions_count(tmp_path):
     files = {
-        i: path for n in (1, 2) for i, path in label_file(tmp_path, n, [(big(), 26000)]).files()
+        i: path for n in (1, 2) for i, path in label_file(tmp_path, n, [(big(), 26000)]).items()
     }
     found = [shapes.result(1, big(), 0.9, CAR)]
     figures = cityscapes_metrics.evaluate(files, found, num_processes=1)

@@ -103,14 +103,14 @@ def test_mistyped_gan_mode_names_the_valid_ones():
 
 @pytest.mark.parametrize(
     'error, status, text',
-    [(UserError('no such thing'), 2, 'no such thing'), (KeyboardInterrupt(), 130, 'checkpoint')],
+    [(UserError('no such thing'), 2, 'no such thing'), (KeyboardInterrupt(), 130, 'goes on')],
 )
 def test_ends_of_a_run(error, status, text, capsys):
     def main():
         raise error
 
     with pytest.raises(SystemExit) as end:
-        cli.run_main(main, 'train.py')
+        cli.run_main(main, 'train.py', stopped='stopped; the same command goes on')
     assert end.value.code == status
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and text in lines[0]
