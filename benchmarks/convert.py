@@ -25,6 +25,8 @@ from PIL import Image  # noqa: E402
 
 from gan_mrcnn.data import readers  # noqa: E402
 from gan_mrcnn.data.records import records, shards  # noqa: E402
+from gan_mrcnn.utils import files  # noqa: E402
+from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 
 
 def make_picture(rng, height, width):
@@ -158,11 +160,11 @@ def main():
             f'  reading {found["reading"]:.1f} ms (the decoding in it), masks '
             f'{found["masks"]:.1f} ms, record {found["record"]:.1f} ms; '
             f'{found["megabytes_per_record"]:.2f} MB per image.\n'
-            f'  {records.num_cores()} cores: {found["images_per_second_all_cores"]:.0f} images/s '
+            f'  {num_cores()} cores: {found["images_per_second_all_cores"]:.0f} images/s '
             'by the clock.'
         )
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
+        files.write_json(pathlib.Path(options.json), results)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,8 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gan_mrcnn.metrics import coco, matching, parallel
+from gan_mrcnn.metrics import coco, matching
+from gan_mrcnn.utils.cores import num_cores
 
 HEIGHT, WIDTH, CLASSES = 480, 640, 80
 
@@ -101,7 +102,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--images', type=int, default=5000)
     parser.add_argument('--objects', type=int, default=36, help='in each image')
-    parser.add_argument('--processes', type=int, default=parallel.num_cores())
+    parser.add_argument('--processes', type=int, default=num_cores())
     parser.add_argument('--json', help='where the figures go')
     options = parser.parse_args()
     truth, results = make_case(options.images, options.objects)

@@ -23,8 +23,6 @@ import sys
 import tempfile
 import time
 
-from gan_mrcnn.utils import run_lengths
-
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -37,12 +35,11 @@ from official.vision.dataloaders import tf_example_decoder  # noqa: E402
 
 from gan_mrcnn import configs  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
-from gan_mrcnn.data import (
-    input_pipeline,  # noqa: E402
-    readers,  # noqa: E402
-)
+from gan_mrcnn.data import input_pipeline, readers  # noqa: E402
 from gan_mrcnn.data.readers import base, gland_demo  # noqa: E402
 from gan_mrcnn.data.records import records  # noqa: E402
+from gan_mrcnn.utils import cli, files, run_lengths  # noqa: E402
+from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 
 
 class Crowd(base.Dataset):
@@ -150,7 +147,7 @@ def measure_throughput(flags, dataset):
     figures = {
         'config_file': flags.config_file,
         'dataset': dataset.name,
-        'cores': records.num_cores(),
+        'cores': num_cores(),
         'input_images_per_second': delivered,
         'stage_milliseconds': stage_milliseconds(config, flags.examples),
     }
@@ -183,7 +180,7 @@ def measure_memory(flags):
         delivered = images_per_second(inputs, flags.batch, -(-flags.examples // flags.batch))
     return {
         'config_file': flags.config_file,
-        'cores': records.num_cores(),
+        'cores': num_cores(),
         'objects': flags.crowded,
         'batch': flags.batch,
         'input_images_per_second': delivered,
@@ -204,7 +201,7 @@ def main():
     parser.add_argument('--steps', type=int, default=10, help='timed of each network; 0 for none')
     parser.add_argument('--crowded', type=int, metavar='N', help='memory of pictures of N objects')
     parser.add_argument('--batch', type=int, default=1, help='pictures a batch, with --crowded')
-    parser.add_argument('--cache_dir', default=os.path.expanduser('~/.cache/gan_mrcnn'))
+    parser.add_argument('--cache_dir', default=os.path.expanduser(cli.default_cache_dir()))
     parser.add_argument('--json', help='file for the figures')
     flags = parser.parse_args()
     tf.keras.utils.set_random_seed(0)
@@ -215,10 +212,9 @@ def main():
         if flags.data_dir:
             dataset = readers.load_dataset('gland', flags.data_dir)
         figures = measure_throughput(flags, dataset)
-    text = json.dumps(figures, indent=1)
-    print(text)
+    print(json.dumps(figures, indent=1))
     if flags.json:
-        pathlib.Path(flags.json).write_text(text + '\n', encoding='utf-8')
+        files.write_json(pathlib.Path(flags.json), figures)
 
 
 if __name__ == '__main__':

@@ -33,6 +33,7 @@ import tensorflow as tf  # noqa: E402
 from official.vision.modeling.layers import roi_aligner  # noqa: E402
 
 from custom_ops.prroi_pool import build, prroi_pool, serving  # noqa: E402
+from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 
 IMAGES = {'544x800': (544, 800), '800x1344': (800, 1344)}
 BATCH, CHANNELS, SIZE, SCALE = 2, 256, 28, 0.25
@@ -213,17 +214,17 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--json', type=pathlib.Path, help='file for the figures')
     flags = parser.parse_args()
-    print(f'{serving()}; TensorFlow {tf.__version__}, {os.cpu_count()} cores, {platform.machine()}')
+    print(f'{serving()}; TensorFlow {tf.__version__}, {num_cores()} cores, {platform.machine()}')
     cases = {}
     with tempfile.TemporaryDirectory() as folder:
-        port = Port(folder, os.cpu_count())
+        port = Port(folder, num_cores())
         for title, image_size in IMAGES.items():
             for num_boxes in flags.boxes:
                 name = f'{num_boxes} boxes, P2 of {title}'
                 cases[name] = measure(make_case(image_size, num_boxes), port, flags.rounds)
                 print_case(name, cases[name])
     if flags.json:
-        content = {'serving': serving(), 'tensorflow': tf.__version__, 'cores': os.cpu_count()}
+        content = {'serving': serving(), 'tensorflow': tf.__version__, 'cores': num_cores()}
         flags.json.write_text(json.dumps({**content, 'cases': cases}, indent=1), encoding='utf-8')
 
 

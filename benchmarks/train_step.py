@@ -16,8 +16,6 @@ import statistics
 import sys
 import time
 
-from gan_mrcnn.data.records import records
-
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -28,6 +26,9 @@ from official.core import exp_factory  # noqa: E402
 from gan_mrcnn import configs  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
 from gan_mrcnn.data.readers import gland_demo  # noqa: E402
+from gan_mrcnn.data.records import records  # noqa: E402
+from gan_mrcnn.utils import cli  # noqa: E402
+from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 
 
 class Run:
@@ -111,7 +112,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config_file', default='configs/gland_small.yaml')
     parser.add_argument('--steps', type=int, default=10, help='pairs that are timed')
-    parser.add_argument('--cache_dir', default=os.path.expanduser('~/.cache/gan_mrcnn'))
+    parser.add_argument('--cache_dir', default=os.path.expanduser(cli.default_cache_dir()))
     parser.add_argument('--json', help='file for the figures')
     flags = parser.parse_args()
     tf.keras.utils.set_random_seed(0)
@@ -128,7 +129,7 @@ def main():
         'config_file': flags.config_file,
         'tensorflow': tf.__version__,
         'device': 'GPU' if tf.config.list_physical_devices('GPU') else 'CPU',
-        'cores': os.cpu_count(),
+        'cores': num_cores(),
         'pairs': len(pairs),
         'baseline_seconds': statistics.median(pair[0] for pair in pairs),
         'combined_seconds': statistics.median(pair[1] for pair in pairs),

@@ -17,7 +17,7 @@ from official.vision.ops import anchor, box_ops, preprocess_ops
 
 from gan_mrcnn import configs
 from gan_mrcnn.data import anchor_targets, augment
-from gan_mrcnn.data.records import records
+from gan_mrcnn.utils.cores import num_cores
 
 
 class Parser:
@@ -179,7 +179,7 @@ def _image_id(data):
 def _num_parallel_calls(params):
     """Examples made at a time. AUTOTUNE takes as many as there are cores, and each is 0.1 GB where
     pictures are large: on 96 cores 10 GB, whatever the batch."""
-    return min(params.global_batch_size, records.num_cores())
+    return min(params.global_batch_size, num_cores())
 
 
 def training_dataset(

@@ -4,23 +4,18 @@
 import collections
 import concurrent.futures
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import process
 from typing import Any, Callable, Optional
 
 from gan_mrcnn.utils import progress_bar
+from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
 # Images in a job: enough to be worth sending, few enough that the bar moves.
 CHUNK = 50
 # Below this many predictions, starting processes takes longer than the work.
 FEW = 4000
-
-
-def num_cores() -> int:
-    """Cores that this process may use, where the system can tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def by_image(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

@@ -21,6 +21,7 @@ from gan_mrcnn.data.check import page as check_page
 from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import records, shards
 from gan_mrcnn.utils import progress_bar, visualization
+from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
 THUMBNAILS_PER_SPLIT = 12
@@ -140,7 +141,7 @@ def _examine_all(
     """In the order of `items`."""
     places = np.linspace(0, len(items) - 1, min(len(items), THUMBNAILS_PER_SPLIT)).round()
     jobs = [(item, place in places) for place, item in enumerate(items)]
-    processes = min(num_processes or records.num_cores(), len(items) // _PICTURES_PER_PROCESS)
+    processes = min(num_processes or num_cores(), len(items) // _PICTURES_PER_PROCESS)
     if processes <= 1:
         yield from (examine(dataset, *job) for job in jobs)
         return

@@ -25,6 +25,7 @@ from typing import Any, Optional
 from gan_mrcnn.data.readers import base, fingerprints
 from gan_mrcnn.data.records import shards
 from gan_mrcnn.utils import progress_bar
+from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
 # Raise it when what is written changes.
@@ -139,11 +140,6 @@ def ensure_splits(dataset: base.Dataset, splits: list[str], task) -> list[Record
     return [
         ensure_records(dataset, split, task.cache_dir, skip_bad=task.skip_bad) for split in splits
     ]
-
-
-def num_cores() -> int:
-    """Cores that this process may use, where the system can tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def set_damaged_aside(record_set: RecordSet) -> list[str]:
