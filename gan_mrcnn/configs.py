@@ -26,6 +26,22 @@ HEAD_NORMS = ('none', 'group_norm', 'batch_norm')
 MODEL_IDS = (18, 34, 50, 101)
 PADDINGS = ('symmetric', 'same')
 FREEZE_STAGES = (0, 1, 2)
+# Weights of the adversarial losses by convention: the paper's Eq. 2 and 3 have none; the authors'
+# code weighs both sides alike.
+WEIGHTINGS = {
+    'paper': {
+        'box_weight': 1.0,
+        'mask_weight': 1.0,
+        'discriminator_box_weight': 1.0,
+        'discriminator_mask_weight': 1.0,
+    },
+    'authors_code': {
+        'box_weight': 0.025,
+        'mask_weight': 0.5,
+        'discriminator_box_weight': 0.025,
+        'discriminator_mask_weight': 0.5,
+    },
+}
 NONFINITE_POLICIES = ('stop', 'skip', 'go_back')
 
 
@@ -85,9 +101,14 @@ class DetectionHead(maskrcnn.DetectionHead):
 
 @dataclasses.dataclass
 class ROIGenerator(maskrcnn.ROIGenerator):
-    """2000 proposals in training, 1000 in testing; NMS by the operation made for a CPU or GPU."""
+    """2000 proposals in training, 1000 in testing; NMS by the operation made for a CPU or GPU.
+
+    The smallest side, in pixels, is torchvision's: proposals without area are none.
+    """
 
     num_proposals: int = 2000
+    pre_nms_min_size_threshold: float = 1e-3
+    test_pre_nms_min_size_threshold: float = 1e-3
     use_batched_nms: bool = True
 
 
@@ -157,7 +178,10 @@ class Gan(hyperparams.Config):
 
     mode: 'combined' (Eq. 2), 'baseline' (no discriminators) or 'adversarial_only' (Table 5: the
       box and the mask loss of Mask R-CNN left out).
-    box_weight, mask_weight: of the generator's adversarial losses, the authors' code's.
+    preset: what the weights are that are not given (None), a key of `WEIGHTINGS`.
+    box_weight, mask_weight: of the generator's adversarial losses (Eq. 4 and 6).
+    discriminator_box_weight, discriminator_mask_weight: of the discriminators' own (Eq. 5 and 6).
+    clip_norm: largest global norm of the discriminators' gradient, 0 for no clipping.
     num_layers: convolutions of each discriminator, 3, 4 or 5 (Table 6).
     learning_rate_ratio: discriminators' learning rate over the generator's.
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
@@ -165,8 +189,12 @@ class Gan(hyperparams.Config):
     """
 
     mode: str = 'combined'
-    box_weight: float = 0.025
-    mask_weight: float = 0.5
+    preset: str = 'authors_code'
+    box_weight: Optional[float] = None
+    mask_weight: Optional[float] = None
+    discriminator_box_weight: Optional[float] = None
+    discriminator_mask_weight: Optional[float] = None
+    clip_norm: float = 0.0
     num_layers: int = 5
     learning_rate_ratio: float = 0.2
     detach_features: bool = True
@@ -195,7 +223,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     learning_rate_batch: filled in where the learning rate was scaled: the batch that it was for.
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
       scratch.
-    clip_norm: largest global norm of each network's gradient, 0 for no clipping.
+    clip_norm: largest global norm of the generator's gradient, 0 for no clipping.
     deterministic: whether every operation gives the same bits each time, where it can.
     """
 
@@ -230,6 +258,7 @@ def check(task: GanMaskRCNNTask) -> None:
     for key, value, choices in (
         ('gan.mode', task.gan.mode, GAN_MODES),
         ('gan.num_layers', task.gan.num_layers, NUM_LAYERS),
+        ('gan.preset', task.gan.preset, tuple(WEIGHTINGS)),
         ('nonfinite.policy', task.nonfinite.policy, NONFINITE_POLICIES),
         ('losses.normalization', task.losses.normalization, LOSS_NORMALIZATIONS),
         ('model.head_norm', task.model.head_norm, HEAD_NORMS),
@@ -250,6 +279,13 @@ def check(task: GanMaskRCNNTask) -> None:
             f'task.model.input_size is {size}, but [height, width, 3] with multiples of {stride} '
             'is wanted'
         )
+
+
+def complete(gan: Gan) -> None:
+    """Gives the weights that are not given the preset's values."""
+    for name, value in WEIGHTINGS[gan.preset].items():
+        if getattr(gan, name) is None:
+            setattr(gan, name, value)
 
 
 def optimizer_config(

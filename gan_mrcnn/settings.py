@@ -87,6 +87,7 @@ def load_config(flags: Flags, dataset: base.Dataset) -> config_definitions.Exper
     _apply_flags(config.task, flags)
     config.task.model.num_classes = len(dataset.class_names) + 1
     configs.check(config.task)
+    configs.complete(config.task.gan)
     config.task.backbone_weights = os.path.expanduser(config.task.backbone_weights)
     if not config.task.backbone_weights:
         # Frozen random layers and BatchNorm that never sees a statistic would learn nothing.

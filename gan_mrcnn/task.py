@@ -42,10 +42,14 @@ ADVERSARIAL_TERMS = (
     'discriminator_gradient_norm',
 )
 
-# Both networks' inputs, for the same B * K RoIs; `weights` is 0 for those without an object.
+# Both networks' inputs, for the same N RoIs with an object; `weights` is 1. Where the batch has no
+# such RoI there is one that stands in, with weight 0.
 Samples = collections.namedtuple(
     'Samples', ['box_real', 'box_fake', 'mask_real', 'mask_fake', 'weights']
 )
+# What the discriminators say of samples: logits [N] of the box discriminator, and the mask
+# discriminator's layers, a tuple of [N, ...].
+Judgement = collections.namedtuple('Judgement', ['box_real', 'box_fake', 'mask_real', 'mask_fake'])
 
 
 @task_factory.register_task_cls(configs.GanMaskRCNNTask)
@@ -184,60 +188,70 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
           outputs: the generator's training outputs.
 
         Returns:
-          `Samples` of [B * K, 28, 28, C] and the weights [B * K].
+          `Samples` of [N, 28, 28, C] and the weights [N], of the N RoIs with an object of all
+          images.
         """
         features = {level: outputs['decoder_features'][level] for level in roi_align.POOLED_LEVELS}
         if self.task_config.gan.detach_features:
             features = tf.nest.map_structure(tf.stop_gradient, features)
-        pool = functools.partial(multilevel_prroi_pool, features)
-        flatten = lambda masks: tf.reshape(  # noqa: E731
-            masks, [-1, generator_lib.MASK_SIZE, generator_lib.MASK_SIZE, 1]
-        )
-        positive = outputs['mask_class_targets'] > 0
-        # BatchNorm sees every row: RoIs with an object are repeated in place of those without.
-        repeated = _repeat_positive(positive)
-        part = lambda name: tf.gather(outputs[name], repeated, batch_dims=1)  # noqa: E731
+        places, weights = _positive_places(outputs['mask_class_targets'])
+        part = lambda name: tf.gather_nd(outputs[name], places)  # noqa: E731
+        pool = functools.partial(multilevel_prroi_pool, features, box_indices=places[:, 0])
         mask_features = pool(tf.stop_gradient(part('mask_rois')))
         return Samples(
             box_real=pool(tf.stop_gradient(part('mask_gt_boxes'))),
             box_fake=pool(part('mask_predicted_boxes')),
-            mask_real=mask_features * flatten(part('mask_targets')),
-            mask_fake=mask_features * flatten(tf.sigmoid(part('mask_outputs'))),
-            weights=tf.reshape(tf.cast(positive, tf.float32), [-1]),
+            mask_real=mask_features * part('mask_targets')[..., tf.newaxis],
+            mask_fake=mask_features * tf.sigmoid(part('mask_outputs'))[..., tf.newaxis],
+            weights=weights,
         )
 
-    def discriminator_losses(self, samples: Samples) -> dict[str, tf.Tensor]:
-        """Eq. 3: the box discriminator's Eq. 5 and the mask discriminator's part of Eq. 6."""
-        # Real and fake share one batch, so that BatchNorm cannot tell one from the other.
-        box_real, box_fake = tf.split(
-            self.box_discriminator(
-                tf.concat([samples.box_real, samples.box_fake], 0), training=True
-            ),
-            2,
+    def judge(self, samples: Samples) -> Judgement:
+        """Both discriminators on all samples, with the batch's statistics.
+
+        Real and fake share one batch, so that BatchNorm cannot tell one from the other. Moves the
+        stored statistics.
+        """
+        box_logits = self.box_discriminator(
+            tf.concat([samples.box_real, samples.box_fake], 0), training=True
         )
         layers = self.mask_discriminator(
             tf.concat([samples.mask_real, samples.mask_fake], 0), training=True
         )
-        real_layers, fake_layers = zip(*(tf.split(layer, 2) for layer in layers))
+        mask_real, mask_fake = zip(*(tf.split(layer, 2) for layer in layers))
+        return Judgement(*tf.split(box_logits, 2), mask_real, mask_fake)
+
+    def discriminator_losses(self, samples: Samples) -> dict[str, tf.Tensor]:
+        """Eq. 3: the box discriminator's Eq. 5 and the mask discriminator's part of Eq. 6."""
+        judgement = self.judge(samples)
         return {
             'box_discriminator_loss': losses.box_discriminator_loss(
-                box_real, box_fake, samples.weights
+                judgement.box_real, judgement.box_fake, samples.weights
             ),
             'mask_discriminator_loss': losses.mask_discriminator_loss(
-                real_layers, fake_layers, samples.weights, self.mask_discriminator.layer_weights
+                judgement.mask_real,
+                judgement.mask_fake,
+                samples.weights,
+                self.mask_discriminator.layer_weights,
             ),
-            'box_score_real': losses.mean_over_rois(tf.sigmoid(box_real), samples.weights),
-            'box_score_fake': losses.mean_over_rois(tf.sigmoid(box_fake), samples.weights),
+            'box_score_real': losses.mean_over_rois(
+                tf.sigmoid(judgement.box_real), samples.weights
+            ),
+            'box_score_fake': losses.mean_over_rois(
+                tf.sigmoid(judgement.box_fake), samples.weights
+            ),
         }
 
     def generator_losses(self, samples: Samples) -> dict[str, tf.Tensor]:
-        """Eq. 4 and 6. The discriminators use their stored statistics and leave them alone."""
-        box_fake = self.box_discriminator(samples.box_fake, training=False)
+        """Eq. 4 and 6, judged as the discriminators were trained; their statistics stay."""
+        statistics = _statistics(self.box_discriminator, self.mask_discriminator)
+        judgement = self.judge(samples)
+        _restore(statistics)
         return {
-            'box_generator_loss': losses.box_generator_loss(box_fake, samples.weights),
+            'box_generator_loss': losses.box_generator_loss(judgement.box_fake, samples.weights),
             'mask_generator_loss': losses.mask_generator_loss(
-                self.mask_discriminator(samples.mask_real, training=False),
-                self.mask_discriminator(samples.mask_fake, training=False),
+                judgement.mask_real,
+                judgement.mask_fake,
                 samples.weights,
                 self.mask_discriminator.layer_weights,
             ),
@@ -249,6 +263,14 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return (
             gan.box_weight * terms['box_generator_loss']
             + gan.mask_weight * terms['mask_generator_loss']
+        )
+
+    def weighted_discriminator_loss(self, terms: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Eq. 3, from `discriminator_losses`."""
+        gan = self.task_config.gan
+        return (
+            gan.discriminator_box_weight * terms['box_discriminator_loss']
+            + gan.discriminator_mask_weight * terms['mask_discriminator_loss']
         )
 
     # Steps.
@@ -300,7 +322,12 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             loss = _share_of_replica(total_loss, optimizer)
         terms['total_loss'] = total_loss
         terms['gradient_norm'] = self._apply_gradients(
-            generator_tape, loss, model.trainable_variables, optimizer, terms
+            generator_tape,
+            loss,
+            model.trainable_variables,
+            optimizer,
+            terms,
+            self.task_config.clip_norm,
         )
         finite = _all_finite(terms, optimizer)
         _restore_unless(finite, statistics)
@@ -315,28 +342,39 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         """One step of both discriminators on detached samples; `terms` are the step's so far."""
         samples = Samples(*(tf.stop_gradient(x) for x in samples))
         optimizer = self.discriminator_optimizer
+        has_any = _any_replica(tf.reduce_any(samples.weights > 0.0))
         statistics = _statistics(self.box_discriminator, self.mask_discriminator)
         with tf.GradientTape() as discriminator_tape:
             own_terms = self.discriminator_losses(samples)
             total_loss = tf.add_n(
-                [own_terms['box_discriminator_loss'], own_terms['mask_discriminator_loss']]
+                [self.weighted_discriminator_loss(own_terms)]
                 + self.box_discriminator.losses
                 + self.mask_discriminator.losses
             )
             loss = _share_of_replica(total_loss, optimizer)
         terms = {**terms, **own_terms}
         own_terms['discriminator_gradient_norm'] = self._apply_gradients(
-            discriminator_tape, loss, self.discriminator_variables, optimizer, terms
+            discriminator_tape,
+            loss,
+            self.discriminator_variables,
+            optimizer,
+            terms,
+            self.task_config.gan.clip_norm,
+            wanted=has_any,
         )
-        _restore_unless(_all_finite({**terms, **own_terms}, optimizer), statistics)
+        finite = _all_finite({**terms, **own_terms}, optimizer)
+        _restore_unless(finite & has_any, statistics)
         return own_terms
 
-    def _apply_gradients(self, tape, loss, variables, optimizer, terms) -> tf.Tensor:
+    def _apply_gradients(
+        self, tape, loss, variables, optimizer, terms, clip_norm, wanted=True
+    ) -> tf.Tensor:
         """Sums gradients over replicas, clips and applies them; returns their global norm.
 
-        Where the norm or one of `terms` is not finite, on whichever replica, nothing is changed but
-        the optimizer's count of steps, so that its schedule stays that of the run. In float16 an
-        overflow of the gradients is the loss scale's, which has its own way of leaving a step out.
+        Where it is not `wanted`, or the norm or one of `terms` is not finite, on whichever replica,
+        nothing is changed but the optimizer's count of steps, so that its schedule stays the run's.
+        In float16 an overflow of the gradients is the loss scale's, which has its own way of
+        skipping a step.
         """
         gradients = tape.gradient(
             loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -346,24 +384,22 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         replicas = tf.distribute.get_replica_context()
         gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(gradients)
-        if self.task_config.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(
-                gradients, self.task_config.clip_norm, use_norm=norm
-            )
+        if clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, use_norm=norm)
 
         def apply(gradients):
             optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
 
-        def apply_if_finite(strategy, finite, gradients):
+        def apply_where(strategy, applies, gradients):
             # A condition cannot hold what replicas do together; here they are one.
             tf.cond(
-                strategy.experimental_local_results(finite)[0],
+                strategy.experimental_local_results(applies)[0],
                 lambda: _no_output(strategy.run(apply, args=(gradients,))),
                 lambda: _no_output(optimizer.iterations.assign_add(1)),
             )
 
-        finite = _all_finite({**terms, 'norm': norm}, optimizer)
-        replicas.merge_call(apply_if_finite, args=(finite, gradients))
+        applies = _all_finite({**terms, 'norm': norm}, optimizer) & wanted
+        replicas.merge_call(apply_where, args=(applies, gradients))
         return norm
 
     def build_metrics(self, training: bool = True) -> list[tf.keras.metrics.Metric]:
@@ -418,11 +454,21 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         }
 
 
-def _repeat_positive(positive):
-    """Indices [B, K] that repeat an image's positive RoIs, which come first, to fill its row."""
-    count = tf.reduce_sum(tf.cast(positive, tf.int32), axis=1, keepdims=True)
-    place = tf.range(tf.shape(positive)[1])[tf.newaxis]
-    return tf.where(count > 0, place % tf.maximum(count, 1), place)
+def _positive_places(classes):
+    """Where the RoIs with an object are, of all images, and their weights.
+
+    Args:
+      classes: [B, K], 0 for the background.
+
+    Returns:
+      [N, 2] int32, image and place; and [N] float32 ones. Where there is no such RoI, the first of
+      the first image with a weight of 0: BatchNorm cannot take the mean of nothing.
+    """
+    places = tf.cast(tf.where(classes > 0), tf.int32)
+    none = tf.equal(tf.shape(places)[0], 0)
+    places = tf.cond(none, lambda: tf.zeros([1, 2], tf.int32), lambda: places)
+    weight = tf.where(none, 0.0, 1.0)
+    return tf.ensure_shape(places, [None, 2]), tf.fill([tf.shape(places)[0]], weight)
 
 
 def _share_of_replica(loss, optimizer):
@@ -444,9 +490,14 @@ def _all_finite(terms, optimizer) -> tf.Tensor:
         for name, term in terms.items()
         if not (_is_scaled(optimizer) and name.endswith('norm'))
     ]
-    bad = tf.cast(tf.math.logical_not(tf.reduce_all(wanted)), tf.float32)
+    return tf.math.logical_not(_any_replica(tf.math.logical_not(tf.reduce_all(wanted))))
+
+
+def _any_replica(condition) -> tf.Tensor:
+    """Whether a scalar bool is true on any replica."""
     replicas = tf.distribute.get_replica_context()
-    return tf.equal(replicas.all_reduce(tf.distribute.ReduceOp.SUM, bad), 0.0)
+    count = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(condition, tf.float32))
+    return count > 0.0
 
 
 def _statistics(*models) -> list[tuple[tf.Variable, tf.Tensor]]:
@@ -462,6 +513,11 @@ def _statistics(*models) -> list[tuple[tf.Variable, tf.Tensor]]:
         for layer in layers
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
+
+
+def _restore(statistics) -> None:
+    for variable, before in statistics:
+        variable.assign(before)
 
 
 def _restore_unless(finite, statistics) -> None:

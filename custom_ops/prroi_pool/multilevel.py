@@ -5,7 +5,7 @@ A discriminator sees a box as a 28x28 map of FPN features inside it. As in the a
 map is pooled from every level P2-P5 and the levels are fused by their maximum, so that which level
 a box belongs to is no step in the way of its gradient.
 
-Shapes: B images, N boxes per image, C channels, S bins along each side.
+Shapes: B images, N boxes, C channels, S bins along each side.
 """
 
 import functools
@@ -19,6 +19,7 @@ from custom_ops.prroi_pool.pooling import prroi_pool
 def multilevel_prroi_pool(
     features: Mapping[str, tf.Tensor],
     boxes: tf.Tensor,
+    box_indices: tf.Tensor,
     output_size: int = 28,
     levels: Sequence[str] = ('2', '3', '4', '5'),
 ) -> tf.Tensor:
@@ -29,20 +30,17 @@ def multilevel_prroi_pool(
 
     Args:
         features: level -> [B, H_level, W_level, C], one node per 2**level pixels.
-        boxes: [B, N, 4], float, [y1, x1, y2, x2] in pixels of the input image.
+        boxes: [N, 4], float, [y1, x1, y2, x2] in pixels of the input image.
+        box_indices: [N] int32, the image of each box.
         output_size: S.
         levels: keys of `features` to pool from.
 
     Returns:
-        [B * N, S, S, C] of the features' dtype: all boxes of the first image, then of the next.
+        [N, S, S, C] of the features' dtype.
     """
-    batch_size, num_boxes = tf.shape(boxes)[0], tf.shape(boxes)[1]
-    box_indices = tf.repeat(tf.range(batch_size), num_boxes)
-    static_count = None if None in boxes.shape[:2] else boxes.shape[0] * boxes.shape[1]
-    flat_boxes = tf.ensure_shape(tf.reshape(boxes, [-1, 4]), [static_count, 4])
     pooled = [
         prroi_pool(
-            features[level], flat_boxes, box_indices, (output_size, output_size), 2.0 ** -int(level)
+            features[level], boxes, box_indices, (output_size, output_size), 2.0 ** -int(level)
         )
         for level in levels
     ]

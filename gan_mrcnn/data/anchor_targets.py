@@ -6,6 +6,8 @@ The Model Garden compares all anchors with all objects at once. An image of 1024
 compared with a few objects at a time.
 """
 
+from typing import Optional
+
 import tensorflow as tf
 from official.vision.ops import anchor, box_matcher
 
@@ -28,11 +30,24 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
         positive_fraction: float,
         match_threshold: float = 0.7,
         unmatched_threshold: float = 0.3,
+        image_size: Optional[tf.Tensor] = None,
     ):
+        """Makes a labeler for one image.
+
+        Args:
+          seed: [2] int32, of the draw.
+          batch_size_per_image: anchors to draw.
+          positive_fraction: largest share of positive ones.
+          match_threshold: IoU from which on an anchor is positive.
+          unmatched_threshold: IoU below which it is negative.
+          image_size: [2] float, height and width of the image inside its padding, in pixels;
+            anchors whose centre lies beyond are never drawn. None: there is no padding.
+        """
         super().__init__(
             match_threshold, unmatched_threshold, batch_size_per_image, positive_fraction
         )
         self._seed = seed
+        self._image_size = image_size
         self._overlaps = self.similarity_calc
         self._classify = box_matcher.BoxMatcher(
             [unmatched_threshold, match_threshold], indicators=[-1, -2, 1]
@@ -53,10 +68,13 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
           are to be ignored (-2). An object's best anchor matches it, whatever their IoU.
         """
         num_anchors, num_objects = anchors.shape[0], tf.shape(objects)[0]
+        inside = self._inside(anchors)
         size = max(_PAIRS // num_anchors, 1)
 
         def add(start, best, best_object, forced_object):
             overlaps = self._overlaps(objects[start : start + size], anchors)
+            # Below every IoU: no object's best anchor lies in the padding either.
+            overlaps = tf.where(inside, overlaps, -1.0)
             numbers = start + tf.range(tf.shape(overlaps)[0])
             highest = tf.reduce_max(overlaps, axis=0)
             which = start + tf.argmax(overlaps, axis=0, output_type=tf.int32)
@@ -84,8 +102,15 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
         _, indicators = self._classify(best[:, tf.newaxis])
         return (
             tf.where(is_forced, forced_object, best_object),
-            tf.where(is_forced, 1, indicators),
+            tf.where(is_forced, 1, tf.where(inside, indicators, -2)),
         )
+
+    def _inside(self, anchors):
+        """Whether the centre of each anchor lies in the image, [A] bool."""
+        if self._image_size is None:
+            return tf.ones([anchors.shape[0]], tf.bool)
+        centres = (anchors[:, :2] + anchors[:, 2:]) / 2.0
+        return tf.reduce_all(centres < tf.cast(self._image_size, centres.dtype), axis=1)
 
     def _get_rpn_samples(self, match_results):
         """As the parent's: 1 sampled positive, 0 sampled negative, -1 not sampled, [N] int32."""

@@ -17,6 +17,7 @@ from official.vision.ops import anchor, box_ops, preprocess_ops
 
 from gan_mrcnn import configs
 from gan_mrcnn.data import anchor_targets, augment
+from gan_mrcnn.utils import cell_means
 from gan_mrcnn.utils.cores import num_cores
 
 
@@ -57,7 +58,9 @@ class Parser:
             tf.round(size * scale), 1.0, tf.constant(self._size, tf.float32)
         )
         image = preprocess_ops.normalize_image(image)
-        image = tf.image.resize(image, tf.cast(scaled_size, tf.int32))
+        # Antialiased as the baseline does it (PIL): details beyond what the smaller image can show
+        # would come out as other details.
+        image = tf.image.resize(image, tf.cast(scaled_size, tf.int32), antialias=True)
         image = tf.image.pad_to_bounding_box(image, 0, 0, *self._size)
         info = tf.stack([size, scaled_size, scaled_size / size, tf.zeros(2)])
         return image, info
@@ -97,6 +100,7 @@ class Parser:
             config.rpn_fg_fraction,
             match_threshold=config.rpn_match_threshold,
             unmatched_threshold=config.rpn_unmatched_threshold,
+            image_size=info[1],
         ).label_anchors(self._anchors, boxes, tf.cast(classes[:, tf.newaxis], tf.float32))
         pad = lambda x: preprocess_ops.clip_or_pad_to_fixed_size(  # noqa: E731
             x, config.max_num_instances, -1
@@ -143,7 +147,7 @@ class Parser:
         return image, boxes, masks
 
     def _cut_masks(self, encoded_masks, normalized_boxes):
-        """Masks [N, S, S] inside their boxes, sampled at the centres of S x S cells of the box.
+        """Masks [N, S, S] inside their boxes: the means over S x S cells of the box.
 
         One mask after the other is decoded: all of a crowded picture, decoded, take gigabytes.
         """
@@ -151,19 +155,9 @@ class Parser:
 
         def cut(inputs):
             encoded, box = inputs
-            mask = tf.io.decode_png(encoded, channels=1)
-            shape = tf.cast(tf.shape(mask)[:2], tf.float32)
-            low, high = tf.split(box * tf.tile(shape, [2]), 2)
-            half_cell = (high - low) / (2 * size)
-            # `crop_and_resize` takes the first and the last sample, as indices over the last index.
-            samples = tf.concat([low + half_cell, high - half_cell], axis=0) - 0.5
-            cells = tf.image.crop_and_resize(
-                mask[tf.newaxis],
-                (samples / tf.tile(tf.maximum(shape - 1.0, 1.0), [2]))[tf.newaxis],
-                [0],
-                [size, size],
-            )
-            return cells[0, ..., 0] / 255.0
+            mask = tf.io.decode_png(encoded, channels=1)[..., 0]
+            shape = tf.cast(tf.shape(mask), tf.float32)
+            return cell_means.of_image_mask(mask, box * tf.tile(shape, [2]), size)
 
         return tf.map_fn(
             cut,

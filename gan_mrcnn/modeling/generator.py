@@ -10,12 +10,14 @@ from typing import Any, Optional
 
 import tensorflow as tf
 from official.vision.modeling import factory, maskrcnn_model
-from official.vision.ops import anchor, box_ops, spatial_transform_ops
+from official.vision.ops import anchor, box_ops
 
 from gan_mrcnn import configs
 from gan_mrcnn.modeling import backbone as backbone_lib
 from gan_mrcnn.modeling import fpn, heads, roi_align
+from gan_mrcnn.modeling.roi_generator import RoIGenerator
 from gan_mrcnn.modeling.roi_sampler import RoISampler
+from gan_mrcnn.utils import cell_means
 
 # Scale of the box head's targets (Ren et al. 2015), the same as in the Model Garden's first stage.
 BOX_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
@@ -130,9 +132,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         num_masks = self.mask_sampler.get_config()['num_sampled_masks']
         first = {name: value[:, :num_masks] for name, value in targets.items()}
         masks = tf.gather(gt_masks, tf.maximum(first['gt_indices'], 0), batch_dims=1)
-        mask_targets = spatial_transform_ops.crop_mask_in_target_box(
-            masks, first['gt_boxes'], first['rois'], MASK_SIZE, sample_offset=0.5
-        )
+        mask_targets = cell_means.of_box_masks(masks, first['gt_boxes'], first['rois'], MASK_SIZE)
         logits = self.mask_head(
             [
                 self.mask_roi_aligner(features, first['rois'], training=True),
@@ -241,7 +241,7 @@ def _parts(config: configs.Generator, kernel_regularizer) -> dict[str, Any]:
     parts['roi_sampler'] = _build_sampler(config.roi_sampler)
     # 16 bits are too few for pixel coordinates, and NMS takes float32 only.
     proposals = parts['roi_generator']
-    parts['roi_generator'] = type(proposals)(**proposals.get_config(), dtype='float32')
+    parts['roi_generator'] = RoIGenerator(**proposals.get_config(), dtype='float32')
     if is_papers:
         for name, head_class in PAPER_HEADS.items():
             parts[name] = heads.with_normalization(parts[name], head_class, config.head_norm)

@@ -46,7 +46,7 @@ def replay(path: str) -> list[str]:
             terms.update(task.generator_losses(samples))
             generator_loss += task.weighted_adversarial_loss(terms)
             terms.update(task.discriminator_losses(samples))
-            discriminator_loss = terms['box_discriminator_loss'] + terms['mask_discriminator_loss']
+            discriminator_loss = task.weighted_discriminator_loss(terms)
     lines += _not_finite('outputs', _floating(outputs))
     lines += [f'{name:>27}: {float(value):.6g}' for name, value in terms.items()]
     for name, variables in parts.items():

@@ -4,11 +4,13 @@
 One checkpoint holds both networks, both optimizers and the step.
 """
 
+import copy
 from typing import Any, Callable, Optional
 
 import tensorflow as tf
 from official.core import base_trainer, train_utils
 
+from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.data.records import records
 from gan_mrcnn.prediction import contact_sheet
@@ -157,16 +159,9 @@ class Trainer(base_trainer.Trainer):
 
 def discriminator_optimizer(config, task) -> tf.keras.optimizers.Optimizer:
     """SGD on the generator's schedule, times `gan.learning_rate_ratio`."""
-    params = config.trainer.optimizer_config.as_dict()
-    ratio = config.task.gan.learning_rate_ratio
-    rates = params['learning_rate'][params['learning_rate']['type']]
-    if 'values' in rates:
-        rates['values'] = [ratio * value for value in rates['values']]
-    else:
-        rates['learning_rate'] *= ratio
-    if params['warmup']['type'] == 'linear':
-        params['warmup']['linear']['warmup_learning_rate'] *= ratio
-    return task.create_optimizer(type(config.trainer.optimizer_config)(params), config.runtime)
+    scaled = copy.deepcopy(config)
+    settings.scale_rates(scaled, config.task.gan.learning_rate_ratio)
+    return task.create_optimizer(scaled.trainer.optimizer_config, config.runtime)
 
 
 def make_trainer(
