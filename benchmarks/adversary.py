@@ -3,55 +3,65 @@
 
     python benchmarks/adversary.py RUN... [--batches 20]
 
-For each run in mode `combined`, from its last checkpoint and batches of its own training images:
-scores of the box discriminator on true and predicted boxes; the distance of the mask discriminator
-(Eq. 6); and, at the mask logits and at the box deltas, the gradient of the weighted adversarial
-loss beside the detection loss's: the ratio of their norms and the cosine between them. A cosine
-near 1 says that the discriminator repeats what the ordinary loss says, near 0 that it says
-something else, below 0 that it contradicts.
+For each run with discriminators, from its last checkpoint and batches of its own training images:
+
+- scores of the box discriminator on ground-truth and predicted boxes, and how well it tells them
+  apart (AUC: 1 always, .5 by chance); the distance of the mask discriminator (Eq. 6);
+- at the mask logits and at the box deltas, the gradient of the weighted adversarial loss beside the
+  detection loss's: the ratio of their norms and the cosine between them. A cosine near 1 says that
+  the discriminator repeats what the ordinary loss says, near 0 that it says something else, below 0
+  that it contradicts;
+- at the predicted boxes and at the mask logits, the adversarial gradient against discriminators
+  that normalize by their stored statistics, beside the one that trains (the batch's statistics);
+- the share of the reported steps in which the discriminators' gradient was longer than 10.
 """
 
 import argparse
+import glob
 import os
 import pathlib
 import sys
-
-from gan_mrcnn.data.records import records
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-import yaml  # noqa: E402
-from official.core import exp_factory  # noqa: E402
 
-from gan_mrcnn import configs  # noqa: E402
+from gan_mrcnn import losses, settings  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
 from gan_mrcnn.data import readers  # noqa: E402
+from gan_mrcnn.data.records import records  # noqa: E402
+from gan_mrcnn.prediction import checkpoint  # noqa: E402
 
 # Where the two losses meet: output of the generator, detection loss, adversarial loss, its weight.
 PLACES = {
     'mask logits': ('mask_outputs', 'mask_loss', 'mask_generator_loss', 'mask_weight'),
     'box deltas': ('box_outputs', 'frcnn_box_loss', 'box_generator_loss', 'box_weight'),
 }
-COLUMNS = ('score true', 'score predicted', 'mask distance') + tuple(
-    f'{place}, {what}' for place in PLACES for what in ('ratio', 'cosine')
+# Where the adversarial gradient enters the generator, by adversarial loss.
+ENTRANCES = {'mask_generator_loss': 'mask_outputs', 'box_generator_loss': 'mask_predicted_boxes'}
+COLUMNS = (
+    'mask distance',
+    *(f'{place}, {what}' for place in PLACES for what in ('ratio', 'cosine')),
+    *(f'{what}, stored over batch' for what in ('mask ratio', 'mask cosine')),
+    *(f'{what}, stored over batch' for what in ('box ratio', 'box cosine')),
 )
+LONG = 10.0
 
 
 def restore(run):
     """Task with its discriminators, generator, and batches of the run's training images."""
-    config = exp_factory.get_exp_config(configs.EXPERIMENT)
-    config.override(yaml.safe_load((run / 'params.yaml').read_text(encoding='utf-8')))
+    config = settings.saved_config(run / checkpoint.PARAMS_NAME)
     task = task_lib.GanMaskRCNNTask(config.task)
     model = task.build_model()
     task.build_discriminators(tf.keras.optimizers.SGD())
-    tf.train.Checkpoint(
-        model=model,
+    checkpoint.restore(
+        model,
+        checkpoint.find_checkpoint(str(run), 'last'),
         box_discriminator=task.box_discriminator,
         mask_discriminator=task.mask_discriminator,
-    ).read(tf.train.latest_checkpoint(str(run))).expect_partial().assert_existing_objects_matched()
+    )
     params = config.task.train_data
     dataset = readers.load_dataset(config.task.dataset, config.task.data_dir or None)
     (record_set,) = records.ensure_splits(dataset, [params.split], config.task)
@@ -59,8 +69,30 @@ def restore(run):
     return task, model, task.build_inputs(params)
 
 
+def stored_losses(task, samples):
+    """`GanMaskRCNNTask.generator_losses` with the discriminators' stored statistics."""
+    weights = samples.weights
+    real, fake = (
+        task.mask_discriminator(x, training=False) for x in (samples.mask_real, samples.mask_fake)
+    )
+    return {
+        'box_generator_loss': losses.box_generator_loss(
+            task.box_discriminator(samples.box_fake, training=False), weights
+        ),
+        'mask_generator_loss': losses.mask_generator_loss(
+            real, fake, weights, task.mask_discriminator.layer_weights
+        ),
+    }
+
+
+def beside(gradient, other):
+    """Norm of a gradient over that of another, and the cosine between them."""
+    norm, other_norm = tf.norm(gradient), tf.norm(other)
+    return norm / other_norm, tf.reduce_sum(gradient * other) / (norm * other_norm)
+
+
 def measure(task, model, batches):
-    """Mean of `COLUMNS` over the batches that have an object among their RoIs."""
+    """Mean of `COLUMNS` over the batches, and the scores of all boxes: real, predicted."""
 
     @tf.function
     def one_batch(inputs):
@@ -68,24 +100,49 @@ def measure(task, model, batches):
             outputs = task.forward(inputs, model)
             samples = task.adversarial_samples(outputs)
             terms = {**task.detection_losses(outputs, inputs[1]), **task.generator_losses(samples)}
-        scores = [
-            tf.reduce_sum(tf.sigmoid(task.box_discriminator(x, training=False)) * samples.weights)
-            / tf.reduce_sum(samples.weights)
-            for x in (samples.box_real, samples.box_fake)
-        ]
-        figures = [*scores, terms['mask_generator_loss']]
+            stored = stored_losses(task, samples)
+        figures = [terms['mask_generator_loss']]
         for output, detection, adversarial, weight in PLACES.values():
-            ordinary = tape.gradient(terms[detection], outputs[output])
             asked = getattr(task.task_config.gan, weight) * tape.gradient(
                 terms[adversarial], outputs[output]
             )
-            product = tf.norm(asked) * tf.norm(ordinary)
-            figures.append(tf.norm(asked) / tf.norm(ordinary))
-            figures.append(tf.reduce_sum(asked * ordinary) / product)
-        return tf.stack(figures)
+            figures += beside(asked, tape.gradient(terms[detection], outputs[output]))
+        for adversarial, output in ENTRANCES.items():
+            figures += beside(
+                tape.gradient(stored[adversarial], outputs[output]),
+                tape.gradient(terms[adversarial], outputs[output]),
+            )
+        judgement = task.judge(samples)
+        scores = tf.sigmoid(judgement.box_real), tf.sigmoid(judgement.box_fake)
+        return tf.stack(figures), scores, samples.weights > 0.0
 
-    figures = np.array([one_batch(inputs) for inputs in batches])
-    return np.mean(figures[np.all(np.isfinite(figures), axis=1)], axis=0)
+    figures, real, predicted = [], [], []
+    for inputs in batches:
+        found, scores, there = one_batch(inputs)
+        figures.append(found.numpy())
+        real.append(scores[0].numpy()[there])
+        predicted.append(scores[1].numpy()[there])
+    figures = np.array(figures)
+    means = np.mean(figures[np.all(np.isfinite(figures), axis=1)], axis=0)
+    return means, np.concatenate(real), np.concatenate(predicted)
+
+
+def area_under_curve(real, predicted):
+    """Share of pairs of a real and a predicted box in which the real one has the higher score."""
+    difference = real[:, np.newaxis] - predicted
+    return np.mean((difference > 0) + 0.5 * (difference == 0))
+
+
+def share_of_long_gradients(run):
+    """Of the reported steps, those in which the discriminators' gradient was longer than `LONG`."""
+    norms = [
+        float(tf.make_ndarray(value.tensor))
+        for path in glob.glob(f'{glob.escape(str(run))}/train/events*')
+        for event in tf.compat.v1.train.summary_iterator(path)
+        for value in event.summary.value
+        if value.tag == 'discriminator_gradient_norm'
+    ]
+    return np.mean(np.array(norms) > LONG) if norms else np.nan
 
 
 def main():
@@ -93,12 +150,15 @@ def main():
     parser.add_argument('runs', nargs='+', type=pathlib.Path, help='--model_dir of each run')
     parser.add_argument('--batches', type=int, default=20)
     flags = parser.parse_args()
-    print(f'| run | {" | ".join(COLUMNS)} |')
-    print('|---' * (1 + len(COLUMNS)) + '|')
+    columns = ('score real', 'score predicted', 'AUC', *COLUMNS, f'gradient over {LONG:g}')
+    print(f'| run | {" | ".join(columns)} |')
+    print('|---' * (1 + len(columns)) + '|')
     for run in flags.runs:
         task, model, batches = restore(run)
-        figures = measure(task, model, batches.take(flags.batches))
-        print(f'| {run.name} | {" | ".join(f"{x:.3f}" for x in figures)} |', flush=True)
+        means, real, predicted = measure(task, model, batches.take(flags.batches))
+        row = [np.mean(real), np.mean(predicted), area_under_curve(real, predicted), *means]
+        row.append(share_of_long_gradients(run))
+        print(f'| {run.name} | {" | ".join(f"{x:.3f}" for x in row)} |', flush=True)
 
 
 if __name__ == '__main__':
