@@ -54,6 +54,7 @@ def load_config(path, cache_dir):
     """The experiment of a YAML file on the demo set."""
     config = exp_factory.get_exp_config(configs.EXPERIMENT)
     config.override(yaml.safe_load(pathlib.Path(path).read_text(encoding='utf-8')))
+    configs.complete(config.task.gan)
     config.task.model.num_classes = 2
     config.task.cache_dir = cache_dir
     (record_set,) = records.ensure_splits(gland_demo.DemoGlands(), ['train'], config.task)
@@ -70,7 +71,7 @@ def seconds(function, *arguments):
 
 def time_parts(run, inputs, repeats):
     """Median seconds of the adversarial parts of the step, each compiled alone."""
-    task, labels = run.task, inputs[1]
+    task = run.task
     outputs = task.forward(inputs, run.model)
     names = [name for name in outputs if name.startswith('mask_')]
     kept = {name: outputs[name] for name in names}
@@ -86,7 +87,7 @@ def time_parts(run, inputs, repeats):
 
     @tf.function
     def discriminators(samples):
-        return task._train_discriminators(task_lib.Samples(*samples), labels)
+        return task._train_discriminators(task_lib.Samples(*samples), {})
 
     @tf.function
     def through_discriminators(samples):

@@ -7,9 +7,8 @@ import tensorflow as tf
 
 from custom_ops.prroi_pool import multilevel_prroi_pool, prroi_pool
 
-BOXES = np.array(
-    [[[3.0, 5, 40, 50], [0, 0, 64, 64]], [[10, 10, 20, 60], [30, 2, 63, 33]]], np.float32
-)
+BOXES = np.array([[3.0, 5, 40, 50], [0, 0, 64, 64], [10, 10, 20, 60], [30, 2, 63, 33]], np.float32)
+IMAGES = np.array([0, 0, 1, 1], np.int32)
 
 
 @pytest.fixture
@@ -22,10 +21,10 @@ def features():
 
 
 def test_is_the_maximum_over_levels_2_to_5_image_by_image(features):
-    fused = multilevel_prroi_pool(features, BOXES, output_size=4)
+    fused = multilevel_prroi_pool(features, BOXES, IMAGES, output_size=4)
     assert fused.shape == (4, 4, 4, 3)
-    for n, image in enumerate([0, 0, 1, 1]):
-        box = BOXES.reshape(-1, 4)[n : n + 1]
+    for n, image in enumerate(IMAGES):
+        box = BOXES[n : n + 1]
         levels = [
             prroi_pool(features[level], box, [image], (4, 4), scale)
             for level, scale in zip('2345', (1 / 4, 1 / 8, 1 / 16, 1 / 32))
@@ -40,8 +39,10 @@ def test_a_feature_is_found_at_its_place_in_the_image(features):
         + 2.0 ** int(level) * tf.range(tensor.shape[2], dtype=tf.float32)[:, tf.newaxis]
         for level, tensor in features.items()
     }
-    box = np.array([[[8.0, 12, 24, 28]]] * 2, np.float32)
-    fused = multilevel_prroi_pool(ramps, box, output_size=2, levels=('2', '3', '4'))
+    box = np.array([[8.0, 12, 24, 28]] * 2, np.float32)
+    fused = multilevel_prroi_pool(
+        ramps, box, np.array([0, 1]), output_size=2, levels=('2', '3', '4')
+    )
     np.testing.assert_allclose(fused[..., 0], np.tile([16.0, 24.0], [2, 2, 1]), rtol=1e-5)
 
 
@@ -50,8 +51,10 @@ def test_gradient_reaches_boxes_and_not_detached_features(features):
     with tf.GradientTape(persistent=True) as tape:
         tape.watch([features, boxes])
         detached = {level: tf.stop_gradient(tensor) for level, tensor in features.items()}
-        loss = tf.reduce_sum(multilevel_prroi_pool(detached, boxes, output_size=4) ** 2)
-        attached_loss = tf.reduce_sum(multilevel_prroi_pool(features, boxes, output_size=4) ** 2)
+        loss = tf.reduce_sum(multilevel_prroi_pool(detached, boxes, IMAGES, output_size=4) ** 2)
+        attached_loss = tf.reduce_sum(
+            multilevel_prroi_pool(features, boxes, IMAGES, output_size=4) ** 2
+        )
     assert np.all(tape.gradient(loss, boxes) != 0)
     assert all(gradient is None for gradient in tape.gradient(loss, features).values())
     gradients = tape.gradient(attached_loss, features)
@@ -61,10 +64,12 @@ def test_gradient_reaches_boxes_and_not_detached_features(features):
 
 def test_box_gradient_equals_finite_differences(features):
     features = {level: tf.cast(tensor, tf.float64) for level, tensor in features.items()}
-    boxes, step = tf.constant(BOXES[:, :1] + 0.3, tf.float64), 1e-6
+    boxes, step = tf.constant(BOXES[::2] + 0.3, tf.float64), 1e-6
 
     def pool(boxes):
-        return tf.reduce_sum(multilevel_prroi_pool(features, boxes, output_size=4) ** 2)
+        return tf.reduce_sum(
+            multilevel_prroi_pool(features, boxes, IMAGES[::2], output_size=4) ** 2
+        )
 
     with tf.GradientTape() as tape:
         tape.watch(boxes)

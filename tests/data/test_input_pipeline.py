@@ -9,6 +9,7 @@ from gan_mrcnn import configs
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.data.readers import gland_demo
 from gan_mrcnn.data.records import records
+from tests.utils.cells import cell_means
 
 SIZE = [128, 192]
 
@@ -103,7 +104,7 @@ def test_boxes_and_masks_follow_the_image(hflip, vflip):
         assert len({y > 60 for y, _ in seen}) == 2
 
 
-def test_masks_are_sampled_at_the_centres_of_the_cells():
+def test_masks_are_means_over_the_cells_of_their_boxes():
     rng = np.random.default_rng(0)
     data = example((0, 0, 200, 300))
     mask = rng.integers(0, 256, [200, 300]).astype(np.uint8)
@@ -111,12 +112,7 @@ def test_masks_are_sampled_at_the_centres_of_the_cells():
     y1, x1, y2, x2 = 21, 33, 98, 174
     data['groundtruth_boxes'] = tf.constant([[y1 / 200, x1 / 300, y2 / 200, x2 / 300]])
     found = make_parser().parse_train(data, tf.constant(0, tf.int64))[1]['gt_masks'].numpy()[0]
-    ys = y1 + (np.arange(112) + 0.5) * (y2 - y1) / 112 - 0.5
-    xs = x1 + (np.arange(112) + 0.5) * (x2 - x1) / 112 - 0.5
-    y, x = np.floor(ys).astype(int), np.floor(xs).astype(int)
-    dy, dx = (ys - y)[:, None], (xs - x)[None]
-    rows = mask[y] * (1 - dy) + mask[y + 1] * dy
-    wanted = rows[:, x] * (1 - dx) + rows[:, x + 1] * dx
+    wanted = cell_means(mask, (y1, x1, y2, x2), 112)
     np.testing.assert_allclose(found, wanted / 255, atol=4e-4)
 
 
