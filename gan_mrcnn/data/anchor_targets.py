@@ -98,7 +98,8 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
             ),
             parallel_iterations=1,
         )
-        is_forced = forced_object < num_objects
+        # An image of one pixel's height holds no anchor's centre.
+        is_forced = (forced_object < num_objects) & inside
         _, indicators = self._classify(best[:, tf.newaxis])
         return (
             tf.where(is_forced, forced_object, best_object),
