@@ -216,6 +216,18 @@ def test_positive_anchors_overlap_their_object_and_decode_to_it():
     assert found
 
 
+@pytest.mark.parametrize('size', [(200, 200), (64, 640)])
+def test_anchors_that_are_learnt_are_centred_in_the_image(size):
+    _, labels = make_parser().parse_train(
+        example((0, 0, 60, 60), size=size), tf.constant(3, tf.int64)
+    )
+    scaled = labels['image_info'].numpy()[1]
+    assert (scaled < SIZE).any()
+    for level, scores in labels['rpn_score_targets'].items():
+        nodes = np.argwhere(scores.numpy() >= 0)[:, :2]
+        assert ((nodes + 0.5) * 2 ** int(level) < scaled).all()
+
+
 def ids(dataset, num_batches):
     return [labels['source_id'].numpy().tolist() for _, labels in dataset.take(num_batches)]
 
