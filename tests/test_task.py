@@ -36,6 +36,7 @@ def make_config(mode='combined', **losses):
             'losses': losses,
         }
     )
+    configs.complete(config.gan)
     return config
 
 
