@@ -27,7 +27,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from gan_mrcnn.data.readers import base, fingerprints
-from gan_mrcnn.utils import cli, files
+from gan_mrcnn.utils import cli, files, run_lengths
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -249,7 +249,7 @@ def coco_annotations(example: base.Example) -> list[dict[str, Any]]:
             'bbox': [float(x) for x in rle.get('bbox', mask_api.toBbox(rle))],
             'area': float(rle.get('area', mask_api.area(rle))),
             'iscrowd': int(example.is_crowd[i]),
-            'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()},
+            'segmentation': run_lengths.to_json(rle),
         }
         for i, rle in enumerate(example.rles)
     ]
