@@ -1,4 +1,4 @@
-"""A tiny run, its export, and pictures to show it, made once."""
+"""A tiny run, its export, and images to send it, made once."""
 
 import json
 import pathlib
@@ -68,7 +68,7 @@ def _write_run(run):
 
 
 def photo(size, seed=0):
-    """A smooth colourful picture, uint8 [H, W, 3]."""
+    """A smooth colourful image, uint8 [H, W, 3]."""
     coarse = np.random.default_rng(seed).integers(0, 256, [5, 7, 3]).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC))
 
