@@ -145,7 +145,7 @@ class Parser:
     def _cut_masks(self, encoded_masks, normalized_boxes):
         """Masks [N, S, S] inside their boxes, sampled at the centres of S x S cells of the box.
 
-        One mask after the other is decoded: all of a crowded picture, decoded, take gigabytes.
+        One mask after the other is decoded: all of a crowded image, decoded, take gigabytes.
         """
         size = self._config.mask_crop_size
 
@@ -178,7 +178,7 @@ def _image_id(data):
 
 def _num_parallel_calls(params):
     """Examples made at a time. AUTOTUNE takes as many as there are cores, and each is 0.1 GB where
-    pictures are large: on 96 cores 10 GB, whatever the batch."""
+    images are large: on 96 cores 10 GB, whatever the batch."""
     return min(params.global_batch_size, num_cores())
 
 

@@ -136,7 +136,7 @@ class Picture:
         content = data.draw(st.sampled_from(self._contents))
         self._path.write_bytes(damaged(data, content))
         if data.draw(st.booleans()):
-            pixels = images.read_picture(self._path).pixels
+            pixels = images.read_image(self._path).pixels
             assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
         else:
             labels = images.read_labels(self._path)

@@ -15,14 +15,14 @@ def test_masks_come_back():
     assert example.decode_masks().shape == (0, 21, 31)
 
 
-def test_a_bad_picture_is_named_or_left_out(monkeypatch):
+def test_a_bad_image_is_named_or_skipped(monkeypatch):
     with pytest.raises(UserError, match='^2.png cannot be read; --skip_bad'):
         list(Blocks(4, bad=(2,)).examples('train'))
     warnings = []
     monkeypatch.setattr(logging, 'warning', lambda text, *args: warnings.append(text % args))
     found = list(Blocks(4, bad=(2,)).examples('train', skip_bad=True))
     assert [example.image_id for example in found] == [100, 101, 103]
-    assert warnings == ['left out: 2.png cannot be read']
+    assert warnings == ['skipped: 2.png cannot be read']
 
 
 def test_classes_are_numbered_from_one_where_the_data_set_has_no_numbers():
