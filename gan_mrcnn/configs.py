@@ -156,12 +156,12 @@ class Gan(hyperparams.Config):
     """The adversarial part.
 
     mode: 'combined' (Eq. 2), 'baseline' (no discriminators) or 'adversarial_only' (Table 5: the
-      box and the mask loss of Mask R-CNN left out).
+      box and the mask loss of Mask R-CNN are not there).
     box_weight, mask_weight: of the generator's adversarial losses, the authors' code's.
     num_layers: convolutions of each discriminator, 3, 4 or 5 (Table 6).
     learning_rate_ratio: discriminators' learning rate over the generator's.
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
-      detached, the generator can also change the features that the discriminators look at.
+      detached, the generator can also change the features that the discriminators see.
     """
 
     mode: str = 'combined'
@@ -285,7 +285,7 @@ def gan_maskrcnn() -> cfg.ExperimentConfig:
             best_checkpoint_export_subdir='best',
             best_checkpoint_eval_metric='mask_AP',
             max_to_keep=2,
-            # `task.nonfinite` is for that; the Model Garden's own looks too late.
+            # `task.nonfinite` is for that; the Model Garden's own checks too late.
             recovery_max_trials=-1,
             optimizer_config=optimizer_config(0.01, [1500], 200),
         ),

@@ -127,7 +127,7 @@ def scale_learning_rate(config, file_batch: int, overrides: Sequence[Mapping[str
     """Linear rule: rates that are right for `file_batch` images a step, times the batch's ratio.
 
     Goyal et al., Accurate, Large Minibatch SGD (2017). Nothing is changed where `overrides` give a
-    rate: who gives one has chosen it.
+    rate: it was chosen for that batch.
     """
     batch = config.task.train_data.global_batch_size
     chosen = [values.get('trainer', {}).get('optimizer_config', {}) for values in overrides]

@@ -175,7 +175,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return terms
 
     def adversarial_samples(self, outputs: Mapping[str, Any]) -> Samples:
-        """What the discriminators look at, real and fake (Fig. 2 and 3).
+        """What the discriminators see, real and fake (Fig. 2 and 3).
 
         Features are detached (`gan.detach_features`), so that the generator's gradient reaches
         nothing but the coordinates of the predicted boxes, through PrRoIPool, and the mask logits.

@@ -129,7 +129,7 @@ def _name_damaged(error: Exception, run: Run) -> UserError:
         text += 'are written anew, and the run goes on from the last checkpoint'
     else:
         text = f'a record could not be read ({" ".join(str(error).split())[:200]}), but is as it '
-        text += 'was written; start again, and look at the disk if it comes back'
+        text += 'was written; start again, and check the disk if it comes back'
     run.status.update(state='failed', message=text)
     return UserError(text)
 
@@ -393,7 +393,7 @@ def learning_rate_line(config) -> list[tuple[str, str]]:
 
 
 def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) -> None:
-    """Prints the run in a few lines, for someone who reads the log next year."""
+    """Prints what the run is, in a few lines that its log keeps."""
     task = run.config.task
     lines = [
         ('data', _data_text(run, dataset)),
