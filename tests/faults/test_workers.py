@@ -89,7 +89,7 @@ def test_a_worker_that_is_killed_and_started_again(victim, site):
     workers.restart(victim)
     done = workers.finish()
     assert all(runs.ended_well(one) for one in done)
-    assert 'another worker has gone' in done[1 - victim].err
+    assert 'a worker is lost' in done[1 - victim].err
     assert 'going on from step' in done[0].out
     assert runs.state(workers.model_dir) == 'finished'
     step = runs.last(workers.model_dir)['global_step/.ATTRIBUTES/VARIABLE_VALUE']
