@@ -87,7 +87,8 @@ def evaluate_coco(annotations, predictions) -> dict[str, Figures]:
     Args:
       annotations: path of a COCO annotation file, or its content as a dict; unchanged.
       predictions: list of COCO results with 'bbox' and 'segmentation', valid ones (see
-        `predictions.mistake`); unchanged. Of each image and class, the 100 best-scored ones count.
+        `predictions.load_predictions`); unchanged. Of each image and class, the 100 best-scored
+        ones count.
 
     Returns:
       {'box': figures, 'mask': figures} with `FIGURES`, floats in [0, 1], or None where the ground

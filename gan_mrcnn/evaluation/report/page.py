@@ -260,7 +260,7 @@ def show_image(scored, image, image_id, threshold, quality, system='') -> Shown:
     drawn = visualization.draw_outlines(image, map(_decode, objects), map(_decode, predictions))
     caption = (
         f'{_file_name(scored, image_id)}: quality {quality:.2f}, {correct} of {total} detected, '
-        f'{false} false positives'
+        f'false positives: {false}'
     )
     return Shown(render.encode_image(drawn), f'{system}, {caption}' if system else caption)
 
