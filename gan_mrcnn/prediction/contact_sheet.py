@@ -26,7 +26,7 @@ _FEATURES = {
 def read_images(
     record_set: records.RecordSet, image_ids: Sequence[int]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Images [h, w, 3] uint8 and their ground-truth masks [N, h, w] bool by id, large ones shrunk."""
+    """Images uint8 [h, w, 3] and masks of their objects bool [N, h, w] by id, large ones shrunk."""
     wanted = {str(image_id).encode() for image_id in image_ids}
     files = sorted(tf.io.gfile.glob(record_set.input_path))
     images = {}
