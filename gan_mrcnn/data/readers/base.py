@@ -106,7 +106,7 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def items(self, split: str) -> Sequence[Item]:
-        """What there is to read in `split`, in a fixed order, the bad ones among them."""
+        """All that `split` has, in a fixed order, unusable ones included."""
 
     @abc.abstractmethod
     def read(self, item: Item) -> Example:
@@ -138,7 +138,7 @@ class Dataset(abc.ABC):
             )
 
     def num_examples(self, split: str) -> int:
-        """Number of images in `split`, the bad ones among them."""
+        """Number of images in `split`, unusable ones included."""
         return len(self.items(split))
 
     def examples(self, split: str, skip_bad: bool = False) -> Iterator[Example]:

@@ -2,10 +2,10 @@
 """Cityscapes as it is downloaded, the fine annotations (paper, section 4.4): 2,975 train, 500 val.
 
 Every image has a 16-bit label image that holds, for each object, 1000 times the class's id plus a
-number; the id alone marks a group whose members nobody told apart, such as `cargroup`: a crowd. Ids
-and names are those of `cityscapesscripts`. The ten classes are all that have instances, as in the
-paper (the official benchmark leaves caravan and trailer out). The labels of the 1,525 test images
-are not public.
+number; the id alone marks a group that is not annotated object by object, such as `cargroup`: a
+crowd. Ids and names are those of `cityscapesscripts`. The ten classes are all that have instances,
+as in the paper (the official benchmark excludes caravan and trailer). The labels of the 1,525 test
+images are not public.
 
 Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding (2016).
 """

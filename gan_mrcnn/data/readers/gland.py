@@ -194,11 +194,11 @@ def read_grades(path: pathlib.Path) -> list[Case]:
         cases.append(Case(row[0], int(row[1]), row[2]))
     names = [case.name for case in cases]
     wanted = [f'{part}_{k}' for part, count in _COUNTS.items() for k in range(1, count + 1)]
-    odd = [n for n in wanted if names.count(n) != 1] + [n for n in names if n not in wanted]
-    if odd:
+    wrong = [n for n in wanted if names.count(n) != 1] + [n for n in names if n not in wanted]
+    if wrong:
         raise UserError(
-            f'{path} has {names.count(odd[0])} rows of {odd[0]}, unlike the file of the contest; '
-            'download it again'
+            f'{path} has {names.count(wrong[0])} rows of {wrong[0]}, unlike the file of the '
+            'contest; download it again'
         )
     return cases
 

@@ -198,8 +198,7 @@ def write_shard(
             raise OSError(' '.join(str(error.message).split())) from error
         ground_truth['sha256'] = fingerprints.of_file(path)
     ground_truth['left_out'] = skipped or []
-    with files.named_when_whole(shard.ground_truth_path) as path:
-        path.write_text(json.dumps(ground_truth))
+    files.write_json(shard.ground_truth_path, ground_truth, indent=None)
 
 
 def _write_records(dataset, items, path, skipped, ground_truth, on_example) -> None:
