@@ -15,8 +15,8 @@ from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.prediction import checkpoint
 from gan_mrcnn.serving import export as export_lib
+from tests import tiny
 from tests.data import layouts
-from tests.test_commands import OVERRIDES
 
 HERE = pathlib.Path(__file__).parent
 
@@ -48,8 +48,8 @@ def _write_run(run):
         data_dir=str(run.parent / 'data'),
         share=0.6,
         params_override=[
-            OVERRIDES,
-            '{task: {model: {detection_generator: {max_num_detections: 9}}}}',
+            tiny.SETTINGS,
+            'task.model.detection_generator.max_num_detections=9',
         ],
         gan='baseline',
         cache_dir=str(run.parent / 'cache'),
