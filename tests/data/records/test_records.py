@@ -372,26 +372,25 @@ def test_a_killed_conversion_leaves_no_process_and_the_next_call_goes_on(tmp_pat
     assert not list(tmp_path.rglob('*.tmp'))
 
 
-def test_a_damaged_image_in_another_process_is_one_line(tmp_path):
-    process = run_program(
-        "records.ensure_records(Blocks(64, bad=(5, 40)), 'train', sys.argv[1], num_processes=2)",
-        str(tmp_path),
-    )
+def last_line_of_failure(blocks, folder):
+    """What a program says at last that cannot convert `blocks` by two processes."""
+    call = f"records.ensure_records({blocks}, 'train', sys.argv[1], num_processes=2)"
+    process = run_program(call, str(folder))
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2 and 'Traceback' not in said
-    assert 'cannot be read; --skip_bad skips such images' in said.splitlines()[-1]
+    return said.splitlines()[-1]
+
+
+def test_a_damaged_image_in_another_process_is_one_line(tmp_path):
+    said = last_line_of_failure('Blocks(64, bad=(5, 40))', tmp_path)
+    assert 'cannot be read; --skip_bad skips such images' in said
     assert [path.name for path in tmp_path.iterdir()] == ['program.py']
 
 
 def test_a_process_that_is_killed_is_one_line_and_the_next_call_goes_on(tmp_path):
     """As the system does where memory is short."""
-    process = run_program(
-        "records.ensure_records(Blocks(64, dies_at=60), 'train', sys.argv[1], num_processes=2)",
-        str(tmp_path),
-    )
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 2 and 'Traceback' not in said
-    assert 'was killed, most likely for lack of memory' in said.splitlines()[-1]
+    said = last_line_of_failure('Blocks(64, dies_at=60)', tmp_path)
+    assert 'was killed, most likely for lack of memory' in said
     second = Blocks(64)
     assert convert(second, tmp_path).num_examples == 64
     # At least: the first shard may not have been ready.
