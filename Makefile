@@ -24,15 +24,22 @@ STAMP := $(VENV)/stamp
 POOL := custom_ops/prroi_pool
 POOL_STAMP := $(VENV)/prroi_pool_stamp
 DATA_FLAG := $(if $(DATA_DIR),--data_dir '$(DATA_DIR)')
+# As many processes as cores and memory allow (tests/conftest.py); the tests of a file stay together,
+# since they share what takes long to make.
+PYTEST := $(VENV)/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder \
+    --durations=10
+PYTEST_FLAGS ?=
+SHORT ?=
 
 .PHONY: help train test test-slow test-faults lint clean
 
 help:
 	@echo 'make train   set up, train on the demo set or DATA_DIR, evaluate into MODEL_DIR/eval'
 	@echo 'make test    set up, run the tests'
-	@echo 'make test-slow  the tests that take longer, such as training on every data set'
+	@echo 'make test-slow    the tests that take longer, such as training on every data set'
 	@echo 'make test-faults  runs killed, disks filled, files damaged, some dozens of times: half an hour'
-	@echo 'make lint    set up, look at style and at which part imports which'
+	@echo 'make test-faults SHORT=1   each kind of fault a few times: ten minutes'
+	@echo 'make lint    set up, check the style and which part imports which'
 	@echo 'make clean   remove .venv and the caches; runs/ and data/ stay'
 	@echo
 	@echo 'PYTHON=python3.12   the Python for .venv, 3.9 to 3.13 (now $(PYTHON)); to change it, make clean first'
@@ -40,6 +47,7 @@ help:
 	@echo 'VENV=DIR            another place for the environment than .venv (now $(VENV))'
 	@echo 'DATA_DIR=DIR        the folder of the gland contest (now $(or $(DATA_DIR),not given))'
 	@echo 'MODEL_DIR=DIR       checkpoints, logs and results (now $(MODEL_DIR))'
+	@echo "PYTEST_FLAGS=...    for the tests: '-p randomly' for another order, '-n 1' for less memory"
 
 train: $(STAMP) $(POOL_STAMP)
 	$(VENV)/bin/python train.py --dataset gland $(DATA_FLAG) \
@@ -47,13 +55,13 @@ train: $(STAMP) $(POOL_STAMP)
 	$(VENV)/bin/python evaluate.py --dataset gland $(DATA_FLAG) --model_dir '$(MODEL_DIR)'
 
 test: $(STAMP) $(POOL_STAMP)
-	$(VENV)/bin/python -m pytest -q
+	$(PYTEST) $(PYTEST_FLAGS)
 
 test-slow: $(STAMP) $(POOL_STAMP)
-	$(VENV)/bin/python -m pytest -q -m slow
+	$(PYTEST) -m slow $(PYTEST_FLAGS)
 
 test-faults: $(STAMP) $(POOL_STAMP)
-	$(VENV)/bin/python -m pytest -q -m faults
+	GAN_MRCNN_SHORT_FAULTS='$(SHORT)' $(PYTEST) -m faults $(PYTEST_FLAGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

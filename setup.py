@@ -173,7 +173,11 @@ setup(
     description="The Model Garden's Mask R-CNN with adversarial losses on boxes and masks",
     license='Apache-2.0',
     packages=find_packages(include=['gan_mrcnn', 'gan_mrcnn.*', 'custom_ops', 'custom_ops.*']),
-    package_data={'custom_ops.prroi_pool': ['cc/*']},
+    package_data={
+        'custom_ops.prroi_pool': ['cc/*'],
+        # Templates and style of HTML pages, in whichever package.
+        '': ['*.j2', '*.css'],
+    },
     distclass=PlatformDistribution,
     cmdclass={'build': Build, 'build_prroi_pool': BuildPrRoIPool},
     # TensorFlow 2.20 has no build for Python 3.14.

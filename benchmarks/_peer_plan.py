@@ -3,7 +3,7 @@
 
 `peer_torchvision.py` writes one plan; each system's worker reads it. It names every image of every
 step with its flip and scale, every learning rate, and the test images, so that no system draws any
-of that for itself. The pictures are read, resized and flipped here as well, so both networks see
+of that for itself. The images are read, resized and flipped here as well, so both networks see
 the same bytes. Workers run in environments of their own: this module needs NumPy and OpenCV only.
 
 Boxes are [y1, x1, y2, x2] in pixels of the resized image, as everywhere in this project.
@@ -84,7 +84,7 @@ def training_example(entry, canvas):
 
     Returns:
       image uint8 [h, w, 3], RGB; masks uint8 [N, h, w]; boxes float32 [N, 4]. N may be 0, glands
-      that vanish in resizing are left out.
+      that vanish in resizing are skipped.
     """
     image, labels = read_image(entry['image']), read_labels(entry['labels'])
     height, width = resized_size(*labels.shape, canvas, entry['scale'])

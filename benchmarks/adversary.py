@@ -103,7 +103,7 @@ def measure(task, model, batches):
             stored = stored_losses(task, samples)
         figures = [terms['mask_generator_loss']]
         for output, detection, adversarial, weight in PLACES.values():
-            asked = getattr(task.task_config.gan, weight) * tape.gradient(
+            asked = task.task_config.gan.weight(weight) * tape.gradient(
                 terms[adversarial], outputs[output]
             )
             figures += beside(asked, tape.gradient(terms[detection], outputs[output]))

@@ -29,12 +29,12 @@ from gan_mrcnn.utils import files  # noqa: E402
 from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 
 
-def make_picture(rng, height, width):
+def make_image(rng, height, width):
     """Smooth shapes and a little noise: about as many bytes as a photograph of that size."""
     coarse = rng.integers(0, 256, (height // 16, width // 16, 3)).astype(np.uint8)
-    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    noise = rng.normal(0, 2, picture.shape)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = rng.normal(0, 2, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def outlines(rng, count, height, width):
@@ -53,7 +53,7 @@ def make_coco(folder, count):
     content = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'thing'}]}
     for number in range(1, count + 1):
         name = f'{number:06d}.jpg'
-        cv2.imwrite(str(folder / 'images' / name), make_picture(rng, 480, 640))
+        cv2.imwrite(str(folder / 'images' / name), make_image(rng, 480, 640))
         entry = {'id': number, 'file_name': name, 'width': 640, 'height': 480}
         content['images'].append(entry)
         for outline in outlines(rng, 7, 480, 640):
@@ -79,12 +79,12 @@ def make_cityscapes(folder, count):
             (folder / part / split / 'city').mkdir(parents=True)
         for number in range(count if split == 'train' else 1):
             name = f'city_{number:06d}_000019'
-            picture = make_picture(rng, 1024, 2048)
+            image = make_image(rng, 1024, 2048)
             labels = np.full((1024, 2048), 7, np.uint16)
             for i, outline in enumerate(outlines(rng, 20, 1024, 2048)):
                 cv2.fillPoly(labels, [outline.astype(np.int32)], int(26000 + i))
             cv2.imwrite(
-                str(folder / 'leftImg8bit' / split / 'city' / f'{name}_leftImg8bit.png'), picture
+                str(folder / 'leftImg8bit' / split / 'city' / f'{name}_leftImg8bit.png'), image
             )
             path = folder / 'gtFine' / split / 'city' / f'{name}_gtFine_instanceIds.png'
             cv2.imwrite(str(path), labels)

@@ -39,16 +39,16 @@ def make_case(num_images, num_objects, seed=0):
             # Log-normal sizes, as small, medium and large ones of COCO.
             axes = np.maximum(3, rng.lognormal(3.2, 0.7, 2)).astype(int).tolist()
             centre = (int(rng.integers(WIDTH)), int(rng.integers(HEIGHT)))
-            truth = encode(centre, axes)
+            ground_truth = encode(centre, axes)
             place = {'image_id': image_id, 'category_id': int(class_id)}
             annotations.append(
                 {
                     **place,
                     'id': len(annotations) + 1,
                     'iscrowd': 0,
-                    'bbox': mask_api.toBbox(truth).tolist(),
-                    'area': int(mask_api.area(truth)),
-                    'segmentation': truth,
+                    'bbox': mask_api.toBbox(ground_truth).tolist(),
+                    'area': int(mask_api.area(ground_truth)),
+                    'segmentation': ground_truth,
                 }
             )
             shift = rng.normal(0, 0.15 if number % 4 else 3, 2) * axes
@@ -68,12 +68,15 @@ def encode(centre, axes):
     return {'size': encoded['size'], 'counts': encoded['counts'].decode()}
 
 
-def run_plain(truth, results):
+def run_plain(ground_truth, results):
     """pycocotools alone: AP to APL and AR of boxes and masks."""
     figures = {}
     for kind, iou_type, left_out in (('box', 'bbox', 'segmentation'), ('mask', 'segm', 'bbox')):
         annotations = COCO()
-        annotations.dataset = {**truth, 'annotations': [dict(x) for x in truth['annotations']]}
+        annotations.dataset = {
+            **ground_truth,
+            'annotations': [dict(x) for x in ground_truth['annotations']],
+        }
         annotations.createIndex()
         found = [{k: v for k, v in one.items() if k != left_out} for one in results]
         evaluation = COCOeval(annotations, annotations.loadRes(found), iou_type)
@@ -84,8 +87,8 @@ def run_plain(truth, results):
     return figures
 
 
-def run_ours(truth, results, kinds, processes):
-    matches = matching.match(truth, results, kinds, 'ours', processes)
+def run_ours(ground_truth, results, kinds, processes):
+    matches = matching.match(ground_truth, results, kinds, 'ours', processes)
     return {kind: list(coco.figures(one)[0].values()) for kind, one in matches.items()}
 
 
@@ -105,14 +108,14 @@ def main():
     parser.add_argument('--processes', type=int, default=num_cores())
     parser.add_argument('--json', help='where the figures go')
     options = parser.parse_args()
-    truth, results = make_case(options.images, options.objects)
+    ground_truth, results = make_case(options.images, options.objects)
     print(f'{options.images} images of {WIDTH}x{HEIGHT} with {options.objects} objects each')
     two = ('box', 'mask')
-    plain, plain_time = timed('pycocotools, box and mask', run_plain, truth, results)
+    plain, plain_time = timed('pycocotools, box and mask', run_plain, ground_truth, results)
     name = f'ours, box and mask, {options.processes} processes'
-    ours, our_time = timed(name, run_ours, truth, results, two, options.processes)
+    ours, our_time = timed(name, run_ours, ground_truth, results, two, options.processes)
     name = f'ours, with boundary, {options.processes} processes'
-    _, all_time = timed(name, run_ours, truth, results, matching.KINDS, options.processes)
+    _, all_time = timed(name, run_ours, ground_truth, results, matching.KINDS, options.processes)
     difference = max(np.abs(np.subtract(plain[kind], ours[kind])).max() for kind in two)
     print(f'largest difference of a figure: {difference:.1e}; {plain_time / our_time:.2f} times')
     if difference > 1e-12:

@@ -3,13 +3,13 @@
 
     python benchmarks/inference.py [--run RUN | --config_file F] [--images 'P*.png'] [--json F]
 
-All see the same encoded pictures at the same size (522 pixels, padded to 576 x 832). Each is a
-process of its own, for its peak memory; they take turns, so that what else the machine does meets
-all, and time is given on the clock and in seconds of CPU, which the others' load hardly changes.
-With `--run` ours has trained weights and finds what there is; without, weights are random and every
-row of the answer is a detection, which is the worst case. The Model Garden's network has random
-weights: its time does not depend on what it finds. Two of it are measured: with the box head of its
-default (four convolutions and a fully connected layer), and with ours (two fully connected layers).
+All predict the same encoded images at the same size (522 pixels, padded to 576 x 832). Each is a
+process of its own, for its peak memory; they take turns, so that other load of the machine affects
+all, and time is given on the clock and in seconds of CPU, which other load hardly changes. With
+`--run` ours has trained weights; without, weights are random and every row of the output is a
+detection, which is the worst case. The Model Garden's network has random weights: its time does not
+depend on its detections. Two of it are measured: with the box head of its default (four
+convolutions and a fully connected layer), and with ours (two fully connected layers).
 
 Parts of ours are timed alone, on the same tensors.
 """
@@ -26,19 +26,19 @@ import sys
 import tempfile
 import time
 
-from gan_mrcnn.prediction import checkpoint
-
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
+
+from gan_mrcnn.prediction import checkpoint  # noqa: E402
 
 SHORT_SIDE, INPUT_SIZE = 522, (576, 832)
 KINDS = ('checkpoint', 'saved_model', 'garden', 'garden_our_head')
 
 
 def read_images(pattern):
-    """Up to 8 encoded pictures; noise where there is no pattern.
+    """Up to 8 encoded images; noise where there is no pattern.
 
     All of the first one's size: the Model Garden's export takes no others in a batch.
     """
@@ -56,16 +56,12 @@ def read_images(pattern):
 
 def make_module(options):
     """Our module at the benchmark's size."""
-    import yaml
-    from official.core import exp_factory
-
-    from gan_mrcnn import configs
+    from gan_mrcnn import settings
     from gan_mrcnn import task as task_lib
     from gan_mrcnn.prediction import signatures
 
-    config = exp_factory.get_exp_config(configs.EXPERIMENT)
     path = f'{options.run}/params.yaml' if options.run else options.config_file
-    config.override(yaml.safe_load(pathlib.Path(path).read_text(encoding='utf-8')))
+    config = settings.saved_config(pathlib.Path(path))
     config.task.model.input_size = [*INPUT_SIZE, 3]
     config.task.validation_data.parser.test_short_side = SHORT_SIDE
     config.task.model.num_classes = config.task.model.num_classes or 2
@@ -138,11 +134,11 @@ def work(options):
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
         outputs = function(**{name: batch})
-        found = int(tf.reduce_sum(outputs['num_detections']))
+        detections = int(tf.reduce_sum(outputs['num_detections']))
         wall = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_SELF)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        answer = {'wall': wall, 'cpu': cpu, 'found': found, 'peak_mb': peak_mb()}
+        answer = {'wall': wall, 'cpu': cpu, 'detections': detections, 'peak_mb': peak_mb()}
         print(json.dumps(answer), flush=True)
 
 
@@ -193,7 +189,7 @@ def compare(paths, batch_sizes, rounds, arguments):
                 'images_per_second': batch_size / wall,
                 'cpu_seconds_per_image': cpu / batch_size,
                 'peak_mb': timed[-1]['peak_mb'],
-                'detections_per_image': timed[-1]['found'] / batch_size,
+                'detections_per_image': timed[-1]['detections'] / batch_size,
             }
             print(kind, batch_size, results[kind][batch_size], flush=True)
     for worker in workers.values():

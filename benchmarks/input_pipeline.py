@@ -9,7 +9,7 @@ batches that are there already, one after the other on the same cores, and the m
 core that each stage of the input takes for an image. A stage is timed by asking for what it makes
 and for nothing else: TensorFlow prunes the rest.
 
-The second makes pictures with that many objects, as large as the network's input, and reports the
+The second makes images with that many objects, as large as the network's input, and reports the
 peak of this process's memory while batches of them are made.
 """
 
@@ -43,20 +43,20 @@ from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 
 
 class Crowd(base.Dataset):
-    """Pictures of [height, width] pixels with `num_objects` overlapping blocks, another each."""
+    """Images of [height, width] pixels with `num_objects` overlapping blocks, another each."""
 
     name = 'crowd'
     class_names = ('block',)
     splits = ('train',)
 
-    def __init__(self, size, num_objects, num_pictures=8):
-        self._size, self._num_objects, self._num_pictures = tuple(size), num_objects, num_pictures
+    def __init__(self, size, num_objects, num_images=8):
+        self._size, self._num_objects, self._num_images = tuple(size), num_objects, num_images
 
     def items(self, split):
-        return [base.Item(number, f'{number}.png') for number in range(self._num_pictures)]
+        return [base.Item(number, f'{number}.png') for number in range(self._num_images)]
 
     def fingerprint(self, split):
-        return f'{self._size}-{self._num_objects}-{self._num_pictures}'
+        return f'{self._size}-{self._num_objects}-{self._num_images}'
 
     def read(self, item):
         height, width = self._size
@@ -199,8 +199,8 @@ def main():
     parser.add_argument('--data_dir', help='of the gland data (default: the demo set)')
     parser.add_argument('--examples', type=int, default=200, help='that are made and timed')
     parser.add_argument('--steps', type=int, default=10, help='timed of each network; 0 for none')
-    parser.add_argument('--crowded', type=int, metavar='N', help='memory of pictures of N objects')
-    parser.add_argument('--batch', type=int, default=1, help='pictures a batch, with --crowded')
+    parser.add_argument('--crowded', type=int, metavar='N', help='memory of images of N objects')
+    parser.add_argument('--batch', type=int, default=1, help='images a batch, with --crowded')
     parser.add_argument('--cache_dir', default=os.path.expanduser(cli.default_cache_dir()))
     parser.add_argument('--json', help='file for the figures')
     flags = parser.parse_args()

@@ -4,7 +4,7 @@
     python benchmarks/soak.py [--steps 3000] [--plot docs/images/soak.png] [--json F]
 
 Runs `train.py` on the demo glands with a tiny network and both discriminators, with an evaluation
-and a checkpoint every 250 steps, and looks at the process from outside, once a second. From the
+and a checkpoint every 250 steps, and samples the process from outside, once a second. From the
 fourth evaluation on, when the allocator has come to rest, a line is fitted to its resident memory.
 A slope above `MOST_GROWTH`, or files that stay open, end the program with status 1.
 """
@@ -66,7 +66,7 @@ trainer:
 class Samples(NamedTuple):
     """What was seen of a run.
 
-    step, rss, files: steps done, resident MB and open files at each look.
+    step, rss, files: steps done, resident MB and open files at each sample.
     report_step, step_seconds: last step of each report of the run, and the mean time of its steps.
     """
 
@@ -78,7 +78,7 @@ class Samples(NamedTuple):
 
 
 def watch(folder: pathlib.Path, steps: int) -> Samples:
-    """Trains in `folder` from start to end and looks at the process once a second."""
+    """Trains in `folder` from start to end and samples the process once a second."""
     (folder / 'soak.yaml').write_text(SETTINGS)
     command = [sys.executable, str(REPOSITORY / 'train.py'), '--dataset', 'gland', '--seed', '1']
     command += ['--config_file', 'soak.yaml', '--model_dir', 'run', '--cache_dir', 'cache']
@@ -86,13 +86,13 @@ def watch(folder: pathlib.Path, steps: int) -> Samples:
     # There is no data/gland in `folder`, so that it is the demo set that is taken.
     with open(folder / 'stderr', 'w') as stderr:
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=stderr)
-    looks = []
+    samples = []
     try:
         with progress_bar.Bar(total=steps, desc='soak', unit='step') as bar:
             while process.poll() is None:
-                look = look_at(process.pid)
-                if look:
-                    looks.append((time.time(), *look))
+                sample = sample_process(process.pid)
+                if sample:
+                    samples.append((time.time(), *sample))
                 bar.update(step_of(folder / 'run') - bar.n)
                 time.sleep(1)
     finally:
@@ -103,12 +103,12 @@ def watch(folder: pathlib.Path, steps: int) -> Samples:
         sys.exit(f'the run ended with status {process.returncode}:\n{tail}')
     moments, report_step, step_seconds = reports(folder / 'run' / 'train')
     # From the first step to the last; what it takes to start and to end is another matter.
-    looks = np.array([look for look in looks if moments[0] <= look[0] <= moments[-1]])
-    seconds, rss, files = looks.T
+    samples = np.array([sample for sample in samples if moments[0] <= sample[0] <= moments[-1]])
+    seconds, rss, files = samples.T
     return Samples(np.interp(seconds, moments, report_step), rss, files, report_step, step_seconds)
 
 
-def look_at(pid: int) -> Optional[tuple[float, int]]:
+def sample_process(pid: int) -> Optional[tuple[float, int]]:
     """Resident MB and open files of a process; None where it has just ended."""
     try:
         pages = int(pathlib.Path(f'/proc/{pid}/statm').read_text().split()[1])
@@ -159,7 +159,7 @@ def judge(samples: Samples) -> dict[str, float]:
     }
 
 
-# The picture.
+# The plot.
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 900, 190, 90, 34, 30
 _INK, _GRID = (60, 60, 60), (225, 225, 225)

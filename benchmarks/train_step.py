@@ -54,7 +54,6 @@ def load_config(path, cache_dir):
     """The experiment of a YAML file on the demo set."""
     config = exp_factory.get_exp_config(configs.EXPERIMENT)
     config.override(yaml.safe_load(pathlib.Path(path).read_text(encoding='utf-8')))
-    configs.complete(config.task.gan)
     config.task.model.num_classes = 2
     config.task.cache_dir = cache_dir
     (record_set,) = records.ensure_splits(gland_demo.DemoGlands(), ['train'], config.task)

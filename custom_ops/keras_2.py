@@ -26,7 +26,7 @@ def _choose() -> None:
     """
     os.environ['TF_USE_LEGACY_KERAS'] = '1'
     tensorflow = sys.modules.get('tensorflow')
-    # TensorFlow looks at the variable when `tf.keras` is used for the first time. Only Keras 3 has
+    # TensorFlow reads the variable when `tf.keras` is used for the first time. Only Keras 3 has
     # `ops`.
     if tensorflow and hasattr(tensorflow.keras, 'ops'):
         raise ImportError(

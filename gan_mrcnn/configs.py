@@ -177,7 +177,7 @@ class Gan(hyperparams.Config):
     """The adversarial part.
 
     mode: 'combined' (Eq. 2), 'baseline' (no discriminators) or 'adversarial_only' (Table 5: the
-      box and the mask loss of Mask R-CNN left out).
+      box and the mask loss of Mask R-CNN are not there).
     preset: what the weights are that are not given (None), a key of `WEIGHTINGS`.
     box_weight, mask_weight: of the generator's adversarial losses (Eq. 4 and 6).
     discriminator_box_weight, discriminator_mask_weight: of the discriminators' own (Eq. 5 and 6).
@@ -185,7 +185,7 @@ class Gan(hyperparams.Config):
     num_layers: convolutions of each discriminator, 3, 4 or 5 (Table 6).
     learning_rate_ratio: discriminators' learning rate over the generator's.
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
-      detached, the generator can also change the features that the discriminators look at.
+      detached, the generator can also change the features that the discriminators see.
     """
 
     mode: str = 'combined'
@@ -198,6 +198,11 @@ class Gan(hyperparams.Config):
     num_layers: int = 5
     learning_rate_ratio: float = 0.2
     detach_features: bool = True
+
+    def weight(self, name: str) -> float:
+        """The weight of that name: what is given, otherwise the preset's."""
+        given = getattr(self, name)
+        return WEIGHTINGS[self.preset][name] if given is None else given
 
 
 @dataclasses.dataclass
@@ -281,13 +286,6 @@ def check(task: GanMaskRCNNTask) -> None:
         )
 
 
-def complete(gan: Gan) -> None:
-    """Gives the weights that are not given the preset's values."""
-    for name, value in WEIGHTINGS[gan.preset].items():
-        if getattr(gan, name) is None:
-            setattr(gan, name, value)
-
-
 def optimizer_config(
     learning_rate: float, boundaries: list[int], warmup_steps: int
 ) -> optimization.OptimizationConfig:
@@ -321,7 +319,7 @@ def gan_maskrcnn() -> cfg.ExperimentConfig:
             best_checkpoint_export_subdir='best',
             best_checkpoint_eval_metric='mask_AP',
             max_to_keep=2,
-            # `task.nonfinite` is for that; the Model Garden's own looks too late.
+            # `task.nonfinite` is for that; the Model Garden's own checks too late.
             recovery_max_trials=-1,
             optimizer_config=optimizer_config(0.01, [1500], 200),
         ),

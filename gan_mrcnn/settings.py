@@ -87,7 +87,6 @@ def load_config(flags: Flags, dataset: base.Dataset) -> config_definitions.Exper
     _apply_flags(config.task, flags)
     config.task.model.num_classes = len(dataset.class_names) + 1
     configs.check(config.task)
-    configs.complete(config.task.gan)
     config.task.backbone_weights = os.path.expanduser(config.task.backbone_weights)
     if not config.task.backbone_weights:
         # Frozen random layers and BatchNorm that never sees a statistic would learn nothing.
@@ -128,7 +127,7 @@ def scale_learning_rate(config, file_batch: int, overrides: Sequence[Mapping[str
     """Linear rule: rates that are right for `file_batch` images a step, times the batch's ratio.
 
     Goyal et al., Accurate, Large Minibatch SGD (2017). Nothing is changed where `overrides` give a
-    rate: who gives one has chosen it.
+    rate: it was chosen for that batch.
     """
     batch = config.task.train_data.global_batch_size
     chosen = [values.get('trainer', {}).get('optimizer_config', {}) for values in overrides]

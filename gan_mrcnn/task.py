@@ -179,7 +179,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return terms
 
     def adversarial_samples(self, outputs: Mapping[str, Any]) -> Samples:
-        """What the discriminators look at, real and fake (Fig. 2 and 3).
+        """What the discriminators see, real and fake (Fig. 2 and 3).
 
         Features are detached (`gan.detach_features`), so that the generator's gradient reaches
         nothing but the coordinates of the predicted boxes, through PrRoIPool, and the mask logits.
@@ -261,16 +261,16 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         """The adversarial part of Eq. 2, from `generator_losses`."""
         gan = self.task_config.gan
         return (
-            gan.box_weight * terms['box_generator_loss']
-            + gan.mask_weight * terms['mask_generator_loss']
+            gan.weight('box_weight') * terms['box_generator_loss']
+            + gan.weight('mask_weight') * terms['mask_generator_loss']
         )
 
     def weighted_discriminator_loss(self, terms: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Eq. 3, from `discriminator_losses`."""
         gan = self.task_config.gan
         return (
-            gan.discriminator_box_weight * terms['box_discriminator_loss']
-            + gan.discriminator_mask_weight * terms['mask_discriminator_loss']
+            gan.weight('discriminator_box_weight') * terms['box_discriminator_loss']
+            + gan.weight('discriminator_mask_weight') * terms['mask_discriminator_loss']
         )
 
     # Steps.

@@ -1,10 +1,17 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and how several processes share the tests."""
 
 import os
 import pathlib
+import signal
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+if 'PYTEST_XDIST_WORKER_COUNT' in os.environ:
+    # Their share of the cores for each of the processes, and for the programs that it starts.
+    threads = max(1, os.cpu_count() // int(os.environ['PYTEST_XDIST_WORKER_COUNT']))
+    os.environ.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
+    os.environ.setdefault('TF_NUM_INTEROP_THREADS', str(threads))
 
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
@@ -15,7 +22,29 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+# A command in the background of a script ignores SIGINT, and so would every process that a test
+# starts and sends one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+# Of memory for each process that runs tests: TensorFlow, its networks, and a program to test.
+_WORKER_BYTES = 3 << 30
+# They take longest and begin first, so that no process is left with one of them at the end.
+_LONGEST = ('training/test_run.py', 'test_commands.py', 'test_task.py', 'serving/test_export.py')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """`-n auto`: one process for each core, as far as memory goes; 0 is this one alone."""
+    workers = min(os.cpu_count(), psutil.virtual_memory().available // _WORKER_BYTES)
+    return workers if workers > 1 else 0
+
+
+def pytest_collection_modifyitems(config, items):
+    """In one of several processes, and in the order of the files."""
+    if 'PYTEST_XDIST_WORKER' in os.environ and not config.pluginmanager.hasplugin('randomly'):
+        items.sort(key=lambda item: not str(item.path).endswith(_LONGEST))
 
 
 @pytest.fixture(scope='session')

@@ -8,39 +8,11 @@ import sys
 import pytest
 import yaml
 
+from tests import tiny
 from tests.data import layouts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-# The smallest network that still has all parts.
-OVERRIDES = """
-task:
-  model:
-    input_size: [64, 64, 3]
-    backbone: {resnet: {model_id: 18}}
-    decoder: {fpn: {num_filters: 32}}
-    rpn_head: {num_filters: 32}
-    detection_head: {fc_dims: 32}
-    mask_head: {num_convs: 1, num_filters: 32}
-    roi_generator: {num_proposals: 20, test_num_proposals: 20}
-    roi_sampler: {num_sampled_rois: 16}
-    mask_sampler: {num_sampled_masks: 4}
-  gan: {num_layers: 3}
-  train_data:
-    global_batch_size: 2
-    expand_to: 0
-    parser: {train_short_side: [32, 40]}
-  validation_data:
-    global_batch_size: 2
-    parser: {test_short_side: 32}
-trainer:
-  train_steps: 2
-  steps_per_loop: 1
-  summary_interval: 1
-  checkpoint_interval: 2
-  validation_interval: 2
-"""
-
-# What makes the folder, further flags of train.py, pictures of the validation split, and the
+# What makes the folder, further flags of train.py, images of the validation split, and the
 # category ids that predictions may have.
 DATASETS = {
     'coco_format': (
@@ -78,7 +50,7 @@ def test_two_steps_and_an_evaluation(name, tmp_path):
     common = ['--dataset', name, '--model_dir', str(model_dir), '--cache_dir', str(tmp_path / 'c')]
     printed = run(
         *('train.py', *common, '--data_dir', str(tmp_path / 'data')),
-        *('--params_override', OVERRIDES, *split_flags),
+        *('--params_override', tiny.SETTINGS, *split_flags),
     )
     assert 'linear rule' in printed
     # Neither the folder nor the division is said again.

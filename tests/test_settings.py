@@ -62,7 +62,7 @@ def test_gland_config_is_the_papers_row():
     assert task.losses.l2_weight_decay == 1e-4
     assert task.gan.mode == 'combined'
     assert task.gan.learning_rate_ratio == pytest.approx(1 / 5)
-    assert (task.gan.mask_weight, task.gan.box_weight) == (0.5, 0.025)
+    assert (task.gan.weight('mask_weight'), task.gan.weight('box_weight')) == (0.5, 0.025)
     assert task.gan.num_layers == 5
 
 
@@ -212,6 +212,18 @@ def test_saved_settings_load_again_unchanged(tmp_path):
     again = load(config_file=str(tmp_path / 'params.yaml'))
     assert again.as_dict() == config.as_dict()
     assert again.task.model.backbone.resnet.padding == 'same'
+
+
+def test_settings_of_version_0_1_are_read_by_their_old_name(tmp_path):
+    config = load('task.nonfinite.policy=go_back,task.nonfinite.rate_factor=0.25')
+    train_utils.serialize_config(config, str(tmp_path))
+    path = tmp_path / 'params.yaml'
+    values = yaml.safe_load(path.read_text())
+    values['task']['blow_ups'] = values['task'].pop('nonfinite')
+    path.write_text(yaml.safe_dump(values))
+    assert settings.saved_config(path).as_dict() == config.as_dict()
+    assert load(config_file=str(path)).as_dict() == config.as_dict()
+    assert load('task.blow_ups.policy=skip').task.nonfinite.policy == 'skip'
 
 
 # Overrides.

@@ -1,86 +1,13 @@
 """The train step: who is trained by what, where gradients go, what a step without objects does."""
 
-import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 from official.vision.modeling import maskrcnn_model
 from official.vision.tasks import maskrcnn as model_garden
 
-from gan_mrcnn import configs
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.data import input_pipeline
-
-SIZE = [64, 128]
-
-
-def make_config(mode='combined', **losses):
-    config = configs.GanMaskRCNNTask()
-    config.override(
-        {
-            'model': {
-                'num_classes': 3,
-                'input_size': [*SIZE, 3],
-                'backbone': {
-                    'resnet': {'model_id': 18, 'bn_trainable': True, 'freeze_stages': 0},
-                },
-                'decoder': {'fpn': {'num_filters': 32}},
-                'rpn_head': {'num_filters': 32},
-                'detection_head': {'fc_dims': 32},
-                'mask_head': {'num_convs': 1, 'num_filters': 32},
-                'roi_generator': {'num_proposals': 20, 'test_num_proposals': 20},
-                'roi_sampler': {'num_sampled_rois': 16},
-                'mask_sampler': {'num_sampled_masks': 4},
-            },
-            'gan': {'mode': mode, 'num_layers': 3},
-            'losses': losses,
-        }
-    )
-    configs.complete(config.gan)
-    return config
-
-
-def make_batch(config, num_objects=3, batch_size=2):
-    """Images with bright rectangles, through the real parser."""
-    parser_config = configs.Parser(train_short_side=[64, 64], max_num_instances=5)
-    parser = input_pipeline.Parser(config.model, parser_config, seed=5)
-    rng = np.random.default_rng(0)
-    examples = []
-    for number in range(batch_size):
-        image = rng.integers(0, 60, [*SIZE, 3]).astype(np.uint8)
-        masks, boxes = [], []
-        for i in range(num_objects):
-            y, x = 5 + 3 * i, 4 + 40 * i
-            image[y : y + 30, x : x + 30] += 150
-            mask = np.zeros(SIZE, np.uint8)
-            mask[y : y + 30, x : x + 30] = 1
-            masks.append(cv2.imencode('.png', mask)[1].tobytes())
-            boxes.append([y / 64, x / 128, (y + 30) / 64, (x + 30) / 128])
-        data = {
-            'image': tf.constant(image),
-            'source_id': tf.constant(str(100 + number)),
-            'groundtruth_boxes': tf.reshape(tf.constant(boxes, tf.float32), [-1, 4]),
-            'groundtruth_classes': tf.constant([1 + i % 2 for i in range(num_objects)], tf.int64),
-            'groundtruth_is_crowd': tf.zeros([num_objects], tf.bool),
-            'groundtruth_instance_masks_png': tf.constant(masks, tf.string),
-        }
-        examples.append(parser.parse_train(data, tf.constant(number, tf.int64)))
-    images, labels = zip(*examples)
-    return tf.stack(images), tf.nest.map_structure(lambda *x: tf.stack(x), *labels)
-
-
-def sgd(rate=0.01):
-    return tf.keras.optimizers.SGD(rate, momentum=0.9)
-
-
-def make_task(mode='combined', **losses):
-    tf.keras.utils.set_random_seed(0)
-    config = make_config(mode, **losses)
-    task = task_lib.GanMaskRCNNTask(config)
-    model = task.build_model()
-    if task.has_discriminators:
-        task.build_discriminators(sgd())
-    return task, model
+from tests.tiny import make_batch, make_task, sgd
 
 
 @pytest.fixture(scope='module')
@@ -207,8 +134,8 @@ def test_train_step_changes_both_networks_and_reports_every_term(combined):
     )
     detection = sum(report[name] for name in task_lib.DETECTION_TERMS)
     adversarial = (
-        gan.box_weight * report['box_generator_loss']
-        + gan.mask_weight * report['mask_generator_loss']
+        gan.weight('box_weight') * report['box_generator_loss']
+        + gan.weight('mask_weight') * report['mask_generator_loss']
     )
     np.testing.assert_allclose(
         report['total_loss'], detection + adversarial + weight_decay, rtol=1e-4
@@ -330,7 +257,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps():
 
 
 def test_a_generator_that_alone_is_not_finite_stays_as_it_is():
-    """Its loss against discriminators that have blown up in between."""
+    """Its loss against discriminators that have become non-finite in between."""
     task, model = make_task()
     batch = make_batch(task.task_config)
     optimizer = sgd()

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import other_set
-from tests.serving import tiny
-from tests.training import test_run
+from tests import other_set, tiny
+from tests.serving import tiny as tiny_export
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -66,17 +65,17 @@ def test_a_run_goes_on_under_the_other_set(other, first, tmp_path):
     def train(by_this, folder, steps):
         folder.mkdir(exist_ok=True)
         if by_this:
-            test_run.train(folder, 'run', steps)
+            tiny.train(folder, 'run', steps)
         else:
             other('train', folder, steps)
 
-    halfway, whole, steps = tmp_path / 'changed', tmp_path / 'whole', test_run.STEPS
+    halfway, whole, steps = tmp_path / 'changed', tmp_path / 'whole', tiny.STEPS
     train(first == 'this', halfway, steps // 2)
     shutil.copytree(halfway, whole)
     train(first == 'this', whole, steps)
     train(first != 'this', halfway, steps)
-    wanted = test_run.variables(whole / 'run')
-    found = test_run.variables(halfway / 'run')
+    wanted = tiny.last_values(whole / 'run')
+    found = tiny.last_values(halfway / 'run')
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -85,15 +84,15 @@ def test_a_run_goes_on_under_the_other_set(other, first, tmp_path):
 @pytest.mark.parametrize('exporter', ['this', 'the other'])
 def test_an_export_runs_under_the_other_set(other, exporter, tmp_path):
     if exporter == 'this':
-        tiny.export(tmp_path)
+        tiny_export.export(tmp_path)
     else:
         other('export', tmp_path)
     model = tmp_path / 'out/model'
-    pictures = np.stack([tiny.photo((60, 80), seed) for seed in range(3)])
-    np.savez(tmp_path / 'pictures.npz', pictures=pictures)
-    other('detect', model, tmp_path / 'pictures.npz', tmp_path / 'found.npz')
-    theirs = np.load(tmp_path / 'found.npz')
-    ours = other_set.detect(model, pictures)
+    images = np.stack([tiny_export.photo((60, 80), seed) for seed in range(3)])
+    np.savez(tmp_path / 'images.npz', images=images)
+    other('detect', model, tmp_path / 'images.npz', tmp_path / 'detections.npz')
+    theirs = np.load(tmp_path / 'detections.npz')
+    ours = other_set.detect(model, images)
     assert set(theirs.files) == set(ours)
     assert all(len(ours[f'{i}_scores']) > 1 for i in range(3))
     for name, value in ours.items():

@@ -21,7 +21,7 @@ class Library(NamedTuple):
 def load() -> Library:
     """The library, loaded once per process; compiled first where there is none.
 
-    Whoever has no compiler still gets an answer: the reason, said once on standard error.
+    Without a compiler, plain TensorFlow serves; the reason is printed once on standard error.
     """
     try:
         path = build.find_library() or _build()

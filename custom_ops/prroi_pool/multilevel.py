@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PrRoIPool over the levels of an FPN: what the discriminators look at (Fig. 2 and 3).
+"""PrRoIPool over the levels of an FPN: the input of the discriminators (Fig. 2 and 3).
 
 A discriminator sees a box as a 28x28 map of FPN features inside it. As in the authors' code, the
 map is pooled from every level P2-P5 and the levels are fused by their maximum, so that which level

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PrRoIPool in plain TensorFlow.
 
-The box discriminator looks at the features inside a predicted box, and its gradient must reach the
+The box discriminator scores the features inside a predicted box, and its gradient must reach the
 box's four coordinates (Fig. 2 of the GAN Mask R-CNN paper). PrRoIPool (Jiang et al., Acquisition of
 Localization Confidence for Accurate Object Detection, ECCV 2018) makes that possible: every bin is
 the exact mean of the bilinear interpolant of the feature map over the bin, a continuously
@@ -128,22 +128,7 @@ def _contract(features, weights_y, weights_x, box_indices, windows):
         return tf.reshape(pooled, [bins[0], bins[1], tf.shape(features)[3]])
 
     def gradient(upstream):
-        def loop():
-            return tf.map_fn(
-                lambda box: _weight_gradients(features, box[:4], box[4]),
-                (*boxes, upstream),
-                fn_output_signature=(
-                    tf.TensorSpec(weights_y.shape[1:], features.dtype),
-                    tf.TensorSpec(weights_x.shape[1:], features.dtype),
-                ),
-            )
-
-        # A loop without a step cannot tell the size of a map that is unknown when traced.
-        d_weights = tf.cond(
-            tf.shape(weights_y)[0] > 0,
-            loop,
-            lambda: (tf.zeros_like(weights_y), tf.zeros_like(weights_x)),
-        )
+        d_weights = _weight_gradients(features, boxes, upstream)
         d_features = _feature_gradient(features, weights_y, weights_x, box_indices, upstream)
         return d_features, *d_weights, None, None
 
@@ -163,7 +148,29 @@ def _flatten_rows(tensor):
     return tf.reshape(tensor, [tf.shape(tensor)[0], tf.reduce_prod(tf.shape(tensor)[1:])])
 
 
-def _weight_gradients(features, box, upstream):
+def _weight_gradients(features, boxes, upstream):
+    """Gradients to the weights of both axes, [N, h, H] and [N, w, W], box by box."""
+    weights_y, weights_x = boxes[:2]
+
+    def loop():
+        return tf.map_fn(
+            lambda box: _box_weight_gradients(features, box[:4], box[4]),
+            (*boxes, upstream),
+            fn_output_signature=(
+                tf.TensorSpec(weights_y.shape[1:], features.dtype),
+                tf.TensorSpec(weights_x.shape[1:], features.dtype),
+            ),
+        )
+
+    # A loop without a step cannot tell the size of a map that is unknown when traced.
+    return tf.cond(
+        tf.shape(weights_y)[0] > 0,
+        loop,
+        lambda: (tf.zeros_like(weights_y), tf.zeros_like(weights_x)),
+    )
+
+
+def _box_weight_gradients(features, box, upstream):
     """Gradients to one box's weights, [h, H] and [w, W], from the one to its bins, [h, w, C]."""
     patch, window_y, window_x = _window(features, *box)
     columns = tf.matmul(window_x, patch)  # [R, w, C]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a TF Serving what is in an image: gan-mrcnn client --url URL IMAGE...
+"""Sends images to a TF Serving and draws its detections: gan-mrcnn client --url URL IMAGE...
 
 URL is http://HOST:8501/v1/models/model (REST) or grpc://HOST:8500/model; /versions/1 behind it
-chooses a version.
+chooses a version. Prints class, score and box [y1, x1, y2, x2] of each object, in pixels.
 """
 
 import argparse
@@ -10,16 +10,37 @@ import pathlib
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
+    parser.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE', help='image files')
     parser.add_argument(
-        '--url', required=True, help='http://HOST:8501/v1/models/model or grpc://..'
+        '--url', required=True, help='of the model: http://HOST:8501/v1/models/model or grpc://...'
     )
     parser.add_argument(
-        '--out', type=pathlib.Path, default=pathlib.Path('.'), help='overlays go there (default .)'
+        '--out',
+        type=pathlib.Path,
+        default=pathlib.Path('.'),
+        metavar='DIR',
+        help='folder of the overlays, NAME.detections.png (default .)',
     )
-    parser.add_argument('--class_names', type=pathlib.Path, help="the model's class_names.txt")
-    parser.add_argument('--score_threshold', type=float, default=0.5, help='default 0.5')
-    parser.add_argument('--timeout', type=float, default=60, help='seconds (default 60)')
+    parser.add_argument(
+        '--class_names',
+        type=pathlib.Path,
+        metavar='FILE',
+        help='OUT/model/N/assets/class_names.txt of the export (default: print class numbers)',
+    )
+    parser.add_argument(
+        '--score_threshold',
+        type=float,
+        default=0.5,
+        metavar='SCORE',
+        help='detections with a lower score are not shown (default 0.5)',
+    )
+    parser.add_argument(
+        '--timeout',
+        type=float,
+        default=60,
+        metavar='SECONDS',
+        help='for a response (default 60)',
+    )
 
 
 def main(options: argparse.Namespace) -> None:

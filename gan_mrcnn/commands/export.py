@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a run for TF Serving: gan-mrcnn export --model_dir RUN --export_dir OUT."""
+"""Exports a run for TF Serving: gan-mrcnn export --model_dir RUN --export_dir OUT.
+
+Writes the SavedModel OUT/model/N. It runs without this package, and gan-mrcnn predict and evaluate
+take it, too. Needs the extra serving: pip install 'gan-mrcnn[serving]'.
+"""
 
 import argparse
 
@@ -7,19 +11,29 @@ from gan_mrcnn.utils import cli
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--model_dir', required=True, help='the folder that train.py wrote')
-    parser.add_argument('--export_dir', required=True, help='the model goes to EXPORT_DIR/model/N')
+    parser.add_argument(
+        '--model_dir', required=True, metavar='RUN', help='folder that gan-mrcnn train wrote'
+    )
+    parser.add_argument(
+        '--export_dir', required=True, metavar='OUT', help='the model is written to OUT/model/N'
+    )
     cli.add_checkpoint_flag(parser)
     parser.add_argument(
-        '--version', type=int, metavar='N', help='number of the model (default: the next free one)'
+        '--version',
+        type=int,
+        metavar='N',
+        help='number of the model (default: one more than the highest)',
     )
     parser.add_argument(
         '--score_threshold',
         type=float,
         default=0.5,
-        help='from this score on detections are in full_masks, and worth showing (default 0.5)',
+        metavar='SCORE',
+        help='lowest score in the signature full_masks, and default of predict (default 0.5)',
     )
-    parser.add_argument('--data_dir', help='where the data set is now; it names the classes')
+    parser.add_argument(
+        '--data_dir', help='where the data set is, if it was moved; it names the classes'
+    )
 
 
 def main(options: argparse.Namespace) -> None:
@@ -32,6 +46,6 @@ def main(options: argparse.Namespace) -> None:
     target = export.export(module, card, config, options.export_dir, options.version)
     size = sum(path.stat().st_size for path in target.rglob('*') if path.is_file())
     print(
-        f'{card.checkpoint} (step {card.step}) is now {target}, {size / 1e6:.0f} MB; '
+        f'exported {card.checkpoint} (step {card.step}) to {target}, {size / 1e6:.0f} MB; '
         f'classes: {", ".join(card.class_names)}'
     )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the objects in image files: gan-mrcnn predict --model OUT/model IMAGES... --out DIR.
+"""Predicts the objects in image files: gan-mrcnn predict --model MODEL IMAGES... --out DIR.
 
-IMAGES are files, folders and patterns in quotes. --model is a SavedModel that gan-mrcnn export
-wrote, or the folder of a run.
+IMAGES are files, folders (with all below) and patterns in quotes. MODEL is a SavedModel that
+gan-mrcnn export wrote (OUT/model or OUT/model/1), or the folder of a run. DIR gets overlays/,
+labels/, objects.csv and predictions.json (COCO format).
 """
 
 import argparse
@@ -12,38 +13,48 @@ from gan_mrcnn.utils.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders, patterns')
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders or patterns')
     parser.add_argument('--model', required=True, help='a SavedModel, or the folder of a run')
-    parser.add_argument('--out', required=True, help='results go there, see docs/serving.md')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
     cli.add_checkpoint_flag(parser)
-    parser.add_argument('--data_dir', help='of a run: where its data set is now')
+    parser.add_argument('--data_dir', help='of a run: where its data set is, if it was moved')
     parser.add_argument(
-        '--score_threshold', type=float, help="fainter objects are left out (default: the model's)"
+        '--score_threshold',
+        type=float,
+        metavar='SCORE',
+        help="objects with a lower score are dropped (default: the model's)",
     )
-    parser.add_argument('--batch', type=int, default=4, help='images at a time (default 4)')
+    parser.add_argument(
+        '--batch', type=int, default=4, metavar='N', help='images at a time (default 4)'
+    )
     parser.add_argument(
         '--tile',
         type=int,
         nargs=2,
         metavar=('HEIGHT', 'WIDTH'),
-        help='larger images are cut into tiles of this size, in pixels; take the size of the '
-        'images that were trained on',
+        help='larger images are predicted in tiles of this size, in pixels; take that of the '
+        'training images',
     )
     parser.add_argument(
-        '--overlap', type=int, help='of neighbouring tiles, in pixels (default: a quarter of one)'
+        '--overlap',
+        type=int,
+        metavar='PIXELS',
+        help='of neighbouring tiles (default: a quarter of the shorter side of a tile)',
     )
 
 
 def main(options: argparse.Namespace) -> None:
     if options.batch < 1:
-        raise UserError(f'--batch {options.batch} is too few; 1 is the least')
+        raise UserError(f'--batch {options.batch} is not positive; give 1 or more')
     tile, overlap = options.tile, options.overlap
     if tile and min(tile) < 1:
-        raise UserError(f'--tile {tile[0]} {tile[1]} is no size in pixels')
+        raise UserError(
+            f'--tile {tile[0]} {tile[1]} is not positive; give height and width in pixels'
+        )
     if tile and overlap is None:
         overlap = min(tile) // 4
     if tile and not 0 <= overlap < min(tile):
-        raise UserError(f'--overlap {overlap} does not fit into a tile')
+        raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
     from gan_mrcnn.prediction import run as prediction_run
 
     prediction_run.predict(

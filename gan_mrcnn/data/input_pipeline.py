@@ -9,6 +9,7 @@ the example's number in the run, so that a resumed run sees what an uninterrupte
 Shapes: H, W the padded input, M ground-truth objects per image at most.
 """
 
+import functools
 from typing import Optional
 
 import tensorflow as tf
@@ -94,14 +95,7 @@ class Parser:
         short_side = tf.random.stateless_uniform([], seeds[2], low, high + 1, tf.int32)
         image, info = self.resize(image, short_side)
         boxes = box_ops.denormalize_boxes(boxes, info[1])
-        score_targets, box_targets = anchor_targets.AnchorLabeler(
-            seeds[3],
-            config.rpn_batch_size_per_im,
-            config.rpn_fg_fraction,
-            match_threshold=config.rpn_match_threshold,
-            unmatched_threshold=config.rpn_unmatched_threshold,
-            image_size=info[1],
-        ).label_anchors(self._anchors, boxes, tf.cast(classes[:, tf.newaxis], tf.float32))
+        score_targets, box_targets = self._label_anchors(boxes, classes, info[1], seeds[3])
         pad = lambda x: preprocess_ops.clip_or_pad_to_fixed_size(  # noqa: E731
             x, config.max_num_instances, -1
         )
@@ -131,6 +125,18 @@ class Parser:
         shuffled = tf.random.experimental.stateless_shuffle(kept, seed)
         return tf.sort(shuffled[: self._config.max_num_instances])
 
+    def _label_anchors(self, boxes, classes, image_size, seed):
+        """Score and box targets of the RPN by level; `boxes` [N, 4] in pixels of the input."""
+        config = self._config
+        return anchor_targets.AnchorLabeler(
+            seed,
+            config.rpn_batch_size_per_im,
+            config.rpn_fg_fraction,
+            match_threshold=config.rpn_match_threshold,
+            unmatched_threshold=config.rpn_unmatched_threshold,
+            image_size=image_size,
+        ).label_anchors(self._anchors, boxes, tf.cast(classes[:, tf.newaxis], tf.float32))
+
     def _flip(self, image, boxes, masks, seeds):
         for axis, wanted, seed in (
             (1, self._config.aug_rand_hflip, seeds[0]),
@@ -149,7 +155,7 @@ class Parser:
     def _cut_masks(self, encoded_masks, normalized_boxes):
         """Masks [N, S, S] inside their boxes: the means over S x S cells of the box.
 
-        One mask after the other is decoded: all of a crowded picture, decoded, take gigabytes.
+        Masks are decoded one at a time: all of a crowded image, decoded, take gigabytes.
         """
         size = self._config.mask_crop_size
 
@@ -170,9 +176,13 @@ def _image_id(data):
     return tf.strings.to_number(data['source_id'], tf.int64)
 
 
+def _files(params):
+    return sorted(tf.io.gfile.glob(params.input_path))
+
+
 def _num_parallel_calls(params):
     """Examples made at a time. AUTOTUNE takes as many as there are cores, and each is 0.1 GB where
-    pictures are large: on 96 cores 10 GB, whatever the batch."""
+    images are large: on 96 cores 10 GB, whatever the batch."""
     return min(params.global_batch_size, num_cores())
 
 
@@ -197,33 +207,42 @@ def training_dataset(
       A dataset of (images [b, H, W, 3], labels), b the batch of one replica.
     """
     decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
-    batch_size = params.global_batch_size
-    num_examples = params.num_examples
-    files = sorted(tf.io.gfile.glob(params.input_path))
-
-    def epoch(number):
-        """Records of one epoch with their number in the run: files and blocks are shuffled."""
-        shuffle = lambda x, what: tf.random.experimental.stateless_shuffle(  # noqa: E731
-            x, tf.stack([tf.cast(seed, tf.int64), number * 2 + what])
-        )
-        encoded = tf.data.Dataset.from_tensor_slices(shuffle(tf.constant(files), 0)).interleave(
-            tf.data.TFRecordDataset, cycle_length=min(len(files), 16)
-        )
-        blocks = encoded.batch(params.shuffle_buffer_size)
-        shuffled = blocks.map(lambda block: shuffle(block, 1)).unbatch()
-        return shuffled.enumerate(number * num_examples)
-
-    first_epoch, skipped = divmod(first_example, num_examples)
+    first_epoch, skipped = divmod(first_example, params.num_examples)
+    epoch = functools.partial(_shuffled_epoch, params, _files(params), seed)
     dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(skipped)
-    if input_context:
-        batch_size = input_context.get_per_replica_batch_size(batch_size)
-        dataset = dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id)
+    dataset, batch_size = _shard(dataset, params.global_batch_size, input_context)
     dataset = dataset.map(
         lambda number, record: parser.parse_train(decoder.decode(record), number),
         num_parallel_calls=_num_parallel_calls(params),
         deterministic=True,
     )
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+def _shuffled_epoch(params, files, seed, number):
+    """Records of epoch `number`, each with its number in the run: files and blocks are shuffled."""
+
+    def shuffle(x, what):
+        return tf.random.experimental.stateless_shuffle(
+            x, tf.stack([tf.cast(seed, tf.int64), number * 2 + what])
+        )
+
+    encoded = tf.data.Dataset.from_tensor_slices(shuffle(tf.constant(files), 0)).interleave(
+        tf.data.TFRecordDataset, cycle_length=min(len(files), 16)
+    )
+    blocks = encoded.batch(params.shuffle_buffer_size)
+    shuffled = blocks.map(lambda block: shuffle(block, 1)).unbatch()
+    return shuffled.enumerate(number * params.num_examples)
+
+
+def _shard(dataset, batch_size, input_context):
+    """This input pipeline's part of `dataset`, and the batch of one of its replicas."""
+    if not input_context:
+        return dataset, batch_size
+    return (
+        dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id),
+        input_context.get_per_replica_batch_size(batch_size),
+    )
 
 
 def evaluation_dataset(
@@ -233,9 +252,7 @@ def evaluation_dataset(
 ) -> tf.data.Dataset:
     """Every image once; the last batch is filled with the first images under the id -1."""
     decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
-    batch_size = params.global_batch_size
-    files = sorted(tf.io.gfile.glob(params.input_path))
-    dataset = tf.data.TFRecordDataset(files).map(
+    dataset = tf.data.TFRecordDataset(_files(params)).map(
         lambda record: parser.parse_eval(decoder.decode(record)),
         num_parallel_calls=_num_parallel_calls(params),
         deterministic=True,
@@ -243,8 +260,6 @@ def evaluation_dataset(
     filling = dataset.repeat().map(
         lambda image, labels: (image, {**labels, 'source_id': tf.constant(-1, tf.int64)})
     )
-    dataset = dataset.concatenate(filling.take(-params.num_examples % batch_size))
-    if input_context:
-        batch_size = input_context.get_per_replica_batch_size(batch_size)
-        dataset = dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id)
+    dataset = dataset.concatenate(filling.take(-params.num_examples % params.global_batch_size))
+    dataset, batch_size = _shard(dataset, params.global_batch_size, input_context)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)

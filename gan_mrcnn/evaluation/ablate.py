@@ -2,7 +2,6 @@
 """The paper's ablations, run by run, in processes of their own (`gan-mrcnn ablate`)."""
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from typing import NamedTuple
 
 from gan_mrcnn.evaluation.report import compare
+from gan_mrcnn.utils import files
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -71,23 +71,22 @@ def commands(options, row: Row, seed: int) -> tuple[str, list[list[str]]]:
 
 
 def run_row(folder: str, split: str, steps: list[list[str]]) -> bool:
-    """Trains and evaluates unless that is done; whether it was to be done.
+    """Trains and evaluates unless results exist; returns whether it did.
 
     Raises:
       UserError: the folder is of a run with other flags, or a program has failed.
     """
     marker = pathlib.Path(folder) / 'ablation.json'
-    if marker.exists() and json.loads(marker.read_text(encoding='utf-8')) != steps[0]:
+    if marker.exists() and files.read_json(marker, None) != steps[0]:
         raise UserError(f'{folder} was trained with other flags; give another --model_dir')
     if (pathlib.Path(folder) / 'eval' / split / 'results.json').exists():
         return False
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(steps[0]), encoding='utf-8')
+    files.write_json(marker, steps[0])
     for step in steps:
         status = subprocess.run([sys.executable, '-m', 'gan_mrcnn', *step]).returncode
         if status:
             raise UserError(
-                f'gan-mrcnn {step[0]} has ended with {status}; the same command goes on from there'
+                f'gan-mrcnn {step[0]} failed with status {status}; run the same command again'
             )
     return True
 
@@ -109,7 +108,7 @@ def run_table(options: argparse.Namespace) -> None:
         folder, steps = commands(options, row, seed)
         print(f'[{number}/{len(runs)}] {folder}', flush=True)
         if not run_row(folder, options.eval_split, steps):
-            print('    is there already', flush=True)
+            print('    already evaluated, skipped', flush=True)
         folders[row, seed] = folder
 
     in_rows = [folders[row, seed] for row in TABLES[options.table] for seed in options.seeds]

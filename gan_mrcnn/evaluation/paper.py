@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import gan_mrcnn
-from gan_mrcnn.metrics.predictions import write_json
+from gan_mrcnn.utils import files
 
 COCO_COLUMNS = ('AP', 'AP50', 'AP75', 'APS', 'APM', 'APL', 'AR')
 # The paper has no column for small glands.
@@ -48,7 +48,7 @@ _NO_SMALL = ('AP', 'AP50', 'AP75', 'APM', 'APL')
 _LEVELS = ('AP', 'AP50', 'AP75')
 
 TABLES = {
-    # A tenth of its 533 pictures.
+    # A tenth of its 533 images.
     'phone': Table(
         1,
         'val',
@@ -138,6 +138,7 @@ TABLES = {
 }
 MISPRINTS = frozenset({(4, 'mask', 'Mask R-CNN', 'AP75')})
 
+CONTEST_COLUMNS = ('F1', 'Dice', 'Hausdorff')
 # Object-level results on the glands, test A and test B.
 CONTEST = {
     'contest winner': {
@@ -158,7 +159,7 @@ _NAME_WIDTH = 28
 def table_for(dataset: str, is_demo: bool, split: str, num_images: int) -> Optional[Table]:
     """The paper's table with figures of the same images; None where there is none.
 
-    Figures of other images do not compare, so that the demo set, a part of the pictures or another
+    Figures of other images do not compare, so that the demo set, a part of the images or another
     split gets none.
     """
     table = TABLES.get(dataset)
@@ -170,6 +171,27 @@ def table_for(dataset: str, is_demo: bool, split: str, num_images: int) -> Optio
 def columns_for(dataset: str) -> tuple[str, ...]:
     """Names of the figures shown for a data set."""
     return GLAND_COLUMNS if dataset == 'gland' else COCO_COLUMNS
+
+
+def figure_rows(
+    figures: Mapping[str, Any], dataset: str, table: Optional[Table]
+) -> list[tuple[str, str, list[str]]]:
+    """Rows of AP as text: ours of each kind, and the paper's below; see `format_table`.
+
+    Returns:
+      Kind, system ('' for ours) and the figures of `columns_for(dataset)`. A star marks a misprint.
+    """
+    columns = columns_for(dataset)
+    rows = []
+    for kind in KINDS:
+        if kind not in figures:
+            continue
+        rows.append((kind, '', [cell(figures[kind][column]) for column in columns]))
+        for system, row in (table.rows.get(kind, {}) if table else {}).items():
+            starred = [(table.number, kind, system, column) in MISPRINTS for column in columns]
+            cells = [cell(row.get(c)) + '*' * star for c, star in zip(columns, starred)]
+            rows.append((kind, system, cells))
+    return rows
 
 
 def format_table(figures: Mapping[str, Any], dataset: str, table: Optional[Table]) -> str:
@@ -184,19 +206,11 @@ def format_table(figures: Mapping[str, Any], dataset: str, table: Optional[Table
       Lines without a final line break; a figure that does not exist is a dash. Footnotes say which
       of the paper's figures is a misprint, and why glands have no column for small ones.
     """
-    columns = columns_for(dataset)
-    lines = [_line('', columns)]
-    has_misprint = False
-    for kind in KINDS:
-        if kind not in figures:
-            continue
-        lines.append(_line(f'{kind:<9}this run', [_cell(figures[kind][c]) for c in columns]))
-        for system, row in (table.rows.get(kind, {}) if table else {}).items():
-            starred = [(table.number, kind, system, column) in MISPRINTS for column in columns]
-            has_misprint |= any(starred)
-            cells = [_cell(row.get(c)) + '*' * star for c, star in zip(columns, starred)]
-            lines.append(_line(f'{kind:<9}paper, {system}', cells))
-    if has_misprint:
+    rows = figure_rows(figures, dataset, table)
+    lines = [_line('', columns_for(dataset))]
+    for kind, system, cells in rows:
+        lines.append(_line(f'{kind:<9}{f"paper, {system}" if system else "this run"}', cells))
+    if any(text.endswith('*') for _, _, cells in rows for text in cells):
         lines.append('* a misprint in the paper: AP75 cannot exceed AP50')
     if dataset == 'gland':
         lines.append(
@@ -219,7 +233,7 @@ def format_classes(figures: Mapping[str, Any]) -> str:
     lines = [_line('', [kind if level == 'AP' else '' for kind in kinds for level in _LEVELS])]
     lines.append(_line('class', [level for _ in kinds for level in _LEVELS]))
     for name in per_class['mask']:
-        cells = [_cell(per_class[kind][name][level]) for kind in kinds for level in _LEVELS]
+        cells = [cell(per_class[kind][name][level]) for kind in kinds for level in _LEVELS]
         lines.append(_line(name, cells))
     return '\n'.join(lines)
 
@@ -241,16 +255,31 @@ def format_table2(figures: Mapping[str, Any], table: Optional[Table]) -> str:
     for kind, per_class in ours.items():
         for level in _LEVELS:
             classes = [per_class[name][level] for name in names]
-            cells = [_cell(_mean(classes)), *map(_cell, classes)]
+            cells = [cell(_mean(classes)), *map(cell, classes)]
             lines.append(_line(f'{kind:<6}{level:<6}this run', cells, 11))
         for system, row in (table.rows[kind] if table else {}).items():
             for level in _LEVELS:
                 classes = table.per_class[kind][system][level]
-                cells = [_cell(value) for value in (row[level], *classes)]
+                cells = [cell(value) for value in (row[level], *classes)]
                 lines.append(_line(f'{kind:<6}{level:<6}{system}', cells, 11))
-    official = ', '.join(f'{level} {_cell(masks[level])}' for level in _LEVELS)
+    official = ', '.join(f'{level} {cell(masks[level])}' for level in _LEVELS)
     lines.append(f'Masks, official average of eight classes, as on the benchmark: {official}')
     return '\n'.join(lines)
+
+
+def contest_rows(figures: Mapping[str, Any], compare: bool) -> list[tuple[str, str, list[str]]]:
+    """Part, system ('' for ours) and `CONTEST_COLUMNS` as text; see `format_glands`."""
+
+    def cells(one):
+        return [cell(one['F1']), cell(one['dice']), f'{one["hausdorff"]:.1f}']
+
+    rows = []
+    for part, one in figures.items():
+        rows.append((part, '', cells(one)))
+        for system, parts in CONTEST.items() if compare else ():
+            if part in parts:
+                rows.append((part, system, cells(parts[part])))
+    return rows
 
 
 def format_glands(figures: Mapping[str, Any], compare: bool) -> str:
@@ -260,52 +289,46 @@ def format_glands(figures: Mapping[str, Any], compare: bool) -> str:
       figures: with 'glands', figures by part, and 'score_threshold'.
       compare: whether the images are those of the published figures.
     """
-    lines = [_line('object level', ['F1', 'Dice', 'Hausdorff'], 11)]
-    for part, one in figures['glands'].items():
-        lines.append(_line(part, _contest_cells(one), 11))
-        for system, parts in CONTEST.items() if compare else ():
-            if part in parts:
-                lines.append(_line(f'  {system}', _contest_cells(parts[part]), 11))
+    lines = [_line('object level', CONTEST_COLUMNS, 11)]
+    for part, system, cells in contest_rows(figures['glands'], compare):
+        lines.append(_line(f'  {system}' if system else part, cells, 11))
     threshold = figures['score_threshold']
     lines.append(f'Scores of at least {threshold["value"]:.2f}, {threshold["origin"]}.')
     return '\n'.join(lines)
 
 
 def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
-def _contest_cells(one) -> list[str]:
-    return [_cell(one['F1']), _cell(one['dice']), f'{one["hausdorff"]:.1f}']
-
-
-def _cell(value: Optional[float]) -> str:
+def cell(value: Optional[float]) -> str:
+    """A figure as text, a dash where it does not exist."""
     return '-' if value is None else f'{value:.4f}'
 
 
 def _line(name: str, cells: Sequence[str], width: int = 8) -> str:
     """Cells end in the same place; a star hangs over."""
-    texts = [f'{cell if cell.endswith("*") else cell + " ":>{width + 1}}' for cell in cells]
+    texts = [f'{text if text.endswith("*") else text + " ":>{width + 1}}' for text in cells]
     return f'{name:<{_NAME_WIDTH}}{"".join(texts)}'.rstrip()
 
 
 def versions() -> dict[str, Optional[str]]:
     """Versions of Python, this package and what it computes with; None where not installed."""
-    found = {'python': sys.version.split()[0], 'gan_mrcnn': gan_mrcnn.__version__}
+    known = {'python': sys.version.split()[0], 'gan_mrcnn': gan_mrcnn.__version__}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            known[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            known[package] = None
+    return known
 
 
 def write_results(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
     """Writes results.json: the figures and all that is needed to say where they come from.
 
     Args:
-      path: of the file; it is replaced in one piece.
+      path: of the file, which is replaced whole or not at all.
       results: dict with at least 'figures', 'config' (a plain dict; None for predictions of which
         nothing is known), 'seed', 'data_fingerprint' and 'notice' (what must be said about the
         data, e.g. that they are the demo set; '' if nothing). Versions, command line and UTC date
@@ -319,7 +342,7 @@ def write_results(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
     """
     missing = [key for key in _REQUIRED if key not in results]
     if missing:
-        raise ValueError(f'results lack {", ".join(missing)}: figures without them say nothing')
+        raise ValueError(f'results lack {", ".join(missing)}, without which figures say nothing')
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     written = {
         **results,
@@ -327,5 +350,5 @@ def write_results(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
         'command_line': shlex.join(sys.argv),
         'date_utc': now,
     }
-    write_json(path, written, indent=2)
+    files.write_json(path, written)
     return written

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a checkpoint, a SavedModel or a file of predictions on one split.
 
-A checkpoint's predictions are written first and scored then, as those of any other system. Into
+A checkpoint's predictions are written first and then scored like those of any other system. Into
 `MODEL_DIR/eval/SPLIT` go `predictions.json` (COCO results, with the data set's own category ids)
-and its manifest, `results.json` (figures and all that made them) and `pictures.png` (image, truth
-and prediction side by side).
+and its manifest, `results.json` (figures and their origin) and `images.png` (image, ground truth
+and predictions side by side).
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import devices, progress_bar, visualization
 from gan_mrcnn.utils.errors import UserError
 
-NUM_PICTURES = 6
+# Of `images.png`.
+_NUM_IMAGES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,52 +64,46 @@ def evaluate(
     """
     path = saved_model or checkpoint_lib.find_checkpoint(model_dir, checkpoint)
     predictor = _load_saved_model(path, dataset) if saved_model else None
+    is_gland = dataset.name == 'gland'
     validation_split = config.task.validation_data.split
     # Glands are painted into label maps from a score on, which the test images must not choose.
-    wanted = [split]
-    if dataset.name == 'gland' and split != validation_split:
-        wanted.append(validation_split)
-    record_sets = records.ensure_splits(dataset, wanted, config.task)
+    splits = [split, validation_split] if is_gland and split != validation_split else [split]
+    record_sets = records.ensure_splits(dataset, splits, config.task)
     if predictor:
-        batch_size = config.task.validation_data.global_batch_size
-        found = [predictor_lib.predict_records(predictor, one, batch_size) for one in record_sets]
-        step = predictor.card.step
+        detections = _predict_saved_model(config, record_sets, predictor)
     else:
-        found, step = _predict_checkpoint(config, record_sets, path)
+        detections = _predict_checkpoint(config, record_sets, path)
     threshold = scoring.DEFAULT_THRESHOLD
-    if dataset.name == 'gland':
-        threshold = scoring.threshold_from_validation(record_sets[-1], found[-1])
-
+    if is_gland:
+        threshold = scoring.threshold_from_validation(record_sets[-1], detections[-1])
+    origin = {
+        'checkpoint': path,
+        'step': predictor.card.step if predictor else checkpoint_lib.step_of(path),
+        'seed': config.task.seed,
+    }
     folder = pathlib.Path(model_dir) / 'eval' / split
-    own_ids = [
-        {**prediction, 'category_id': dataset.category_ids[prediction['category_id'] - 1]}
-        for prediction in found[0]
-    ]
-    origin = {'checkpoint': path, 'step': step, 'seed': config.task.seed}
-    predictions.save_predictions(
-        str(folder / 'predictions.json'),
-        own_ids,
-        {
-            **scoring.manifest(dataset, split, record_sets[0]),
-            **origin,
-            'score_threshold': threshold,
-        },
-    )
-    scored = scoring.score(dataset, split, record_sets[0], found[0], threshold)
-    visualization.save_png(
-        str(folder / 'pictures.png'),
-        contact_sheet.contact_sheet(record_sets[0], _spread(record_sets[0].image_ids), found[0]),
-    )
+    made_by = {**origin, 'score_threshold': threshold}
+    _save(folder, dataset, split, record_sets[0], detections[0], made_by)
+    scored = scoring.score(dataset, split, record_sets[0], detections[0], threshold)
     outputs = outputs or Outputs()
-    results = _finish(
-        scored,
-        {**origin, 'config': config.as_dict()},
-        dataclasses.replace(outputs, results=outputs.results or str(folder / 'results.json')),
-    )
+    outputs = dataclasses.replace(outputs, results=outputs.results or str(folder / 'results.json'))
+    results = _finish(scored, {**origin, 'config': config.as_dict()}, outputs)
     if split == validation_split and path.startswith(f'{model_dir}/best/'):
-        print('These images chose the checkpoint; --checkpoint last is one that they did not.')
+        print('These images chose the checkpoint; --checkpoint last gives one they did not choose.')
     print(f'{record_sets[0].num_examples} images of {dataset.name}/{split}, {path}; wrote {folder}')
     return results
+
+
+def _save(folder, dataset, split, record_set, detections, made_by) -> None:
+    """Writes predictions, with the data set's own category ids, and `images.png`."""
+    manifest = {**scoring.manifest(dataset, split, record_set), **made_by}
+    own_ids = [
+        {**one, 'category_id': dataset.category_ids[one['category_id'] - 1]} for one in detections
+    ]
+    predictions.save_predictions(str(folder / 'predictions.json'), own_ids, manifest)
+    ids = _spread(record_set.image_ids)
+    sheet = contact_sheet.contact_sheet(record_set, ids, detections)
+    visualization.save_png(str(folder / 'images.png'), sheet)
 
 
 def evaluate_file(
@@ -122,12 +117,12 @@ def evaluate_file(
     """Scores a file of predictions, of whatever system; no model is involved.
 
     Args:
-      config: the experiment, of which only what concerns the data is looked at.
+      config: the experiment, of which only the data's part is read.
       dataset: where `split` is.
       split: what was predicted.
       path: of the predictions.
-      validation_path: of those of the validation split, which choose from which score glands are
-        painted; None for what the manifest says, or 0.5.
+      validation_path: of those of the validation split, which choose from which score on glands
+        are painted; None for the manifest's score, or 0.5.
       outputs: what to write.
 
     Returns:
@@ -136,7 +131,7 @@ def evaluate_file(
     Raises:
       UserError: a file cannot be scored; nothing has been printed or written then.
     """
-    record_set, found, manifest = _read_file(config, dataset, path, split)
+    record_set, detections, manifest = _read_file(config, dataset, path, split)
     threshold = manifest.get('score_threshold', scoring.DEFAULT_THRESHOLD)
     if validation_path:
         validation_split = config.task.validation_data.split
@@ -144,7 +139,7 @@ def evaluate_file(
             config, dataset, validation_path, validation_split
         )
         threshold = scoring.threshold_from_validation(validation_set, validation)
-    scored = scoring.score(dataset, split, record_set, found, threshold)
+    scored = scoring.score(dataset, split, record_set, detections, threshold)
     origin = {key: manifest.get(key) for key in ('checkpoint', 'step', 'seed')}
     results = _finish(scored, {**origin, 'config': None, 'predictions': path}, outputs)
     print(f'{record_set.num_examples} images of {dataset.name}/{split}, {path}')
@@ -156,12 +151,13 @@ def _read_file(config, dataset, path, split):
     manifest = predictions.load_manifest(path)
     (record_set,) = records.ensure_splits(dataset, [split], config.task)
     predictions.check_manifest(path, manifest, scoring.manifest(dataset, split, record_set))
-    truth = coco.load_annotations(record_set.annotation_file)
-    return record_set, predictions.load_predictions(path, truth, dataset.category_ids), manifest
+    ground_truth = coco.load_annotations(record_set.annotation_file)
+    detections = predictions.load_predictions(path, ground_truth, dataset.category_ids)
+    return record_set, detections, manifest
 
 
 def _finish(scored: scoring.Scored, origin: dict, outputs: Outputs) -> dict:
-    """Writes and prints what was found out."""
+    """Writes and prints the results."""
     results = {
         'figures': scored.figures,
         'dataset': scored.dataset.name,
@@ -181,17 +177,14 @@ def _finish(scored: scoring.Scored, origin: dict, outputs: Outputs) -> dict:
     return results
 
 
-def _make_step(strategy, task, model):
-    @tf.function
-    def step(inputs):
-        outputs = strategy.run(task.validation_step, args=(inputs, model))
-        return tf.nest.map_structure(strategy.experimental_local_results, outputs)
-
-    return step
+def _predict_saved_model(config, record_sets, predictor) -> list[list]:
+    """Detections of each of the record sets."""
+    batch_size = config.task.validation_data.global_batch_size
+    return [predictor_lib.predict_records(predictor, one, batch_size) for one in record_sets]
 
 
-def _predict_checkpoint(config, record_sets, path):
-    """Detections of each of the record sets, and the step of the training."""
+def _predict_checkpoint(config, record_sets, path) -> list[list]:
+    """Detections of each of the record sets."""
     devices.set_up(config.runtime.mixed_precision_dtype, config.task.deterministic)
     strategy = devices.mirrored_strategy()
     devices.check_batch(strategy, config.task.train_data.global_batch_size)
@@ -199,24 +192,28 @@ def _predict_checkpoint(config, record_sets, path):
         task = task_lib.GanMaskRCNNTask(config.task)
         model = task.build_model()
         checkpoint_lib.restore(model, path)
-    step = _make_step(strategy, task, model)
-    found = [predict(config, task, step, one, strategy) for one in record_sets]
-    return found, checkpoint_lib.step_of(path)
+
+    @tf.function
+    def step(inputs):
+        outputs = strategy.run(task.validation_step, args=(inputs, model))
+        return tf.nest.map_structure(strategy.experimental_local_results, outputs)
+
+    return [_predict(config, task, step, one, strategy) for one in record_sets]
 
 
 def _load_saved_model(path, dataset):
-    """What was exported, if it knows the classes of `dataset`."""
+    """A predictor of the exported model; UserError where it has other classes than `dataset`."""
     predictor = predictor_lib.load_saved_model(path)
     if predictor.card.class_names != tuple(dataset.class_names):
         raise UserError(
             f'--saved_model {path} knows {", ".join(predictor.card.class_names)}, but the classes '
-            f'of {dataset.name} are {", ".join(dataset.class_names)}; give the data set of its '
-            'training'
+            f'of {dataset.name} are {", ".join(dataset.class_names)}; give the data set that it '
+            'was trained on'
         )
     return predictor
 
 
-def predict(config, task, step, record_set, strategy) -> list:
+def _predict(config, task, step, record_set, strategy) -> list:
     """Detections of every image, as COCO results at the images' own size, batch by batch."""
     params = config.task.validation_data
     record_set.feed(params)
@@ -224,17 +221,17 @@ def predict(config, task, step, record_set, strategy) -> list:
         lambda context: task.build_inputs(params, context)
     )
 
-    found = []
+    detections = []
     with progress_bar.Bar(total=record_set.num_examples, desc='predict', unit='image') as bar:
         for inputs in dataset:
             outputs = step(inputs)
-            task.aggregate_logs(found, outputs)
+            task.aggregate_logs(detections, outputs)
             ids = np.concatenate([np.asarray(x) for x in outputs['labels']['source_id']])
             bar.update(int((ids >= 0).sum()))
-    return found
+    return detections
 
 
 def _spread(image_ids):
-    """Up to `NUM_PICTURES` ids from the whole range, the same on every run."""
-    places = np.linspace(0, len(image_ids) - 1, min(NUM_PICTURES, len(image_ids)))
+    """Up to `_NUM_IMAGES` ids from the whole range, the same on every run."""
+    places = np.linspace(0, len(image_ids) - 1, min(_NUM_IMAGES, len(image_ids)))
     return [image_ids[int(round(place))] for place in places]

@@ -15,17 +15,17 @@ from gan_mrcnn.metrics import cityscapes as cityscapes_metrics
 from gan_mrcnn.metrics import coco, error_types, matching
 from gan_mrcnn.metrics import gland as gland_metrics
 
-# Lowest score of what is painted and drawn where the validation split was not asked.
+# Lowest score of what is painted and drawn without predictions of the validation split.
 DEFAULT_THRESHOLD = {'value': 0.5, 'origin': 'the default: no predictions of the validation split'}
 
 
 @dataclasses.dataclass
 class Scored:
-    """Predictions of one split with all that was found out about them.
+    """Predictions of one split with their figures and what these are computed from.
 
-    dataset, split, record_set: where ground truth and pictures are.
-    truth: COCO annotations.
-    predictions: COCO results with the category ids of `truth`.
+    dataset, split, record_set: have ground truth and images.
+    ground_truth: COCO annotations.
+    predictions: COCO results with the category ids of `ground_truth`.
     matches: `matching.Matches` by kind.
     errors: `error_types.Errors`.
     gland_scores: by image id, for glands; empty for others.
@@ -35,7 +35,7 @@ class Scored:
     dataset: base.Dataset
     split: str
     record_set: records.RecordSet
-    truth: dict[str, Any]
+    ground_truth: dict[str, Any]
     predictions: list[dict[str, Any]]
     matches: dict[str, matching.Matches]
     errors: error_types.Errors
@@ -67,47 +67,58 @@ def score(
       threshold: 'value', the lowest score of what is painted into label maps, and 'origin', what
         chose it.
     """
-    truth = coco.load_annotations(record_set.annotation_file)
-    matches = matching.match(truth, predictions, title='compare masks')
-    errors = error_types.classify(truth, predictions, title='sort errors')
-    names = dataset.class_names
-    figures: dict[str, Any] = {'per_class': {}}
-    for kind, one in matches.items():
-        figures[kind], per_class = coco.figures(one)
-        figures['per_class'][kind] = dict(zip(names, per_class))
+    ground_truth = coco.load_annotations(record_set.annotation_file)
+    matches = matching.match(ground_truth, predictions, title='compare masks')
+    errors = error_types.classify(ground_truth, predictions, title='classify errors')
+    figures = _figures(dataset.class_names, matches)
     figures['errors'] = error_types.summarize(errors)
     figures['score_threshold'] = dict(threshold)
     gland_scores = {}
     if dataset.name == 'gland':
         gland_scores = gland_metrics.score_images(
-            truth, predictions, threshold['value'], title='compare glands'
+            ground_truth, predictions, threshold['value'], title='compare glands'
         )
         figures['glands'] = {
             part: gland_metrics.summarize([gland_scores[i] for i in ids])
-            for part, ids in gland_parts(dataset, split, truth).items()
+            for part, ids in gland_parts(dataset, split, ground_truth).items()
         }
     if isinstance(dataset, cityscapes.Cityscapes):
-        ids = set(record_set.image_ids)
-        label_files = {
-            item.image_id: item.labels_path for item in dataset.items(split) if item.image_id in ids
-        }
-        figures['cityscapes'] = cityscapes_metrics.evaluate(label_files, predictions, 'Cityscapes')
+        figures['cityscapes'] = _score_cityscapes(dataset, split, record_set, predictions)
     return Scored(
-        dataset=dataset,
-        split=split,
-        record_set=record_set,
-        truth=truth,
-        predictions=list(predictions),
-        matches=matches,
-        errors=errors,
-        gland_scores=gland_scores,
-        figures=figures,
+        dataset,
+        split,
+        record_set,
+        ground_truth,
+        list(predictions),
+        matches,
+        errors,
+        gland_scores,
+        figures,
     )
 
 
-def gland_parts(dataset: base.Dataset, split: str, truth: dict[str, Any]) -> dict[str, list[int]]:
+def _figures(class_names, matches) -> dict[str, Any]:
+    """COCO's figures by kind, and of each class under 'per_class'."""
+    figures: dict[str, Any] = {'per_class': {}}
+    for kind, one in matches.items():
+        figures[kind], per_class = coco.figures(one)
+        figures['per_class'][kind] = dict(zip(class_names, per_class))
+    return figures
+
+
+def _score_cityscapes(dataset, split, record_set, predictions) -> dict[str, Any]:
+    ids = set(record_set.image_ids)
+    label_files = {
+        item.image_id: item.labels_path for item in dataset.items(split) if item.image_id in ids
+    }
+    return cityscapes_metrics.evaluate(label_files, predictions, 'Cityscapes')
+
+
+def gland_parts(
+    dataset: base.Dataset, split: str, ground_truth: dict[str, Any]
+) -> dict[str, list[int]]:
     """Image ids by part: the split, the contest's two tests in it, and each grade if known."""
-    names = {image['id']: image['file_name'].rpartition('.')[0] for image in truth['images']}
+    names = {image['id']: image['file_name'].rpartition('.')[0] for image in ground_truth['images']}
     parts = {split: list(names)}
     if isinstance(dataset, gland.Glands):
         for part in ('testA', 'testB') if split == 'test' else ():
@@ -120,9 +131,9 @@ def gland_parts(dataset: base.Dataset, split: str, truth: dict[str, Any]) -> dic
 def threshold_from_validation(
     record_set: records.RecordSet, predictions: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The score threshold that the validation split chooses, as `score` wants it."""
-    truth = coco.load_annotations(record_set.annotation_file)
-    value = gland_metrics.choose_threshold(truth, predictions)
+    """The score threshold that the validation split chooses, as `score` takes it."""
+    ground_truth = coco.load_annotations(record_set.annotation_file)
+    value = gland_metrics.choose_threshold(ground_truth, predictions)
     return {'value': value, 'origin': 'chosen on the validation split by F1 plus object Dice'}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boundary AP: how well outlines fit, where mask AP looks at areas and forgives them.
+"""Boundary AP: how well outlines fit, where mask AP compares areas and hardly sees outlines.
 
 Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation (2021). Of each
 mask only the band inside its outline counts, as wide as 2% of the image's diagonal; the overlap
@@ -23,11 +23,11 @@ def band_width(height: int, width: int, band: float = BAND) -> int:
 
 
 def boundary_band(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The pixels of a mask within `pixels` of one outside it; all beyond the image is outside.
+    """The pixels of a mask within `pixels` of one outside it; beyond the image is outside.
 
     Args:
       mask: uint8 [H, W], 0 and 1.
-      pixels: of the band.
+      pixels: width of the band.
 
     Returns:
       uint8 [H, W], 0 and 1.
@@ -41,7 +41,7 @@ def boundary_band(mask: np.ndarray, pixels: int) -> np.ndarray:
 def encode_band(rle: dict, band: float = BAND) -> dict:
     """Run lengths of the band of a mask given as run lengths, of the same size.
 
-    Only the part of the image around the object is looked at.
+    Only the part of the image around the object is eroded.
     """
     height, width = rle['size']
     x, y, w, h = (int(value) for value in mask_api.toBbox(rle))
@@ -58,15 +58,15 @@ def encode_band(rle: dict, band: float = BAND) -> dict:
 class BoundaryEval(COCOeval):
     """COCOeval with boundary IoU for overlaps; sizes are those of the masks."""
 
-    def __init__(self, truth: COCO, found: COCO, band: float = BAND):
+    def __init__(self, ground_truth: COCO, predictions: COCO, band: float = BAND):
         """Takes what COCOeval takes.
 
         Args:
-          truth: annotations with masks.
-          found: results with masks.
+          ground_truth: annotations with masks.
+          predictions: results with masks.
           band: width of the band as a share of the image's diagonal.
         """
-        super().__init__(truth, found, 'segm')
+        super().__init__(ground_truth, predictions, 'segm')
         self.band = band
 
     def _prepare(self) -> None:
@@ -79,15 +79,15 @@ class BoundaryEval(COCOeval):
     def computeIoU(self, imgId, catId):  # noqa: N802, N803 (pycocotools' names)
         """Overlaps of one image and class, [results, annotations], results by falling score."""
         ious = super().computeIoU(imgId, catId)
-        truth = self._gts[imgId, catId]
-        found = self._dts[imgId, catId]
-        if not truth or not found:
+        objects = self._gts[imgId, catId]
+        predictions = self._dts[imgId, catId]
+        if not objects or not predictions:
             return ious
-        order = np.argsort([-one['score'] for one in found], kind='mergesort')
-        found = [found[i] for i in order[: self.params.maxDets[-1]]]
-        is_crowd = [int(one['iscrowd']) for one in truth]
+        order = np.argsort([-one['score'] for one in predictions], kind='mergesort')
+        predictions = [predictions[i] for i in order[: self.params.maxDets[-1]]]
+        is_crowd = [int(one['iscrowd']) for one in objects]
         bands = mask_api.iou(
-            [one['band'] for one in found], [one['band'] for one in truth], is_crowd
+            [one['band'] for one in predictions], [one['band'] for one in objects], is_crowd
         )
-        # A crowd has no outline of its own to hold a prediction against.
+        # A crowd has no outline of its own to compare with.
         return np.where(np.array(is_crowd, bool), ious, np.minimum(ious, bands))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The official instance evaluation of Cityscapes, by cityscapesscripts.
 
-Predictions are written in the official file format (a text file per picture, a mask image per
+Predictions are written in the official file format (a text file per image, a mask image per
 object, ids of labels and scores) and read back by the official code; that keeps ours out of what
-is measured. It wants masks as files, so one picture at a time is written and removed.
+is measured. It wants masks as files, so one image at a time is written and removed.
 
 The benchmark has eight classes. The paper's Table 2 has ten: caravan and trailer, too, which the
 official labels set aside. Figures of each class do not depend on the others, so all ten are
@@ -36,12 +36,12 @@ OFFICIAL = tuple(name for name in CLASSES if not cityscapes_labels.name2label[na
 def write_predictions(
     folder: pathlib.Path, stem: str, predictions: Sequence[dict[str, Any]]
 ) -> pathlib.Path:
-    """Writes one picture's predictions as Cityscapes wants them.
+    """Writes one image's predictions in Cityscapes' format.
 
     Args:
       folder: where to.
       stem: of the text file; masks are STEM_0.png, ...
-      predictions: COCO results whose category ids are places in `CLASSES`, from 1.
+      predictions: COCO results whose category ids are indices into `CLASSES`, from 1.
 
     Returns:
       Path of the text file: a line per object with mask file, label id and score.
@@ -63,10 +63,10 @@ def evaluate(
     title: str = '',
     num_processes: Optional[int] = None,
 ) -> dict[str, Any]:
-    """Official figures of pictures.
+    """Official figures of images.
 
     Args:
-      label_files: the official label image of each picture, by image id.
+      label_files: the official label image of each image, by image id.
       predictions: COCO results, see `write_predictions`.
       title: of the progress bar, '' for none.
       num_processes: at most; None for as many as there are cores.
@@ -75,9 +75,9 @@ def evaluate(
       'AP', 'AP50' and 'AP75', averages of the official eight classes that have objects, and
       'per_class', the same for each of the ten; None where there is no object.
     """
-    found = parallel.by_image(predictions)
-    jobs = [(path, found.get(image_id, [])) for image_id, path in label_files.items()]
-    parts = parallel.map_jobs(_match_picture, jobs, [1] * len(jobs), title, num_processes)
+    predicted = parallel.by_image(predictions)
+    jobs = [(path, predicted.get(image_id, [])) for image_id, path in label_files.items()]
+    parts = parallel.map_jobs(_match_image, jobs, [1] * len(jobs), title, num_processes)
     matches = {key: value for part in parts for key, value in part.items()}
     args = _arguments()
     # [distances, classes, overlaps]; distances need depth, which is not used here.
@@ -104,15 +104,15 @@ def _arguments():
     return args
 
 
-def _match_picture(job) -> dict[str, Any]:
+def _match_image(job) -> dict[str, Any]:
     labels_path, predictions = job
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name).resolve()
         args = _arguments()
         args.predictionPath = str(folder)
-        text_file = write_predictions(folder, 'picture', predictions)
-        truth = instances2dict.instances2dict([str(labels_path)])
-        return official.matchGtWithPreds([str(text_file)], [str(labels_path)], truth, args)
+        text_file = write_predictions(folder, 'image', predictions)
+        ground_truth = instances2dict.instances2dict([str(labels_path)])
+        return official.matchGtWithPreds([str(text_file)], [str(labels_path)], ground_truth, args)
 
 
 def _figure(values: np.ndarray) -> Optional[float]:
@@ -120,5 +120,5 @@ def _figure(values: np.ndarray) -> Optional[float]:
 
 
 def _mean(values) -> Optional[float]:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

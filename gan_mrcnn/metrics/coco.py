@@ -7,14 +7,13 @@ the mask, not of the box (as maskrcnn-benchmark, the paper's code base, and Dete
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
 
 from gan_mrcnn.metrics import matching
-from gan_mrcnn.utils.errors import UserError
+from gan_mrcnn.utils import files
 
 # Threshold (None: the mean of all) and range of area of each figure; AR is the average recall.
 _FIGURES = {
@@ -37,13 +36,7 @@ def load_annotations(annotations) -> dict[str, Any]:
     """
     if isinstance(annotations, dict):
         return copy.deepcopy(annotations)
-    try:
-        with open(annotations, encoding='utf-8') as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f'cannot read annotations from {annotations}: {error}; give a COCO annotation file'
-        ) from error
+    return files.load_json(annotations, 'a COCO annotation file')
 
 
 def figures(
@@ -55,11 +48,11 @@ def figures(
 
     Args:
       matches: of one kind.
-      weights: how often each image is there, see `Matches.curve`.
+      weights: how often each image counts, see `Matches.curve`.
       names: which figures.
 
     Returns:
-      Figures by name, and the same for each class in order. None where there is no such object;
+      Figures by name, and the same for each class in order. None where no object exists;
       classes without one do not count in the mean.
     """
     per_class: list[Figures] = []
@@ -71,8 +64,8 @@ def figures(
         per_class.append({name: _figure(name, curves) for name in names})
     overall = {}
     for name in names:
-        there = [one[name] for one in per_class if one[name] is not None]
-        overall[name] = float(np.mean(there)) if there else None
+        known = [one[name] for one in per_class if one[name] is not None]
+        overall[name] = float(np.mean(known)) if known else None
     return overall, per_class
 
 
@@ -93,8 +86,9 @@ def evaluate_coco(annotations, predictions) -> dict[str, Figures]:
 
     Args:
       annotations: path of a COCO annotation file, or its content as a dict; unchanged.
-      predictions: list of COCO results with 'bbox' and 'segmentation', sound ones (see
-        `predictions.check`); unchanged. Of each image and class, the 100 best-scored ones count.
+      predictions: list of COCO results with 'bbox' and 'segmentation', valid ones (see
+        `predictions.load_predictions`); unchanged. Of each image and class, the 100 best-scored
+        ones count.
 
     Returns:
       {'box': figures, 'mask': figures} with `FIGURES`, floats in [0, 1], or None where the ground
@@ -103,6 +97,6 @@ def evaluate_coco(annotations, predictions) -> dict[str, Figures]:
     Raises:
       UserError: the annotations cannot be read.
     """
-    truth = load_annotations(annotations)
-    found = matching.match(truth, predictions, ('box', 'mask'))
-    return {kind: figures(matches)[0] for kind, matches in found.items()}
+    ground_truth = load_annotations(annotations)
+    by_kind = matching.match(ground_truth, predictions, ('box', 'mask'))
+    return {kind: figures(matches)[0] for kind, matches in by_kind.items()}

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of mistake each prediction is, and how much AP each kind costs.
+"""What kind of error each prediction is, and how much AP each kind costs.
 
 Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors (2020), on masks, with
-its thresholds: an overlap of 0.5 finds an object, one below 0.1 is background. A prediction that
-finds nothing new is, in this order:
+its thresholds: an overlap of 0.5 matches an object, one below 0.1 is background. A prediction that
+matches no further object is, in this order:
 
 - localization: 0.1 to 0.5 with an object of its class;
 - classification: at least 0.5 with an object of another class;
-- duplicate: at least 0.5 with an object of its class that a better one has found;
+- duplicate: at least 0.5 with an object of its class that a better one has matched;
 - background: at most 0.1 with any object;
 - both: the rest, which is 0.1 to 0.5 with objects of other classes.
 
-An object that is not found, and is not what a localization or classification mistake meant, is
-missed. The cost of a kind is the AP at 0.5 that would be gained if that kind alone were mended.
+An object that is neither matched nor the target of a localization or classification error is
+missed. The cost of a kind is the AP at 0.5 that would be gained if that kind alone were fixed.
 
-Shapes: D predictions, at most 100 per image, and G objects without crowds, of all images.
+Shapes: D predictions, at most 100 per image, and G objects (gt) without crowds, of all images.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from pycocotools import mask as mask_api
 
 from gan_mrcnn.metrics import matching, parallel
 
-FOUND, BACKGROUND = 0.5, 0.1
+FOREGROUND, BACKGROUND = 0.5, 0.1
 KINDS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
-# What `Errors.kind` has beside places in `KINDS`.
-RIGHT, IGNORED = -1, -2
+# What `Errors.kind` has beside indices into `KINDS`.
+CORRECT, IGNORED = -1, -2
 MAX_DETECTIONS = 100
 
 
@@ -37,15 +37,15 @@ MAX_DETECTIONS = 100
 class Errors:
     """Every prediction and object, sorted by image, predictions then by falling score.
 
-    prediction: [D] place in the list of predictions.
+    prediction: [D] index into the list of predictions.
     image: [D] image id.
     class_id, score: [D].
-    kind: [D] place in `KINDS`, or `RIGHT` or `IGNORED`.
-    target: [D] place among the objects of the one that is found, meant or mistaken; -1 for none.
-    overlap: [D] mask IoU with that one.
-    truth: [G] place in the annotations.
-    truth_image, truth_class: [G].
-    found, missed: [G] bool; an object that is neither was meant by a mistake.
+    kind: [D] index into `KINDS`, or `CORRECT` or `IGNORED`.
+    target: [D] which of the G objects is matched or confused; -1 for none.
+    overlap: [D] mask IoU with it.
+    gt: [G] index into the annotations.
+    gt_image, gt_class: [G] image id, category id.
+    gt_matched, gt_missed: [G] bool; an object that is neither is the target of an error.
     """
 
     prediction: np.ndarray
@@ -55,32 +55,32 @@ class Errors:
     kind: np.ndarray
     target: np.ndarray
     overlap: np.ndarray
-    truth: np.ndarray
-    truth_image: np.ndarray
-    truth_class: np.ndarray
-    found: np.ndarray
-    missed: np.ndarray
+    gt: np.ndarray
+    gt_image: np.ndarray
+    gt_class: np.ndarray
+    gt_matched: np.ndarray
+    gt_missed: np.ndarray
 
 
 def classify(
-    truth: dict[str, Any],
+    ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     title: str = '',
     num_processes: Optional[int] = None,
 ) -> Errors:
-    """Sorts all predictions and objects.
+    """Assigns a kind to every prediction and object.
 
     Args:
-      truth: COCO annotations with run lengths.
+      ground_truth: COCO annotations with run lengths.
       predictions: COCO results with the same category ids.
       title: of the progress bar, '' for none.
       num_processes: at most; None for as many as there are cores.
     """
-    objects = parallel.by_image({**one, 'place': i} for i, one in enumerate(truth['annotations']))
-    found = parallel.by_image({**one, 'place': i} for i, one in enumerate(predictions))
-    ids = sorted(image['id'] for image in truth['images'])
+    objects = _numbered_by_image(ground_truth['annotations'])
+    predicted = _numbered_by_image(predictions)
+    ids = sorted(image['id'] for image in ground_truth['images'])
     jobs = [
-        [(i, objects.get(i, []), found.get(i, [])) for i in ids[k : k + parallel.CHUNK]]
+        [(i, objects.get(i, []), predicted.get(i, [])) for i in ids[k : k + parallel.CHUNK]]
         for k in range(0, len(ids), parallel.CHUNK)
     ]
     few = len(predictions) < parallel.FEW
@@ -91,8 +91,13 @@ def classify(
     first = 0
     for image in images:
         image['target'][image['target'] >= 0] += first
-        first += len(image['truth'])
+        first += len(image['gt'])
     return Errors(**{name: np.concatenate([x[name] for x in images]) for name in images[0]})
+
+
+def _numbered_by_image(entries) -> dict[int, list[dict[str, Any]]]:
+    """Entries by image id, each with its 'index' in the whole list."""
+    return parallel.by_image({**one, 'index': i} for i, one in enumerate(entries))
 
 
 def _classify_part(job) -> list[dict[str, np.ndarray]]:
@@ -100,41 +105,40 @@ def _classify_part(job) -> list[dict[str, np.ndarray]]:
 
 
 def classify_image(image_id, annotations, predictions) -> dict[str, np.ndarray]:
-    """The rows of `Errors` for one image; annotations and predictions have their 'place', too."""
+    """The rows of `Errors` for one image; annotations and predictions have an 'index', too."""
     objects = [one for one in annotations if not one['iscrowd']]
     crowds = [one for one in annotations if one['iscrowd']]
     predictions = sorted(predictions, key=lambda one: -one['score'])[:MAX_DETECTIONS]
     classes = np.array([one['category_id'] for one in predictions], int)
-    truth_classes = np.array([one['category_id'] for one in objects], int)
+    gt_classes = np.array([one['category_id'] for one in objects], int)
     ious = _ious(predictions, objects, False)
-    same = classes[:, None] == truth_classes
+    same = classes[:, None] == gt_classes
     kind = np.full(len(predictions), KINDS.index('background'))
     target = np.full(len(predictions), -1)
-    found = _find(ious * same, kind, target)
+    matched = _match(ious * same, kind, target)
     if crowds:
-        in_crowd = (_ious(predictions, crowds, True) > FOUND) & (
+        in_crowd = (_ious(predictions, crowds, True) > FOREGROUND) & (
             classes[:, None] == np.array([one['category_id'] for one in crowds])
         )
-        kind[in_crowd.any(1) & (kind != RIGHT)] = IGNORED
+        kind[in_crowd.any(1) & (kind != CORRECT)] = IGNORED
     if objects:
-        _name_mistakes(ious, same, found, kind, target)
-    meant = np.isin(kind, [KINDS.index('localization'), KINDS.index('classification')])
-    missed = ~found
-    missed[target[meant]] = False
+        _name_errors(ious, same, matched, kind, target)
+    missed = ~matched
+    missed[target[_has_target(kind)]] = False
     rows = np.arange(len(predictions))
     return {
-        'prediction': np.array([one['place'] for one in predictions], int),
+        'prediction': np.array([one['index'] for one in predictions], int),
         'image': np.full(len(predictions), image_id),
         'class_id': classes,
         'score': np.array([one['score'] for one in predictions], float),
         'kind': kind,
         'target': target,
         'overlap': np.where(target >= 0, ious[rows, target], 0.0) if objects else 0.0 * rows,
-        'truth': np.array([one['place'] for one in objects], int),
-        'truth_image': np.full(len(objects), image_id),
-        'truth_class': truth_classes,
-        'found': found,
-        'missed': missed,
+        'gt': np.array([one['index'] for one in objects], int),
+        'gt_image': np.full(len(objects), image_id),
+        'gt_class': gt_classes,
+        'gt_matched': matched,
+        'gt_missed': missed,
     }
 
 
@@ -145,25 +149,30 @@ def _ious(predictions, objects, are_crowds: bool) -> np.ndarray:
     return np.asarray(mask_api.iou(*masks, [int(are_crowds)] * len(objects)))
 
 
-def _find(ious, kind, target) -> np.ndarray:
-    """Marks predictions, best score first, that find an object; gives which objects are found."""
+def _has_target(kind) -> np.ndarray:
+    """Whether an error of that kind is about one object, which then is not missed."""
+    return np.isin(kind, [KINDS.index('localization'), KINDS.index('classification')])
+
+
+def _match(ious, kind, target) -> np.ndarray:
+    """Marks predictions that match an object, best score first; returns which objects are."""
     free = ious.copy()
-    found = np.zeros(ious.shape[1], bool)
+    matched = np.zeros(ious.shape[1], bool)
     for row in range(len(free)):
         column = free[row].argmax() if free.shape[1] else -1
-        if column >= 0 and free[row, column] >= FOUND:
-            kind[row], target[row], found[column] = RIGHT, column, True
+        if column >= 0 and free[row, column] >= FOREGROUND:
+            kind[row], target[row], matched[column] = CORRECT, column, True
             free[:, column] = 0
-    return found
+    return matched
 
 
-def _name_mistakes(ious, same, found, kind, target) -> None:
+def _name_errors(ious, same, matched, kind, target) -> None:
     wrong = kind == KINDS.index('background')
     own, other = ious * same, ious * ~same
     tests = (
-        ('localization', own, (own.max(1) >= BACKGROUND) & (own.max(1) <= FOUND)),
-        ('classification', other, other.max(1) >= FOUND),
-        ('duplicate', own * found, (own * found).max(1) >= FOUND),
+        ('localization', own, (own.max(1) >= BACKGROUND) & (own.max(1) <= FOREGROUND)),
+        ('classification', other, other.max(1) >= FOREGROUND),
+        ('duplicate', own * matched, (own * matched).max(1) >= FOREGROUND),
         ('background', None, ious.max(1) <= BACKGROUND),
         ('both', ious, np.ones(len(ious), bool)),
     )
@@ -182,47 +191,46 @@ def summarize(errors: Errors) -> dict[str, Any]:
       'AP50' of the predictions as they are; 'counts' and 'costs' by kind, the cost in AP50 of masks
       (0 to 1), never below zero.
     """
-    is_true = errors.kind == RIGHT
+    is_true = errors.kind == CORRECT
     counted = errors.kind != IGNORED
     before = _average_precision(errors, errors.class_id, is_true, counted)
-    mended = _mended(errors)
+    fixed = _fixed(errors)
     counts, costs = {}, {}
     for place, name in enumerate(KINDS):
         rows = errors.kind == place
         class_id, true, kept = errors.class_id.copy(), is_true.copy(), counted.copy()
         if name in ('classification', 'localization'):
-            class_id[rows & mended] = errors.truth_class[errors.target[rows & mended]]
-            true |= rows & mended
-            kept &= ~rows | mended
+            class_id[rows & fixed] = errors.gt_class[errors.target[rows & fixed]]
+            true |= rows & fixed
+            kept &= ~rows | fixed
         else:
             kept &= ~rows
-        left_out = errors.missed if name == 'missed' else None
-        after = _average_precision(errors, class_id, true, kept, left_out)
-        counts[name] = int(errors.missed.sum() if name == 'missed' else rows.sum())
+        excluded = errors.gt_missed if name == 'missed' else None
+        after = _average_precision(errors, class_id, true, kept, excluded)
+        counts[name] = int(errors.gt_missed.sum() if name == 'missed' else rows.sum())
         costs[name] = None if before is None or after is None else max(0.0, after - before)
     return {'AP50': before, 'counts': counts, 'costs': costs}
 
 
-def _mended(errors: Errors) -> np.ndarray:
-    """Of the mistakes that mean an object nobody found, the best-scored one for each object."""
-    meant = np.isin(errors.kind, [KINDS.index('localization'), KINDS.index('classification')])
-    rows = np.flatnonzero(meant)
-    rows = rows[~errors.found[errors.target[rows]]]
+def _fixed(errors: Errors) -> np.ndarray:
+    """Of the errors whose target is not matched, the best-scored one for each target."""
+    rows = np.flatnonzero(_has_target(errors.kind))
+    rows = rows[~errors.gt_matched[errors.target[rows]]]
     _, first = np.unique(errors.target[rows], return_index=True)
-    mended = np.zeros(len(errors.kind), bool)
-    mended[rows[first]] = True
-    return mended
+    fixed = np.zeros(len(errors.kind), bool)
+    fixed[rows[first]] = True
+    return fixed
 
 
-def _average_precision(errors, class_id, is_true, kept, left_out=None) -> Optional[float]:
+def _average_precision(errors, class_id, is_true, kept, excluded=None) -> Optional[float]:
     """AP at one threshold, the mean of the classes that have objects.
 
-    Where `left_out` takes all objects of a class, it scores zero, as in TIDE's code.
+    Where `excluded` has all objects of a class, it scores zero, as in TIDE's code.
     """
-    there = np.ones(len(errors.truth), bool) if left_out is None else ~left_out
+    counted = np.ones(len(errors.gt), bool) if excluded is None else ~excluded
     figures = []
-    for number in np.unique(errors.truth_class):
-        total = np.count_nonzero(there & (errors.truth_class == number))
+    for number in np.unique(errors.gt_class):
+        total = np.count_nonzero(counted & (errors.gt_class == number))
         rows = np.flatnonzero((class_id == number) & kept)
         rows = rows[np.argsort(-errors.score[rows], kind='mergesort')]
         true = np.cumsum(is_true[rows], dtype=float)[None]
@@ -234,17 +242,17 @@ def _average_precision(errors, class_id, is_true, kept, left_out=None) -> Option
 def image_qualities(errors: Errors, image_ids: Sequence[int], threshold: float) -> dict[int, float]:
     """How well each image is segmented by predictions of at least that score, from 0 to 1.
 
-    Kirillov et al., Panoptic Segmentation (2019): the sum of the overlaps of found objects, over
-    the found ones plus half of the false and half of the missed ones. 1 where there is nothing on
-    both sides. A prediction below the threshold takes nothing from one above, so nothing is matched
-    anew.
+    Kirillov et al., Panoptic Segmentation (2019): the sum of the overlaps of matched objects,
+    over true positives plus half of the false positives and half of the false negatives; 1 without
+    any of these. A prediction below the threshold takes no object from one above it, so no new
+    matching is needed.
     """
     counted = (errors.score >= threshold) & (errors.kind != IGNORED)
-    right = counted & (errors.kind == RIGHT)
+    correct = counted & (errors.kind == CORRECT)
     qualities = {}
     for image_id in image_ids:
-        rows, own = errors.image == image_id, errors.truth_image == image_id
+        rows, own = errors.image == image_id, errors.gt_image == image_id
         total = np.count_nonzero(rows & counted) + np.count_nonzero(own)
-        overlap = errors.overlap[rows & right].sum()
+        overlap = errors.overlap[rows & correct].sum()
         qualities[image_id] = float(2 * overlap / total) if total else 1.0
     return qualities

@@ -5,9 +5,9 @@ Sirinukunwattana et al., Gland Segmentation in Colon Histology Images: The GlaS 
 (2017), and its web page. All sums go over the objects of all images of a part, as the contest
 defines them, so that a large gland weighs as much as its area wherever it is.
 
-- F1: a segmented object is right if it covers at least half of its gland, the one that it overlaps
-  most. Of two that do (half each), the first is right.
-- Object Dice: each object against the one of the other side that it overlaps most, 0 without one;
+- F1: a segmented object is a true positive if it covers at least half of its gland, the one that it
+  overlaps most. Of two that do (half each), only the first is.
+- Object Dice: each object against that of the other label map that it overlaps most, 0 without one;
   weighted by area; mean of both directions.
 - Object Hausdorff, in pixels: the same with the Hausdorff distance. An object that overlaps none is
   compared with the nearest of the image. Where the image has none, the contest's code says
@@ -26,7 +26,7 @@ from pycocotools import mask as mask_api
 
 from gan_mrcnn.metrics import parallel
 
-# A gland is found by what covers this share of it; of a prediction this share must be visible.
+# This share of a gland must be covered to be detected, and of a prediction be visible.
 OVERLAP = 0.5
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 _CHUNK = 10
@@ -35,20 +35,20 @@ _CHUNK = 10
 class ImageScore(NamedTuple):
     """Sums over the objects of one image, or of several.
 
-    right, wrong, missed: numbers of objects.
-    truth_area, found_area: pixels.
-    dice_truth, dice_found, hausdorff_truth, hausdorff_found: per object, times its area.
+    true_positives, false_positives, false_negatives: numbers of objects.
+    gt_area, predicted_area: pixels.
+    gt_dice, predicted_dice, gt_hausdorff, predicted_hausdorff: per object, times its area.
     """
 
-    right: int
-    wrong: int
-    missed: int
-    truth_area: float
-    found_area: float
-    dice_truth: float
-    dice_found: float
-    hausdorff_truth: float
-    hausdorff_found: float
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    gt_area: float
+    predicted_area: float
+    gt_dice: float
+    predicted_dice: float
+    gt_hausdorff: float
+    predicted_hausdorff: float
 
 
 def paint(
@@ -57,8 +57,8 @@ def paint(
     """One label map from predictions that may overlap.
 
     Those of at least `score_threshold` are painted from the best score down, each on the pixels
-    that are still free. One of which less than half is visible is left out: it is a second find of
-    what is there already (as in Kirillov et al., Panoptic Segmentation, 2019).
+    that are still free. One of which less than half is visible is skipped as a duplicate (as in
+    Kirillov et al., Panoptic Segmentation, 2019).
 
     Args:
       predictions: COCO results of one image.
@@ -82,35 +82,37 @@ def paint(
     return labels
 
 
-def score_image(truth: np.ndarray, found: np.ndarray, hausdorff: bool = True) -> ImageScore:
+def score_image(
+    ground_truth: np.ndarray, predicted: np.ndarray, hausdorff: bool = True
+) -> ImageScore:
     """Scores one label map against another.
 
     Args:
-      truth, found: [H, W] int, 0 background, any other number an object.
+      ground_truth, predicted: [H, W] int, 0 background, any other number an object.
       hausdorff: False leaves the distances, which take most of the time, at zero.
     """
-    truth_labels, found_labels = _labels(truth), _labels(found)
-    overlaps = _overlaps(truth, found, truth_labels, found_labels)
-    truth_areas = _areas(truth, truth_labels)
-    found_areas = _areas(found, found_labels)
-    right = _count_right(overlaps, truth_areas)
-    dice = 2 * overlaps / np.add.outer(truth_areas, found_areas)
+    gt_labels, predicted_labels = _labels(ground_truth), _labels(predicted)
+    overlaps = _overlaps(ground_truth, predicted, gt_labels, predicted_labels)
+    gt_areas = _areas(ground_truth, gt_labels)
+    predicted_areas = _areas(predicted, predicted_labels)
+    true_positives = _count_true_positives(overlaps, gt_areas)
+    dice = 2 * overlaps / np.add.outer(gt_areas, predicted_areas)
     distances = (
-        _distances(truth, found, truth_labels, found_labels, overlaps)
+        _distances(ground_truth, predicted, gt_labels, predicted_labels, overlaps)
         if hausdorff
         else np.zeros(dice.shape)
     )
-    diagonal = float(np.hypot(*truth.shape)) if hausdorff else 0.0
+    diagonal = float(np.hypot(*ground_truth.shape)) if hausdorff else 0.0
     return ImageScore(
-        right=right,
-        wrong=len(found_labels) - right,
-        missed=len(truth_labels) - right,
-        truth_area=float(truth_areas.sum()),
-        found_area=float(found_areas.sum()),
-        dice_truth=float(truth_areas @ _of_best(dice, overlaps)),
-        dice_found=float(found_areas @ _of_best(dice.T, overlaps.T)),
-        hausdorff_truth=float(truth_areas @ _of_best(distances, overlaps, diagonal)),
-        hausdorff_found=float(found_areas @ _of_best(distances.T, overlaps.T, diagonal)),
+        true_positives=true_positives,
+        false_positives=len(predicted_labels) - true_positives,
+        false_negatives=len(gt_labels) - true_positives,
+        gt_area=float(gt_areas.sum()),
+        predicted_area=float(predicted_areas.sum()),
+        gt_dice=float(gt_areas @ _of_best(dice, overlaps)),
+        predicted_dice=float(predicted_areas @ _of_best(dice.T, overlaps.T)),
+        gt_hausdorff=float(gt_areas @ _of_best(distances, overlaps, diagonal)),
+        predicted_hausdorff=float(predicted_areas @ _of_best(distances.T, overlaps.T, diagonal)),
     )
 
 
@@ -123,22 +125,22 @@ def _areas(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.array([np.count_nonzero(labels == number) for number in numbers], float)
 
 
-def _overlaps(truth, found, truth_labels, found_labels) -> np.ndarray:
-    """Common pixels, [truth, found]."""
-    both = (truth != 0) & (found != 0)
-    rows = np.searchsorted(truth_labels, truth[both])
-    columns = np.searchsorted(found_labels, found[both])
-    overlaps = np.zeros((len(truth_labels), len(found_labels)))
+def _overlaps(ground_truth, predicted, gt_labels, predicted_labels) -> np.ndarray:
+    """Common pixels, [ground truth, predicted]."""
+    both = (ground_truth != 0) & (predicted != 0)
+    rows = np.searchsorted(gt_labels, ground_truth[both])
+    columns = np.searchsorted(predicted_labels, predicted[both])
+    overlaps = np.zeros((len(gt_labels), len(predicted_labels)))
     np.add.at(overlaps, (rows, columns), 1)
     return overlaps
 
 
-def _count_right(overlaps, truth_areas) -> int:
+def _count_true_positives(overlaps, gt_areas) -> int:
     if not overlaps.size:
         return 0
     own = overlaps.argmax(0)
     covered = overlaps[own, np.arange(overlaps.shape[1])]
-    return len(set(own[(covered > 0) & (covered >= OVERLAP * truth_areas[own])]))
+    return len(set(own[(covered > 0) & (covered >= OVERLAP * gt_areas[own])]))
 
 
 def _of_best(values, overlaps, without: Optional[float] = None) -> np.ndarray:
@@ -155,22 +157,22 @@ def _of_best(values, overlaps, without: Optional[float] = None) -> np.ndarray:
     return np.where(alone, 0.0 if without is None else values.min(1), best)
 
 
-def _distances(truth, found, truth_labels, found_labels, overlaps) -> np.ndarray:
-    """Hausdorff distances in pixels, [truth, found]; infinite where nobody asks: the two do not
-    overlap, but each overlaps another."""
+def _distances(ground_truth, predicted, gt_labels, predicted_labels, overlaps) -> np.ndarray:
+    """Hausdorff distances in pixels, [ground truth, predicted].
+
+    Infinite where not needed: the two do not overlap, but each overlaps another.
+    """
     distances = np.full(overlaps.shape, np.inf)
     wanted = overlaps > 0
     if wanted.size:
         wanted = wanted | ~wanted.any(1)[:, None] | ~wanted.any(0)
-    truth_masks = [truth == number for number in truth_labels]
-    to_truth = [_distance_map(mask) for mask in truth_masks]
-    for column, number in enumerate(found_labels):
-        mask = found == number
-        to_found = _distance_map(mask)
+    gt_masks = [ground_truth == number for number in gt_labels]
+    to_gt = [_distance_map(mask) for mask in gt_masks]
+    for column, number in enumerate(predicted_labels):
+        mask = predicted == number
+        to_predicted = _distance_map(mask)
         for row in np.flatnonzero(wanted[:, column]):
-            distances[row, column] = max(
-                to_truth[row][mask].max(), to_found[truth_masks[row]].max()
-            )
+            distances[row, column] = max(to_gt[row][mask].max(), to_predicted[gt_masks[row]].max())
     return distances
 
 
@@ -194,28 +196,29 @@ def summarize(
     table = np.array(scores, float).reshape(-1, len(ImageScore._fields))
     weights = np.ones(len(table)) if weights is None else weights
     total = ImageScore(*(weights @ table))
-    found, there = total.right + total.wrong, total.right + total.missed
-    if not found and not there:
+    predicted = total.true_positives + total.false_positives
+    objects = total.true_positives + total.false_negatives
+    if not predicted and not objects:
         return {'F1': 1.0, 'precision': 1.0, 'recall': 1.0, 'dice': 1.0, 'hausdorff': 0.0}
     sides = [
         (dice / area, distance / area)
         for dice, distance, area in (
-            (total.dice_truth, total.hausdorff_truth, total.truth_area),
-            (total.dice_found, total.hausdorff_found, total.found_area),
+            (total.gt_dice, total.gt_hausdorff, total.gt_area),
+            (total.predicted_dice, total.predicted_hausdorff, total.predicted_area),
         )
         if area
     ]
     return {
-        'F1': 2 * total.right / (found + there),
-        'precision': total.right / found if found else 0.0,
-        'recall': total.right / there if there else 0.0,
+        'F1': 2 * total.true_positives / (predicted + objects),
+        'precision': total.true_positives / predicted if predicted else 0.0,
+        'recall': total.true_positives / objects if objects else 0.0,
         'dice': sum(dice for dice, _ in sides) / len(sides),
         'hausdorff': sum(distance for _, distance in sides) / len(sides),
     }
 
 
 def score_images(
-    truth: dict[str, Any],
+    ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     score_threshold: float,
     title: str = '',
@@ -223,15 +226,16 @@ def score_images(
     """Scores by image id, of all images.
 
     Args:
-      truth: COCO annotations with run lengths.
+      ground_truth: COCO annotations with run lengths.
       predictions: COCO results.
       score_threshold: see `paint`.
       title: of the progress bar, '' for none.
     """
-    objects, found = parallel.by_image(truth['annotations']), parallel.by_image(predictions)
-    images = truth['images']
+    objects = parallel.by_image(ground_truth['annotations'])
+    predicted = parallel.by_image(predictions)
+    images = ground_truth['images']
     jobs = [
-        ([(i, objects.get(i['id'], []), found.get(i['id'], [])) for i in part], score_threshold)
+        ([(i, objects.get(i['id'], []), predicted.get(i['id'], [])) for i in part], score_threshold)
         for part in (images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK))
     ]
     parts = parallel.map_jobs(_score_part, jobs, [len(job[0]) for job in jobs], title)
@@ -245,10 +249,10 @@ def _score_part(job):
             image['id'],
             score_image(
                 label_map(objects, image['height'], image['width']),
-                paint(found, image['height'], image['width'], score_threshold),
+                paint(predicted, image['height'], image['width'], score_threshold),
             ),
         )
-        for image, objects, found in images
+        for image, objects, predicted in images
     ]
 
 
@@ -260,25 +264,26 @@ def label_map(annotations: Sequence[Mapping[str, Any]], height: int, width: int)
     return labels
 
 
-def choose_threshold(truth: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> float:
+def choose_threshold(ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> float:
     """The score from which predictions are painted, by the validation images.
 
     The one of `THRESHOLDS` with the largest sum of F1 and object Dice; the lowest of equal ones.
 
     Args:
-      truth: COCO annotations of the validation split, with run lengths.
+      ground_truth: COCO annotations of the validation split, with run lengths.
       predictions: COCO results of all its images.
     """
-    objects, found = parallel.by_image(truth['annotations']), parallel.by_image(predictions)
+    objects = parallel.by_image(ground_truth['annotations'])
+    predicted = parallel.by_image(predictions)
     best, chosen = -1.0, THRESHOLDS[0]
     maps = {
         image['id']: label_map(objects.get(image['id'], []), image['height'], image['width'])
-        for image in truth['images']
+        for image in ground_truth['images']
     }
     for threshold in THRESHOLDS:
         figures = summarize(
             [
-                score_image(labels, paint(found.get(i, []), *labels.shape, threshold), False)
+                score_image(labels, paint(predicted.get(i, []), *labels.shape, threshold), False)
                 for i, labels in maps.items()
             ]
         )

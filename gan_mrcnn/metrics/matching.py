@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which prediction finds which object, by pycocotools, for all images and as compact arrays.
+"""Matches predictions with objects by pycocotools, for all images and as compact arrays.
 
-pycocotools compares image by image, and only its last step, the precision-recall curve, looks at
+pycocotools compares image by image, and only its last step, the precision-recall curve, needs
 all of them. So images are spread over processes, and what comes back is kept as one row per
 prediction. From these rows come AP, curves and calibration, and AP on resampled images, without
 comparing masks again.
@@ -32,7 +32,7 @@ MAX_DETECTIONS = Params('segm').maxDets[-1]
 
 @dataclasses.dataclass
 class Matches:
-    """Every prediction and object of one kind of overlap.
+    """Every prediction and every object of the ground truth (gt), for one kind of overlap.
 
     Predictions are sorted by image (in the order of the ids), then class, then falling score.
 
@@ -40,9 +40,9 @@ class Matches:
     num_images: images are numbered from 0, in the order of their ids.
     image, class_id: [D] int.
     score: [D].
-    matched, ignored: [A, T, D] bool. What is ignored is neither right nor wrong.
-    truth_image, truth_class: [G] int.
-    truth_ignored: [A, G] bool: crowds, and what is of another size.
+    matched, ignored: [A, T, D] bool. What is ignored is neither true nor false positive.
+    gt_image, gt_class: [G] int.
+    gt_ignored: [A, G] bool: crowds, and what is of another size.
     """
 
     class_ids: tuple[int, ...]
@@ -52,9 +52,9 @@ class Matches:
     score: np.ndarray
     matched: np.ndarray
     ignored: np.ndarray
-    truth_image: np.ndarray
-    truth_class: np.ndarray
-    truth_ignored: np.ndarray
+    gt_image: np.ndarray
+    gt_class: np.ndarray
+    gt_ignored: np.ndarray
 
     def curve(
         self, class_id: int, area: int = 0, weights: Optional[np.ndarray] = None
@@ -64,20 +64,20 @@ class Matches:
         Args:
           class_id: one of `class_ids`.
           area: place in `AREAS`.
-          weights: [num_images], how often each image is there; None for once. Equal to having the
+          weights: [num_images], how often each image counts; None for once. Equal to having the
             image that many times.
 
         Returns:
-          Interpolated precision [T, R] and recall of all predictions [T]; None where there is no
-          such object.
+          Interpolated precision [T, R] and recall of all predictions [T]; None where the class has
+          no object of that size.
         """
         rows = np.flatnonzero(self.class_id == class_id)
         rows = rows[np.argsort(-self.score[rows], kind='mergesort')]
-        objects = (self.truth_class == class_id) & ~self.truth_ignored[area]
+        objects = (self.gt_class == class_id) & ~self.gt_ignored[area]
         if weights is None:
             weight, total = 1.0, np.count_nonzero(objects)
         else:
-            weight, total = weights[self.image[rows]], weights[self.truth_image[objects]].sum()
+            weight, total = weights[self.image[rows]], weights[self.gt_image[objects]].sum()
         if not total:
             return None
         matched, ignored = self.matched[area][:, rows], self.ignored[area][:, rows]
@@ -90,8 +90,8 @@ def interpolate(true: np.ndarray, false: np.ndarray, total: float) -> tuple[np.n
     """COCO's curve: the best precision at each recall or a higher one.
 
     Args:
-      true, false: [T, D], right and wrong ones among the best 1, 2, ..., D predictions.
-      total: objects.
+      true, false: [T, D], true and false positives among the best 1, 2, ..., D predictions.
+      total: number of objects.
 
     Returns:
       Precision [T, R] at `RECALLS`, recall of all predictions [T].
@@ -119,7 +119,7 @@ def index(dataset: dict[str, Any]) -> COCO:
 
 
 def match(
-    truth: dict[str, Any],
+    ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     kinds: Sequence[str] = KINDS,
     title: str = '',
@@ -128,7 +128,7 @@ def match(
     """Compares predictions with the ground truth.
 
     Args:
-      truth: COCO annotations; unchanged.
+      ground_truth: COCO annotations; unchanged.
       predictions: COCO results; unchanged.
       kinds: of overlap, out of `KINDS`.
       title: of the progress bar, '' for none.
@@ -137,22 +137,23 @@ def match(
     Returns:
       `Matches` by kind. All images count, those without a prediction, too.
     """
-    images = sorted(truth['images'], key=lambda image: image['id'])
-    objects, found = parallel.by_image(truth['annotations']), parallel.by_image(predictions)
+    images = sorted(ground_truth['images'], key=lambda image: image['id'])
+    objects = parallel.by_image(ground_truth['annotations'])
+    predicted = parallel.by_image(predictions)
     jobs = []
     for first in range(0, len(images), parallel.CHUNK):
         part = images[first : first + parallel.CHUNK]
         dataset = {
             'images': part,
-            'categories': truth['categories'],
+            'categories': ground_truth['categories'],
             'annotations': [one for image in part for one in objects.get(image['id'], ())],
         }
-        results = [one for image in part for one in found.get(image['id'], ())]
+        results = [one for image in part for one in predicted.get(image['id'], ())]
         jobs.append((dataset, results, tuple(kinds), first))
     few = len(predictions) < parallel.FEW
     sizes = [len(job[0]['images']) for job in jobs]
     parts = parallel.map_jobs(_match_part, jobs, sizes, title, 1 if few else num_processes)
-    class_ids = tuple(sorted(category['id'] for category in truth['categories']))
+    class_ids = tuple(sorted(category['id'] for category in ground_truth['categories']))
     return {kind: _join([part[kind] for part in parts], class_ids, len(images)) for kind in kinds}
 
 
@@ -160,19 +161,22 @@ def _match_part(job) -> dict[str, dict[str, np.ndarray]]:
     dataset, results, kinds, first = job
     with contextlib.redirect_stdout(io.StringIO()):
         # Copies: pycocotools writes into both.
-        truth = index({**dataset, 'annotations': [dict(one) for one in dataset['annotations']]})
-        return {kind: _pack(_evaluate(truth, results, kind), first) for kind in kinds}
+        ground_truth = index(
+            {**dataset, 'annotations': [dict(one) for one in dataset['annotations']]}
+        )
+        return {kind: _pack(_evaluate(ground_truth, results, kind), first) for kind in kinds}
 
 
-def _evaluate(truth: COCO, results, kind: str) -> COCOeval:
-    # loadRes takes a result's area from its box if it finds one.
-    left_out = 'segmentation' if kind == 'box' else 'bbox'
-    results = [{k: v for k, v in result.items() if k != left_out} for result in results]
-    found = truth.loadRes(results) if results else index({**truth.dataset, 'annotations': []})
+def _evaluate(ground_truth: COCO, results, kind: str) -> COCOeval:
+    # loadRes takes a result's area from its box if it has one.
+    other = 'segmentation' if kind == 'box' else 'bbox'
+    results = [{k: v for k, v in result.items() if k != other} for result in results]
+    empty = {**ground_truth.dataset, 'annotations': []}
+    predictions = ground_truth.loadRes(results) if results else index(empty)
     if kind == 'boundary':
-        evaluation = boundary.BoundaryEval(truth, found)
+        evaluation = boundary.BoundaryEval(ground_truth, predictions)
     else:
-        evaluation = COCOeval(truth, found, 'bbox' if kind == 'box' else 'segm')
+        evaluation = COCOeval(ground_truth, predictions, 'bbox' if kind == 'box' else 'segm')
     evaluation.evaluate()
     return evaluation
 
@@ -186,7 +190,7 @@ def _pack(evaluation: COCOeval, first: int) -> dict[str, np.ndarray]:
         name: [] for name in ('image', 'class_id', 'score', 'matched', 'ignored')
     }
     objects: dict[str, list[np.ndarray]] = {
-        name: [] for name in ('truth_image', 'truth_class', 'truth_ignored')
+        name: [] for name in ('gt_image', 'gt_class', 'gt_ignored')
     }
     for number in range(len(image_ids)):
         for row, class_id in enumerate(class_ids):
@@ -200,14 +204,12 @@ def _pack(evaluation: COCOeval, first: int) -> dict[str, np.ndarray]:
             columns['matched'].append(np.stack([a['dtMatches'] != 0 for a in areas]))
             columns['ignored'].append(np.stack([a['dtIgnore'].astype(bool) for a in areas]))
             count = len(areas[0]['gtIds'])
-            objects['truth_image'].append(np.full(count, first + number))
-            objects['truth_class'].append(np.full(count, class_id))
-            objects['truth_ignored'].append(
-                np.stack([np.asarray(a['gtIgnore'], bool) for a in areas])
-            )
+            objects['gt_image'].append(np.full(count, first + number))
+            objects['gt_class'].append(np.full(count, class_id))
+            objects['gt_ignored'].append(np.stack([np.asarray(a['gtIgnore'], bool) for a in areas]))
     none = {
         'matched': np.zeros((len(AREAS), len(THRESHOLDS), 0), bool),
-        'truth_ignored': np.zeros((len(AREAS), 0), bool),
+        'gt_ignored': np.zeros((len(AREAS), 0), bool),
     }
     none['ignored'] = none['matched']
     return {

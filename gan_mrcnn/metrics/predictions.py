@@ -6,15 +6,13 @@ the whole image. Masks are pasted one by one into their box's window and kept as
 that memory does not grow with the number of detections. Pasting follows Detectron2's
 `paste_masks_in_image`: the box is not rounded and pixels are sampled at their centres.
 
-Beside a file of predictions lies its manifest: data set, split, classes, and what made them. Files
+Beside a file of predictions lies its manifest: data set, split, classes, and the checkpoint. Files
 of other systems need none; every entry is checked before anything is scored.
 
 Shapes: N detections, S side of the predicted masks (28).
 """
 
-import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,8 @@ import numpy as np
 from gan_mrcnn.utils import coco_annotations, files, run_lengths
 from gan_mrcnn.utils.errors import UserError
 
+# For benchmarks/_ours_worker.py, until it calls `files` itself.
+write_json = files.write_json
 _RESULT_KEYS = ('image_id', 'category_id', 'bbox', 'score', 'segmentation')
 
 
@@ -87,7 +87,7 @@ def detections_to_coco(image_id, boxes_yx, scores, classes, masks, image_info):
     Args:
       image_id: int.
       boxes_yx: float [N, 4], [y1, x1, y2, x2] in pixels of the network's input.
-      scores: float [N]; rows without a positive score are padding and are left out.
+      scores: float [N]; rows without a positive score are padding and are skipped.
       classes: int [N], 1-based.
       masks: float [N, S, S], probabilities of the detection's own class.
       image_info: float [4, 2], the Model Garden's: original (height, width), scaled (height,
@@ -123,21 +123,6 @@ def detections_to_coco(image_id, boxes_yx, scores, classes, masks, image_info):
     return results
 
 
-def _plain(value):
-    """NumPy scalars and arrays as JSON knows them."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    raise TypeError(f'{type(value).__name__} cannot be written as JSON')
-
-
-def write_json(path, value, indent=None):
-    """Writes JSON so that `path` holds either the old content or all of the new one."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    whole = files.named_when_whole(pathlib.Path(path))
-    with whole as temporary, open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=indent, default=_plain)
-
-
 def manifest_path(path: str) -> str:
     """Where the manifest of a file of predictions is: beside it, `NAME.manifest.json`."""
     return f'{os.path.splitext(path)[0]}.manifest.json'
@@ -147,12 +132,12 @@ def save_predictions(path, predictions, manifest):
     """Writes COCO results, and beside them what they are predictions of.
 
     Args:
-      path: of the JSON file; both are written in one piece or not at all.
+      path: of the JSON file; each of the two is written whole or not at all.
       predictions: list of COCO results, category ids as the data set has them.
       manifest: dict with at least 'dataset', 'split' and 'categories' (of COCO: id and name).
     """
-    write_json(path, predictions)
-    write_json(manifest_path(path), manifest, indent=1)
+    files.write_json(path, predictions, indent=None)
+    files.write_json(manifest_path(path), manifest)
 
 
 def load_manifest(path: str) -> dict[str, Any]:
@@ -164,9 +149,9 @@ def load_manifest(path: str) -> dict[str, Any]:
     manifest = manifest_path(path)
     if not os.path.exists(manifest):
         return {}
-    content = _read_json(manifest, 'a manifest that evaluate.py wrote, or remove it')
+    content = files.load_json(manifest, 'a manifest that evaluate.py wrote, or remove the file')
     if not isinstance(content, dict):
-        raise UserError(f'{manifest} is no JSON object; remove it, or evaluate once more')
+        raise UserError(f'{manifest} is not a JSON object; remove the file or evaluate again')
     return content
 
 
@@ -175,38 +160,38 @@ def check_manifest(path: str, manifest: dict[str, Any], expected: dict[str, Any]
     for key in ('dataset', 'split', 'categories'):
         if key in manifest and manifest[key] != expected[key]:
             raise UserError(
-                f'{manifest_path(path)}: the predictions are of {key} {manifest[key]!r}, not '
-                f'{expected[key]!r}; score them on what they were made for'
+                f'{manifest_path(path)}: the predictions have the {key} {manifest[key]!r}, not '
+                f'{expected[key]!r}; score them on the data they were made for'
             )
 
 
-def load_predictions(path, truth, category_ids):
+def load_predictions(path, ground_truth, category_ids):
     """Reads COCO results with boxes and masks, ours or another system's.
 
     Args:
       path: of a JSON file.
-      truth: COCO annotations that they are predictions for, with categories 1, 2, ...
-      category_ids: the data set's own id of each of these; the file has those.
+      ground_truth: COCO annotations of the predicted images, with categories 1, 2, ...
+      category_ids: the data set's own id of each of these, which the file has.
 
     Returns:
-      A list of COCO results whose category ids are those of `truth`.
+      A list of COCO results whose category ids are those of `ground_truth`.
 
     Raises:
       UserError: the file cannot be read, or an entry cannot be scored; it is named.
     """
-    predictions = _read_json(path, 'a JSON file of COCO results')
+    predictions = files.load_json(path, 'a JSON file of COCO results')
     if not isinstance(predictions, list):
         raise UserError(f'{path} does not hold a list; give a JSON file of COCO results')
-    sizes = {image['id']: (image['height'], image['width']) for image in truth['images']}
+    sizes = {image['id']: (image['height'], image['width']) for image in ground_truth['images']}
     own = {category_id: place for place, category_id in enumerate(category_ids, start=1)}
     for number, prediction in enumerate(predictions):
-        text = mistake(prediction, sizes, own)
+        text = _error_in_entry(prediction, sizes, own)
         if text:
             raise UserError(f'{path}: entry {number} {text}')
     return [{**one, 'category_id': own[one['category_id']]} for one in predictions]
 
 
-def mistake(prediction, sizes, category_ids) -> str:
+def _error_in_entry(prediction, sizes, category_ids) -> str:
     """Why one entry cannot be scored, '' where it can.
 
     Args:
@@ -215,38 +200,30 @@ def mistake(prediction, sizes, category_ids) -> str:
       category_ids: that it may have.
     """
     short = coco_annotations.short
-    there = prediction if isinstance(prediction, dict) else {}
-    missing = [key for key in _RESULT_KEYS if key not in there]
+    entry = prediction if isinstance(prediction, dict) else {}
+    missing = [key for key in _RESULT_KEYS if key not in entry]
     if missing:
         return f'has no {", ".join(missing)}; give COCO results with boxes and masks'
     image_id = prediction['image_id']
     if not coco_annotations.is_id(image_id) or image_id not in sizes:
         return (
-            f'is of image_id {short(image_id)}, which is not in this split; score the split '
-            'predicted'
+            f'has the image_id {short(image_id)}, which is not in this split; give the split that '
+            'was predicted'
         )
     where = f'(image_id {image_id}) '
     category_id = prediction['category_id']
     if not coco_annotations.is_id(category_id) or category_id not in category_ids:
-        return f'{where}has the category_id {short(category_id)}; there are {sorted(category_ids)}'
+        known = sorted(category_ids)
+        return f'{where}has the category_id {short(category_id)}; the data set has {known}'
     if not coco_annotations.is_number(prediction['score']):
-        return f'{where}has the score {short(prediction["score"])}; a finite number is wanted'
+        return f'{where}has the score {short(prediction["score"])}; expected a finite number'
     box = prediction['bbox']
     if not isinstance(box, list) or len(box) != 4 or not all(map(coco_annotations.is_number, box)):
-        return f'{where}has the box {short(box)}; [x, y, width, height] in pixels is wanted'
+        return f'{where}has the box {short(box)}; expected [x, y, width, height] in pixels'
     if box[2] < 0 or box[3] < 0:
-        return f'{where}has the box {box!r} of negative size; [x, y, width, height] is wanted'
+        return f'{where}has the box {box!r} of negative size; expected [x, y, width, height]'
     mask = prediction['segmentation']
     if not isinstance(mask, dict) or not isinstance(mask.get('counts'), str):
-        return f'{where}has no compressed run lengths, as pycocotools makes them, as segmentation'
-    text = coco_annotations.mistake(prediction, *sizes[image_id], category_ids)
+        return f'{where}has a segmentation that is not compressed run lengths of pycocotools'
+    text = coco_annotations.error_in(prediction, *sizes[image_id], category_ids)
     return f'{where}{text}' if text else ''
-
-
-def _read_json(path, wanted: str):
-    try:
-        with open(path, encoding='utf-8') as file:
-            return json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = ' '.join(str(error).split())
-        raise UserError(f'cannot read {path}: {reason}; give {wanted}') from error

@@ -8,15 +8,14 @@ padding 'symmetric' and epsilon 1e-5; only then C2-C5 are the source network's.
 """
 
 import dataclasses
-import json
 import math
 import os
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import safetensors
 import tensorflow as tf
 from official.vision.modeling.backbones import resnet
 from official.vision.modeling.layers import nn_blocks
@@ -24,20 +23,21 @@ from official.vision.modeling.layers import nn_blocks
 from gan_mrcnn.modeling import backbone as backbone_lib
 from gan_mrcnn.utils.errors import UserError
 
-# safetensors' names of types; bfloat16 is the upper half of a float32 and read as such.
+# safetensors' names of the types that are read. Its own reader for NumPy has bfloat16 in some
+# versions only.
 _SAFETENSORS_DTYPES = {
-    'F64': '<f8',
-    'F32': '<f4',
-    'F16': '<f2',
-    'BF16': '<u2',
-    'I64': '<i8',
-    'I32': '<i4',
+    'F64': np.float64,
+    'F32': np.float32,
+    'F16': np.float16,
+    'BF16': tf.bfloat16.as_numpy_dtype,
+    'I64': np.int64,
+    'I32': np.int32,
 }
-# What NumPy, zipfile and json raise over a damaged file. MemoryError: of a tensor of terabytes.
-# RuntimeError: its bytes say encrypted, packed in another way, or a thousand lists in each other.
+# What NumPy, zipfile and safetensors raise over a damaged file. MemoryError: of a tensor of
+# terabytes. RuntimeError: its bytes say encrypted or packed in another way.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError),
-    *(MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, safetensors.SafetensorError),
 )
 # All tensors of a .npz, unpacked: a megabyte can be a gigabyte of zeros. ResNet-101 is 180 MB.
 _MOST_BYTES = 1 << 30
@@ -142,7 +142,7 @@ def load_model_garden_checkpoint(backbone: tf.keras.Model, path: str) -> LoadRep
     prefix = tf.train.latest_checkpoint(path) if os.path.isdir(path) else path
     if prefix is None or not os.path.isfile(f'{prefix}.index'):
         raise UserError(f'backbone weights {path}: there is no TensorFlow checkpoint')
-    # TensorFlow answers a misfit with a warning per variable, so look before reading.
+    # TensorFlow answers a misfit with a warning per variable, so shapes are checked before reading.
     _check_checkpoint(backbone, prefix)
     try:
         status = tf.train.Checkpoint(backbone=backbone).read(prefix)
@@ -302,7 +302,8 @@ def _fitting_value(name, tensor, variable, path) -> np.ndarray:
 
 def _read(path) -> Mapping[str, np.ndarray]:
     """Reads all tensors of a file by its suffix."""
-    reader = _READERS.get(os.path.splitext(path)[1].lower())
+    suffix = os.path.splitext(path)[1].lower()
+    reader = _READERS.get(suffix)
     if reader is None:
         raise UserError(
             f'backbone weights {path}: unknown kind of file, expected one of '
@@ -310,52 +311,35 @@ def _read(path) -> Mapping[str, np.ndarray]:
         )
     if not os.path.isfile(path):
         raise UserError(f'backbone weights {path}: no such file')
-    return reader(path)
+    try:
+        return reader(path)
+    except _DAMAGE as error:
+        raise UserError(
+            f'backbone weights {path}: not a readable {suffix} file: {_one_line(error)}; download '
+            'or convert it again'
+        ) from error
 
 
 def _read_npz(path):
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if sum(entry.file_size for entry in archive.zip.infolist()) > _MOST_BYTES:
-                raise ValueError(f'it unpacks to more than {_MOST_BYTES} bytes')
-            return {name: archive[name] for name in archive.files}
-    except _DAMAGE as error:
-        raise UserError(
-            f'backbone weights {path}: not a readable .npz file: {_one_line(error)}'
-        ) from error
+    with np.load(path, allow_pickle=False) as archive:
+        if sum(entry.file_size for entry in archive.zip.infolist()) > _MOST_BYTES:
+            raise ValueError(f'it unpacks to more than {_MOST_BYTES} bytes')
+        return {name: archive[name] for name in archive.files}
 
 
 def _read_safetensors(path):
-    """Length of the header (8 bytes, little endian), JSON header, raw data."""
     with open(path, 'rb') as file:
-        content = file.read()
-    try:
-        (length,) = struct.unpack_from('<Q', content)
-        if length > len(content) - 8:
-            raise ValueError('the header ends outside the file')
-        header = json.loads(content[8 : 8 + length].decode('utf-8'))
-        header.pop('__metadata__', None)
-        data = memoryview(content)[8 + length :]
-        return {name: _safetensor(name, entry, data) for name, entry in header.items()}
-    except _DAMAGE as error:
-        raise UserError(
-            f'backbone weights {path}: not a readable .safetensors file: {_one_line(error)}'
-        ) from error
+        entries = safetensors.deserialize(file.read())
+    return {name: _safetensor(name, entry) for name, entry in entries}
 
 
-def _safetensor(name, entry, data):
+def _safetensor(name, entry):
     if entry['dtype'] not in _SAFETENSORS_DTYPES:
         raise ValueError(f'{name} has type {entry["dtype"]}')
-    dtype = np.dtype(_SAFETENSORS_DTYPES[entry['dtype']])
-    begin, end = entry['data_offsets']
-    if not 0 <= begin <= end <= len(data):
-        raise ValueError(f'{name} lies outside the file')
-    if end - begin != math.prod(entry['shape']) * dtype.itemsize:
-        raise ValueError(f'{name} has {end - begin} bytes, which is not its shape')
-    value = np.frombuffer(data[begin:end], dtype).reshape(entry['shape'])
-    if entry['dtype'] == 'BF16':
-        value = (value.astype('<u4') << 16).view('<f4')
-    return value
+    value = np.frombuffer(entry['data'], _SAFETENSORS_DTYPES[entry['dtype']])
+    # bfloat16 is no floating type of NumPy's.
+    value = value.astype(np.float32) if entry['dtype'] == 'BF16' else value
+    return value.reshape(entry['shape'])
 
 
 def _read_pth(path):

@@ -20,7 +20,7 @@ _LEAK = 0.2
 
 
 class BoxDiscriminator(tf.keras.Model):
-    """Tells features inside true boxes from features inside predicted ones.
+    """Tells features inside ground-truth boxes from features inside predicted ones.
 
     Hidden layers of 64-128-256-512 channels, each with batch normalization and LeakyReLU, as many
     as leave one layer for the logit.
@@ -53,7 +53,7 @@ class BoxDiscriminator(tf.keras.Model):
 
         Returns:
             [N] float32 logits, the mean over the positions where the last layer has several. Their
-            sigmoid is the paper's score, 1 for true boxes.
+            sigmoid is the paper's score, 1 for ground-truth boxes.
         """
         for block in self._hidden:
             x = block(x, training=training)

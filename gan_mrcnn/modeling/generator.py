@@ -62,22 +62,13 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         """
         backbone_features = self.backbone(images)
         features = self.decoder(backbone_features)
-        rpn_scores, rpn_boxes = (
-            {level: tf.cast(x, tf.float32) for level, x in part.items()}
-            for part in self.rpn_head(features)
-        )
-        rois, _ = self.roi_generator(
-            rpn_boxes,
-            rpn_scores,
-            self._anchors(images) if anchor_boxes is None else anchor_boxes,
-            image_shape,
-            training,
-        )
+        if anchor_boxes is None:
+            anchor_boxes = self._anchors(images)
+        rpn_outputs, rois = self._propose(features, anchor_boxes, image_shape, training)
         outputs = {
             'backbone_features': backbone_features,
             'decoder_features': features,
-            'rpn_scores': rpn_scores,
-            'rpn_boxes': rpn_boxes,
+            **rpn_outputs,
         }
         if training:
             targets = self._sample(tf.stop_gradient(rois), gt_boxes, gt_classes, sampling_seed)
@@ -100,6 +91,15 @@ class Generator(maskrcnn_model.MaskRCNNModel):
             level: tf.tile(x[tf.newaxis], [tf.shape(images)[0], 1, 1, 1])
             for level, x in boxes.items()
         }
+
+    def _propose(self, features, anchor_boxes, image_shape, training):
+        """The RPN's scores and boxes in float32, and the proposals [B, N, 4] that they make."""
+        scores, boxes = (
+            {level: tf.cast(x, tf.float32) for level, x in part.items()}
+            for part in self.rpn_head(features)
+        )
+        rois, _ = self.roi_generator(boxes, scores, anchor_boxes, image_shape, training)
+        return {'rpn_scores': scores, 'rpn_boxes': boxes}, rois
 
     def _sample(self, rois, gt_boxes, gt_classes, sampling_seed):
         """RoIs of the box head with their targets."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run's folder: its checkpoints, its settings, and its network ready to be used."""
+"""A training run's folder: its checkpoints, its settings, and its network ready for inference."""
 
 import pathlib
 from typing import Any, Optional
@@ -26,10 +26,11 @@ def find_checkpoint(model_dir: str, which: str) -> str:
 
     Args:
       model_dir: of the run.
-      which: 'best' (by validation mask AP; the last where none was chosen), 'last', or a path.
+      which: 'best' (by validation mask AP; the last where there was no validation), 'last', or a
+        path.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such checkpoint.
     """
     if which not in ('best', 'last'):
         if not tf.io.gfile.exists(f'{which}.index'):
@@ -45,7 +46,9 @@ def find_checkpoint(model_dir: str, which: str) -> str:
             ) from error
         if path:
             return path
-    raise UserError(f'--model_dir {model_dir} holds no checkpoint; train first, or name another')
+    raise UserError(
+        f'--model_dir {model_dir} holds no checkpoint; train first, or give another folder'
+    )
 
 
 def restore(model, path: str, **others) -> None:
@@ -72,26 +75,26 @@ def step_of(path: str) -> int:
     """The training step that a checkpoint was saved at.
 
     Raises:
-      UserError: it does not say.
+      UserError: it holds no step, or cannot be read.
     """
     try:
         return int(train_utils.read_global_step_from_checkpoint(path))
     except (ValueError, TypeError, tf.errors.OpError) as error:
-        raise UserError(f'{path} does not say at which step it is; give another') from error
+        raise UserError(f'{path} holds no training step; give another --checkpoint') from error
 
 
 def use_saved_settings(flags: settings.Flags, saved_model: Optional[str] = None) -> None:
-    """Fills `flags` with what a run was trained with, where they do not say otherwise.
+    """Fills `flags` with the settings of a run, where they do not say otherwise.
 
-    The settings, where its data were and how they were divided: with another division, images
-    that were trained on would be among those of the validation split.
+    Those are its configuration, where its data were and how they were split: with another split,
+    images that were trained on would be among those of the validation.
 
     Args:
       flags: `model_dir` is that of the run.
-      saved_model: of an export, to be asked in place of the run.
+      saved_model: of an export, whose settings are taken in place of the run's.
 
     Raises:
-      UserError: neither is what it should be, and there are no other settings.
+      UserError: run or export have no settings, and the flags name none.
     """
     if saved_model:
         path = predictor.find_version(saved_model) / 'assets' / model_card.PARAMS
@@ -127,13 +130,14 @@ def load_run(
       model_dir: of the run.
       checkpoint: 'best', 'last' or a path.
       score_threshold: see `model_card.ModelCard`.
-      data_dir: where the data set is now, which knows the names of its classes.
+      data_dir: where the data set is now; the class names are read from it.
 
     Returns:
       The module, its model card, and the run's configuration.
 
     Raises:
-      UserError: no run, no checkpoint, a checkpoint of another network, or no data set.
+      UserError: the run, its checkpoint or its data set is missing, or the checkpoint is of
+        another network.
     """
     if not 0 <= score_threshold <= 1:
         raise UserError(f'--score_threshold {score_threshold:g} is not between 0 and 1')
@@ -143,19 +147,24 @@ def load_run(
     config = settings.load_config(flags, dataset)
     model = task_lib.GanMaskRCNNTask(config.task).build_model()
     restore(model, path)
-    card = model_card.ModelCard(
+    card = _make_card(config.task, dataset, path, score_threshold)
+    return signatures.InferenceModule(model, config.task, score_threshold), card, config
+
+
+def _make_card(task_config, dataset, path: str, score_threshold: float) -> model_card.ModelCard:
+    """The card of the checkpoint at `path`."""
+    return model_card.ModelCard(
         class_names=tuple(dataset.class_names),
         category_ids=tuple(dataset.category_ids),
         score_threshold=score_threshold,
-        input_size=tuple(config.task.model.input_size[:2]),
-        short_side=config.task.validation_data.parser.test_short_side,
+        input_size=tuple(task_config.model.input_size[:2]),
+        short_side=task_config.validation_data.parser.test_short_side,
         mean_rgb=tuple(preprocess_ops.MEAN_RGB),
         stddev_rgb=tuple(preprocess_ops.STDDEV_RGB),
         checkpoint=pathlib.Path(path).name,
         step=step_of(path),
         version=gan_mrcnn.__version__,
     )
-    return signatures.InferenceModule(model, config.task, score_threshold), card, config
 
 
 def load_predictor(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image, truth and prediction side by side, for examples chosen by id."""
+"""Image, ground truth and predictions side by side, for examples chosen by id."""
 
 import collections
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ _FEATURES = {
 def read_images(
     record_set: records.RecordSet, image_ids: Sequence[int]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Images [h, w, 3] uint8 and their true masks [N, h, w] bool by id, large ones made smaller."""
+    """Images uint8 [h, w, 3] and masks of their objects bool [N, h, w] by id, large ones shrunk."""
     wanted = {str(image_id).encode() for image_id in image_ids}
     files = sorted(tf.io.gfile.glob(record_set.input_path))
-    found = {}
+    images = {}
     for record in tf.data.TFRecordDataset(files):
         example = tf.io.parse_single_example(record, _FEATURES)
         if example['image/source_id'].numpy() in wanted:
@@ -38,10 +38,10 @@ def read_images(
                 tf.io.decode_png(encoded)[..., 0].numpy() > 0
                 for encoded in example['image/object/mask']
             )
-            found[int(example['image/source_id'].numpy())] = visualization.shrink(
+            images[int(example['image/source_id'].numpy())] = visualization.shrink(
                 image, masks, _LONGEST_SIDE
             )
-    return found
+    return images
 
 
 def _shrunk(predictions, image):
@@ -59,7 +59,7 @@ def contact_sheet(
     """One row per image: the image, its ground truth and its predictions.
 
     Args:
-      record_set: where images and truth are.
+      record_set: with images and ground truth.
       image_ids: which ones, in this order.
       predictions: COCO results of the whole split.
 

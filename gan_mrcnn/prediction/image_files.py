@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures to look at, and what is found in each, few of them in memory at a time."""
+"""Which image files to predict, and the objects in each; few images are in memory at a time."""
 
 import glob
 import pathlib
@@ -22,7 +22,7 @@ class Source(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A picture [H, W, 3] uint8 RGB and its objects, best first."""
+    """An image [H, W, 3] uint8 RGB and its objects, best first."""
 
     source: Source
     pixels: np.ndarray
@@ -33,14 +33,14 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     """Files, folders (with all below) and patterns, in the order given, each file once.
 
     Raises:
-      UserError: nothing is there, or two files would have results of the same name.
+      UserError: an argument matches no image, or two files would have results of the same name.
     """
     sources: dict[pathlib.Path, Source] = {}
     for argument in arguments:
         found = list(_expand(argument))
         if not found:
-            suffixes = ', '.join(images.PICTURE_SUFFIXES)
-            raise UserError(f'{argument}: no picture there; {suffixes} are read')
+            suffixes = ', '.join(images.IMAGE_SUFFIXES)
+            raise UserError(f'{argument}: no image there; {suffixes} are read')
         for source in found:
             sources.setdefault(source.path.resolve(), source)
     names: dict[str, pathlib.Path] = {}
@@ -49,7 +49,7 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
         if other != source.path:
             raise UserError(
                 f'{other} and {source.path} would both become {source.name}; give the folder '
-                'above, or predict one after the other'
+                'above them, or predict them into different folders'
             )
     return list(sources.values())
 
@@ -58,7 +58,7 @@ def _expand(argument):
     folder = pathlib.Path(argument)
     if folder.is_dir():
         for path in sorted(folder.rglob('*')):
-            if path.suffix.lower() in images.PICTURE_SUFFIXES and path.is_file():
+            if path.suffix.lower() in images.IMAGE_SUFFIXES and path.is_file():
                 yield Source(path, path.relative_to(folder).with_suffix('').as_posix())
         return
     matches = [argument] if folder.is_file() else sorted(glob.glob(argument, recursive=True))
@@ -76,70 +76,64 @@ def detect(
     overlap: int,
     problems: list[str],
 ) -> Iterator[Result]:
-    """What is found in each picture, in the order of `sources`.
+    """Predicts every image, in the order of `sources`.
 
     Args:
       sources: see `find_sources`.
       predictor: the network.
-      score_threshold: objects below it are left out.
-      batch_size: pictures, or tiles of one picture, that the network sees at a time.
-      tile: height and width; larger pictures are looked at in tiles. None: every one as a whole.
+      score_threshold: objects below it are dropped.
+      batch_size: images, or tiles of one image, that the network sees at a time.
+      tile: height and width in pixels; larger images are predicted in tiles. None: no tiles.
       overlap: of neighbouring tiles, in pixels.
-      problems: filled with a line for each picture that cannot be used; the others go on.
+      problems: filled with a line for each image that is skipped because it cannot be used.
     """
-    waiting: list[tuple[Source, images.Picture]] = []
-
-    def run_waiting():
-        found = _as_wholes([picture for _, picture in waiting], predictor)
-        for (source, picture), detections in zip(waiting, found):
-            window = (0, 0, *picture.pixels.shape[:2])
-            yield Result(
-                source,
-                picture.pixels,
-                objects.from_detections(detections, window, score_threshold),
-            )
-        waiting.clear()
-
+    batch: list[tuple[Source, images.DecodedImage]] = []
     for source in sources:
         try:
-            picture = images.read_picture(source.path)
+            image = images.read_image(source.path)
+            height, width = image.pixels.shape[:2]
+            in_tiles = tile is not None and (height > tile[0] or width > tile[1])
+            if not in_tiles and height * width > signatures.MAX_PIXELS:
+                raise UserError(
+                    f'{source.path} has {width}x{height} pixels, too many at once; give --tile'
+                )
         except UserError as error:
             problems.append(str(error))
             continue
-        height, width = picture.pixels.shape[:2]
-        if tile and (height > tile[0] or width > tile[1]):
-            if waiting:
-                yield from run_waiting()
+        if not in_tiles:
+            batch.append((source, image))
+        if in_tiles or len(batch) == batch_size:
+            yield from _as_wholes(batch, predictor, score_threshold)
+            batch = []
+        if in_tiles:
             windows = tiles.make_tiles(height, width, tile, overlap)
-            found = _in_tiles(picture.pixels, windows, predictor, score_threshold, batch_size)
-            yield Result(source, picture.pixels, found)
-            continue
-        if height * width > signatures.MAX_PIXELS:
-            problems.append(
-                f'{source.path} has {width}x{height} pixels, too many at once; give --tile'
-            )
-            continue
-        waiting.append((source, picture))
-        if len(waiting) == batch_size:
-            yield from run_waiting()
-    if waiting:
-        yield from run_waiting()
+            detected = _in_tiles(image.pixels, windows, predictor, score_threshold, batch_size)
+            yield Result(source, image.pixels, detected)
+    yield from _as_wholes(batch, predictor, score_threshold)
 
 
-def _as_wholes(batch, predictor):
+def _as_wholes(batch, predictor, score_threshold):
+    """A `Result` for each pair of source and image, predicted in one batch."""
+    if not batch:
+        return
     try:
-        return predictor.detect([p.encoded or images.as_png(p.pixels) for p in batch])
+        predicted = predictor.detect([p.encoded or images.as_png(p.pixels) for _, p in batch])
     except UserError:
         # Pillow reads damaged files that TensorFlow refuses.
-        return predictor.detect([images.as_png(p.pixels) for p in batch])
+        predicted = predictor.detect([images.as_png(p.pixels) for _, p in batch])
+    for (source, image), detections in zip(batch, predicted):
+        window = (0, 0, *image.pixels.shape[:2])
+        detected = objects.from_detections(detections, window, score_threshold)
+        yield Result(source, image.pixels, detected)
 
 
 def _in_tiles(pixels, windows, predictor, score_threshold, batch_size):
-    found = []
+    """The objects of one image, predicted in `windows`."""
+    parts = []
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
-        cut = np.stack([pixels[y1:y2, x1:x2] for y1, x1, y2, x2 in batch])
-        for window, detections in zip(batch, predictor.detect_pixels(cut)):
-            for one in objects.from_detections(detections, window, score_threshold):
-                found.append((window, one))
-    return tiles.merge(found)
+        crops = np.stack([pixels[y1:y2, x1:x2] for y1, x1, y2, x2 in batch])
+        for window, detections in zip(batch, predictor.detect_pixels(crops)):
+            detected = objects.from_detections(detections, window, score_threshold)
+            parts.extend((window, one) for one in detected)
+    return tiles.merge(parts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client should know about an exported model and cannot read off its tensors.
+"""The model card: what a client should know about an exported model beyond its tensors.
 
 It travels as assets of the SavedModel: `model.json` (this), `class_names.txt` (one a line) and
 `params.yaml` (the training configuration).
@@ -17,14 +17,14 @@ FILE_NAME, CLASS_NAMES, PARAMS = 'model.json', 'class_names.txt', 'params.yaml'
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """An exported model, or a checkpoint that is used as one.
+    """The card of an exported model, or of a checkpoint that is used as one.
 
     class_names: without the background; `detection_classes` 1 is the first.
-    category_ids: the data set's own numbers of them.
-    score_threshold: detections from this score on are worth showing; fainter ones are there, too.
+    category_ids: the data set's own ids of these classes.
+    score_threshold: detections from this score on are worth showing; lower ones are given, too.
     input_size: height and width that images are padded to, in pixels.
-    short_side: the shorter side of an image is scaled to that, in pixels.
-    mean_rgb, stddev_rgb: of the normalization, for pixels from 0 to 255. Done inside.
+    short_side: what the shorter side of an image is scaled to, in pixels.
+    mean_rgb, stddev_rgb: of the normalization, which the graph does; for pixels from 0 to 255.
     checkpoint: its file's name.
     step: of the training.
     version: of this package.
@@ -62,7 +62,7 @@ def read(folder: pathlib.Path) -> ModelCard:
         card = ModelCard(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f'{path} cannot be read; give a model that gan_mrcnn.serving.export wrote'
+            f'{path} cannot be read; give a model that gan-mrcnn export wrote'
         ) from error
     for name, hint in typing.get_type_hints(ModelCard).items():
         if not _fits(getattr(card, name), hint):

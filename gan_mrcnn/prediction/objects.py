@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects found in a picture, with masks that are kept inside their own window.
+"""Detected objects of an image, with masks that are kept inside their own window.
 
-A crop of a slide has 20,000 pixels to a side and thousands of objects: a mask of the picture's size
+A crop of a slide has 20,000 pixels to a side and thousands of objects: a mask of the image's size
 for each would be terabytes.
 """
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as mask_api
 
 from gan_mrcnn.metrics import predictions
+from gan_mrcnn.utils import run_lengths
 
 
 class Object(NamedTuple):
@@ -19,8 +19,8 @@ class Object(NamedTuple):
 
     class_id: 1 for the first class.
     score: from 0 to 1.
-    box: [y1, x1, y2, x2] in pixels of the picture, inside it.
-    top, left: of the window in the picture, in pixels.
+    box: [y1, x1, y2, x2] in pixels of the image, inside it.
+    top, left: of the window in the image, in pixels.
     mask: [h, w] bool, the window.
     """
 
@@ -37,12 +37,12 @@ class Object(NamedTuple):
         return int(np.count_nonzero(self.mask))
 
     def window(self) -> tuple[int, int, int, int]:
-        """y1, x1, y2, x2 of `mask` in the picture."""
+        """y1, x1, y2, x2 of `mask` in the image."""
         height, width = self.mask.shape
         return self.top, self.left, self.top + height, self.left + width
 
     def cut(self, window: Sequence[int]) -> np.ndarray:
-        """The mask inside another window of the picture, [y2 - y1, x2 - x1] bool."""
+        """The mask inside another window of the image, [y2 - y1, x2 - x1] bool."""
         out = np.zeros((window[2] - window[0], window[3] - window[1]), bool)
         y1, x1, y2, x2 = intersect(self.window(), window)
         if y2 > y1 and x2 > x1:
@@ -62,12 +62,12 @@ def intersect(first: Sequence[int], second: Sequence[int]) -> tuple[int, int, in
 
 
 def from_detections(detections, tile: Sequence[int], score_threshold: float) -> list[Object]:
-    """Objects of one tile, in pixels of the picture, best first.
+    """Objects of one tile, in pixels of the image, best first.
 
     Args:
-      detections: `serving.predictor.Detections` of the tile.
-      tile: y1, x1, y2, x2 of it in the picture.
-      score_threshold: objects below it are left out, and so are those without a pixel.
+      detections: `predictor.Detections` of the tile.
+      tile: y1, x1, y2, x2 of it in the image.
+      score_threshold: objects below it are dropped, and so are those without a pixel.
     """
     top, left, height, width = tile[0], tile[1], tile[2] - tile[0], tile[3] - tile[1]
     offset = np.array([top, left, top, left], np.float64)
@@ -93,25 +93,22 @@ def from_detections(detections, tile: Sequence[int], score_threshold: float) -> 
     return found
 
 
-def encode(found: Object, height: int, width: int) -> dict[str, Any]:
-    """The object's mask in COCO's run lengths, without a mask of the picture's size.
+def encode(one: Object, height: int, width: int) -> dict[str, Any]:
+    """The object's mask in COCO's run lengths, without a mask of the image's size.
 
     Args:
-      found: the object.
-      height: of the picture, in pixels.
-      width: of the picture, in pixels.
+      one: the object.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
     """
     # Column by column, as COCO counts: a run starts where the mask rises and ends where it falls.
-    steps = np.diff(np.pad(found.mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)
+    steps = np.diff(np.pad(one.mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)
     runs = []
     for step in (1, -1):
         columns, rows = np.nonzero(step == steps.T)
-        runs.append((found.left + columns) * height + found.top + rows)
+        runs.append((one.left + columns) * height + one.top + rows)
     starts, ends = runs
-    # A run to the bottom of the picture goes on at the top of the next column.
+    # A run to the bottom of the image goes on at the top of the next column.
     joined = starts[1:] == ends[:-1]
     starts, ends = starts[np.r_[True, ~joined]], ends[np.r_[~joined, True]]
-    counts = np.diff(np.stack([starts, ends], 1).ravel(), prepend=0, append=height * width)
-    counts = counts[:-1] if ends[-1] == height * width else counts
-    rle = mask_api.frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
-    return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
+    return run_lengths.to_json(run_lengths.encode_runs(starts, ends, height, width))

@@ -19,7 +19,7 @@ _SIGNATURES = ('serving_default', 'image_tensor')
 
 
 class Detections(NamedTuple):
-    """What was found in one image, best first.
+    """Detections in one image, best first.
 
     boxes: [N, 4] float32, [y1, x1, y2, x2] in pixels of the image.
     scores: [N] float32.
@@ -37,7 +37,7 @@ class Predictor:
     """Encoded images to `Detections`."""
 
     def __init__(self, signatures: Mapping[str, Callable], card: model_card.ModelCard, owner=None):
-        """Takes any of the two.
+        """Wraps either of the two.
 
         Args:
           signatures: as `InferenceModule.signatures` or a loaded SavedModel has them.
@@ -94,7 +94,7 @@ def find_version(path: str) -> pathlib.Path:
     if versions and not (folder / 'saved_model.pb').is_file():
         folder = max(versions, key=lambda child: int(child.name))
     if not (folder / 'saved_model.pb').is_file():
-        raise UserError(f'{path} holds no SavedModel; gan_mrcnn.serving.export writes one')
+        raise UserError(f'{path} holds no SavedModel; gan-mrcnn export writes one')
     return folder
 
 
@@ -116,8 +116,7 @@ def load_saved_model(path: str) -> Predictor:
     missing = [name for name in _SIGNATURES if name not in getattr(loaded, 'signatures', ())]
     if missing:
         raise UserError(
-            f'{folder} has no signature {missing[0]}; gan_mrcnn.serving.export writes models that '
-            'have'
+            f'{folder} has no signature {missing[0]}; give a model that gan-mrcnn export wrote'
         )
     return Predictor(loaded.signatures, card, loaded)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicts many image files and writes what was found in each."""
+"""Predicts many image files and writes the objects of each."""
 
 import pathlib
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def predict(
       batch_size: see `image_files.detect`, as for `tile` and `overlap`.
 
     Raises:
-      UserError: nothing is there, or some images could not be used; the others are written then.
+      UserError: there are no images, or some were skipped; the others are written then.
     """
     sources = image_files.find_sources(images)
     threshold = network.card.score_threshold if score_threshold is None else score_threshold

@@ -4,9 +4,9 @@
 Decoding, scaling and padding are the evaluation's, inside the graph, so that a client sends a file
 as it is. Stock TensorFlow operations only: a server knows no others.
 
-A bad image ends its request with an error that names it, by its number in the batch. TensorFlow's
-own decoders name nothing; they run inside a data set that swallows their errors, and what comes out
-empty is named here.
+A bad image ends its request with an error that names it, by its number in the batch. The errors of
+TensorFlow's own decoders name no image: they run inside a data set that drops errors, and an empty
+result is named here.
 
 Shapes: B images of H x W pixels, N detections per image at most, S side of a predicted mask (28).
 """
@@ -16,6 +16,7 @@ from typing import Callable
 import tensorflow as tf
 
 from gan_mrcnn.data import input_pipeline
+from gan_mrcnn.metrics import predictions
 from gan_mrcnn.modeling import generator as generator_lib
 
 # The largest image that is decoded, in pixels: 200 MB. A few kilobytes of PNG can claim gigabytes.
@@ -122,7 +123,7 @@ class InferenceModule(tf.Module):
         Returns:
           As above without `detection_masks`, and `label_map` int32 [1, H, W]: the number of the
           detection, 1 for the first, 0 where there is none. Of two on one pixel the better one has
-          it. Detections below the score threshold are left out of it.
+          it. Detections below the score threshold are not in it.
         """
         single = tf.debugging.Assert(
             tf.equal(tf.shape(image_bytes)[0], 1), ['full_masks takes one image a request']
@@ -167,7 +168,7 @@ def decode(encoded: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
     """Pixels of a JPEG or PNG, [H, W, 3] uint8 RGB.
 
     Grey is spread, transparency dropped, of 16 bits the upper 8 are kept, and an animated PNG gives
-    its first picture.
+    its first frame.
 
     Args:
       encoded: scalar string.
@@ -232,8 +233,7 @@ def _read_size(encoded):
 def label_map(boxes: tf.Tensor, masks: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Masks at the image's size, as one int32 [H, W]; see `detect_with_label_map`.
 
-    `evaluation.predictions.paste_mask` in TensorFlow, for a server has no Python; pixel for pixel
-    the same.
+    `metrics.predictions.paste_mask` in TensorFlow, for a server runs no Python; the same pixels.
 
     Args:
       boxes: [K, 4], [y1, x1, y2, x2] in pixels, best first.
@@ -244,8 +244,8 @@ def label_map(boxes: tf.Tensor, masks: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
     def paste(labels, row):
         y1, x1, y2, x2 = tf.unstack(boxes[row])
-        rows, inside_rows = _tent_weights(y1, y2, size[0], masks.shape[1])
-        columns, inside_columns = _tent_weights(x1, x2, size[1], masks.shape[2])
+        rows, inside_rows = _stretched(y1, y2, size[0], masks.shape[1])
+        columns, inside_columns = _stretched(x1, x2, size[1], masks.shape[2])
         inside = inside_rows[:, tf.newaxis] & inside_columns
         pasted = tf.linalg.matmul(rows @ masks[row], columns, transpose_b=True) >= 0.5
         return tf.where(pasted & inside, row + 1, labels)
@@ -254,14 +254,12 @@ def label_map(boxes: tf.Tensor, masks: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.foldl(paste, worst_first, tf.zeros(size, tf.int32))
 
 
-def _tent_weights(low, high, length, cells):
-    """Bilinear weights [length, cells] of `cells` stretched over [low, high), and which of the
-    pixels the box touches."""
+def _stretched(low, high, length, num_cells):
+    """Weights [length, num_cells] of cells stretched over [low, high), and which of the pixels the
+    box touches."""
     pixels = tf.range(length)
     inside = (pixels >= tf.cast(tf.floor(low), tf.int32)) & (
         pixels < tf.cast(tf.math.ceil(high), tf.int32)
     )
     centres = tf.cast(pixels, tf.float64) + 0.5
-    places = (centres - low) / (high - low) * cells - 0.5
-    distances = tf.abs(places[:, tf.newaxis] - tf.range(cells, dtype=tf.float64))
-    return tf.maximum(tf.constant(0.0, tf.float64), 1.0 - distances), inside & (high > low)
+    return predictions.tent_weights(centres, low, high, num_cells), inside & (high > low)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large pictures in overlapping tiles, and one object where two tiles saw the same.
+"""Large images in overlapping tiles, and one object where two tiles show the same.
 
-A network that learned on pictures of 522 x 775 pixels knows objects at that scale: shown a crop of
-a slide as a whole, scaled down to its input, it would look for them at a tenth of their size.
+A network that was trained on images of 522 x 775 pixels knows objects at that scale: given a crop
+of a slide as a whole, scaled down to its input, it would have to detect them at a tenth of their
+size.
 
-Two tiles see the same thing in the strip that they share. Two detections are therefore one object
-where their masks agree inside that strip; outside of it either may see what the other cannot.
+Two tiles show the same pixels in the strip that they share. Two detections are therefore one object
+where their masks agree inside that strip; outside of it either may show what the other cannot.
 """
 
 from collections.abc import Sequence
@@ -14,23 +15,23 @@ import numpy as np
 
 from gan_mrcnn.prediction.objects import Object, intersect
 
-# Masks agree from this IoU on, inside the strip that both tiles see.
+# Masks agree from this IoU on, inside the strip that both tiles show.
 AGREEMENT = 0.5
-# Fewer pixels in the strip say nothing.
+# Fewer common pixels in the strip are no evidence.
 FEWEST_PIXELS = 8
 
 
 def make_tiles(
     height: int, width: int, tile: tuple[int, int], overlap: int
 ) -> list[tuple[int, int, int, int]]:
-    """Windows y1, x1, y2, x2 that cover a picture, all of one size, row by row.
+    """Windows y1, x1, y2, x2 that cover an image, all of one size, row by row.
 
     The last ones lie at the far border and overlap more.
 
     Args:
-      height: of the picture, in pixels.
-      width: of the picture, in pixels.
-      tile: height and width of a tile; a smaller picture is one tile.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      tile: height and width of a tile; a smaller image is one tile.
       overlap: of neighbours, at least, in pixels; less than the tile.
     """
     rows, columns = (_starts(length, side, overlap) for length, side in zip((height, width), tile))
@@ -44,41 +45,41 @@ def _starts(length, side, overlap):
     return [*range(0, last, side - overlap), last]
 
 
-def merge(found: Sequence[tuple[Sequence[int], Object]]) -> list[Object]:
-    """Joins what two tiles saw of one object.
+def merge(detected: Sequence[tuple[Sequence[int], Object]]) -> list[Object]:
+    """Joins the parts of one object that several tiles show.
 
     Args:
-      found: each object with the tile it is from.
+      detected: each object with the tile it is from.
 
     Returns:
       The objects, best first. A joined one has all pixels of its parts, the smallest box around
       theirs, and the best of their scores.
     """
-    groups = list(range(len(found)))
+    groups = list(range(len(detected)))
 
     def group(i):
         while groups[i] != i:
             i = groups[i]
         return i
 
-    for i, j in _neighbours(found):
-        if _same(found[i], found[j]):
+    for i, j in _neighbours(detected):
+        if _same(detected[i], detected[j]):
             groups[group(j)] = group(i)
     parts: dict[int, list[Object]] = {}
-    for i, (_, part) in enumerate(found):
+    for i, (_, part) in enumerate(detected):
         parts.setdefault(group(i), []).append(part)
     return sorted(map(_join, parts.values()), key=lambda one: -one.score)
 
 
-def _neighbours(found):
+def _neighbours(detected):
     """Pairs from different tiles whose windows overlap."""
-    windows = np.array([part.window() for _, part in found]).reshape(-1, 4)
-    for i, (tile, part) in enumerate(found):
+    windows = np.array([part.window() for _, part in detected]).reshape(-1, 4)
+    for i, (tile, part) in enumerate(detected):
         y1, x1, y2, x2 = part.window()
         later = windows[i + 1 :]
         near = (later[:, 0] < y2) & (later[:, 2] > y1) & (later[:, 1] < x2) & (later[:, 3] > x1)
         for j in np.flatnonzero(near) + i + 1:
-            if tuple(found[j][0]) != tuple(tile):
+            if tuple(detected[j][0]) != tuple(tile):
                 yield i, int(j)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was found, as files.
+"""Predictions as files.
 
-`OUT/overlays/NAME.png`: the picture with outlines and scores. `OUT/labels/NAME.png`, 16 bits: 0
+`OUT/overlays/NAME.png`: the image with outlines and scores. `OUT/labels/NAME.png`, 16 bits: 0
 background, otherwise the object's number in the table. `OUT/objects.csv`: class, score, area and
 box of every object. `OUT/predictions.json`: the same with masks, in COCO's format.
 """
@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from gan_mrcnn.metrics import predictions
 from gan_mrcnn.prediction import model_card, objects
 from gan_mrcnn.prediction.image_files import Result
-from gan_mrcnn.utils import visualization
+from gan_mrcnn.utils import files, visualization
 from gan_mrcnn.utils.errors import UserError
 
 COLUMNS = ('file', 'object', 'class', 'score', 'area', 'y1', 'x1', 'y2', 'x2')
@@ -26,7 +25,7 @@ _MOST_LABELS = 65535
 
 
 class Writer:
-    """Writes results one picture at a time; table and JSON are complete after `close`."""
+    """Writes results one image at a time; table and JSON are complete after `close`."""
 
     def __init__(self, folder: str, card: model_card.ModelCard):
         self._folder = pathlib.Path(folder)
@@ -50,7 +49,7 @@ class Writer:
         self._table.writerow(COLUMNS)
 
     def add(self, result: Result) -> None:
-        """Writes one picture's overlay, label image and rows."""
+        """Writes one image's overlay, label image and rows."""
         name = f'{result.source.name}.png'
         visualization.save_png(str(self._folder / 'overlays' / name), draw(result))
         labels = label_image(result.objects, *result.pixels.shape[:2])
@@ -63,7 +62,8 @@ class Writer:
     def close(self) -> None:
         """Closes the table and writes the JSON."""
         self._file.close()
-        predictions.write_json(str(self._folder / 'predictions.json'), self._coco)
+        # On one line: masks make it large.
+        files.write_json(self._folder / 'predictions.json', self._coco, indent=None)
 
     def _add_rows(self, result):
         for number, one in enumerate(result.objects, start=1):
@@ -107,19 +107,26 @@ class Writer:
             )
 
 
-def label_image(found: Sequence[objects.Object], height: int, width: int) -> np.ndarray:
-    """[height, width] uint16: the object's place in `found`, from 1; the first one is on top."""
-    if len(found) > _MOST_LABELS:
-        raise UserError(f'{len(found)} objects in one picture; a label image has {_MOST_LABELS}')
+def label_image(detected: Sequence[objects.Object], height: int, width: int) -> np.ndarray:
+    """[height, width] uint16: the object's place in `detected`, from 1; the first one is on top.
+
+    Raises:
+      UserError: there are more objects than 16 bits can number.
+    """
+    if len(detected) > _MOST_LABELS:
+        raise UserError(
+            f'{len(detected)} objects in one image, more than the {_MOST_LABELS} of a label image; '
+            'give a higher --score_threshold'
+        )
     labels = np.zeros((height, width), np.uint16)
-    for number in range(len(found), 0, -1):
-        y1, x1, y2, x2 = found[number - 1].window()
-        labels[y1:y2, x1:x2][found[number - 1].mask] = number
+    for number in range(len(detected), 0, -1):
+        y1, x1, y2, x2 = detected[number - 1].window()
+        labels[y1:y2, x1:x2][detected[number - 1].mask] = number
     return labels
 
 
 def draw(result: Result) -> np.ndarray:
-    """The picture with its objects, [H, W, 3] uint8 RGB."""
+    """The image with its objects, [H, W, 3] uint8 RGB."""
     height, width = result.pixels.shape[:2]
     if max(height, width) <= BLOCK:
         return _draw_window(result, (0, 0, height, width), scores=True)
@@ -152,6 +159,6 @@ def _draw_window(result, window, scores):
         pixels,
         np.array([one.cut(window) for _, one in chosen], bool).reshape(-1, *pixels.shape[:2]),
         scores=[one.score for _, one in chosen] if scores else None,
-        # Of a picture in blocks, an object keeps its colour in all of them.
+        # Where an image is drawn in blocks, an object has the same colour in all of them.
         colours=None if scores else [palette[number % len(palette)] for number, _ in chosen],
     )

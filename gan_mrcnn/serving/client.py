@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a TF Serving what is in a picture: `gan-mrcnn client --url URL IMAGE...`.
+"""A client of TF Serving, over REST or gRPC.
 
-URL is `http://HOST:8501/v1/models/model` (REST) or `grpc://HOST:8500/model`; `/versions/1` behind
-it chooses a version. REST needs neither TensorFlow nor anything of the model; gRPC needs the extra
-`serving`. Masks arrive as 28x28 probabilities and are put together here: at the picture's size, a
-hundred of them would be 40 MB an answer.
+REST needs neither TensorFlow nor anything of the model; gRPC needs the extra `serving`. Masks
+arrive as 28x28 probabilities and are pasted here: at the image's size, a hundred of them would be
+40 MB a response.
 """
 
 import base64
@@ -35,12 +34,12 @@ _URL = re.compile(
     r'(?P<scheme>https?|grpc)://(?P<host>[^/]+)(?P<v1>/v1/models)?/(?P<model>[^/:]+)'
     r'(/versions/(?P<version>\d+))?(:predict)?/?'
 )
-# gRPC's own limit is 4 MB, less than one large picture.
+# gRPC's own limit is 4 MB, less than one large image.
 _MOST_BYTES = 256 << 20
 
 
 class Address(NamedTuple):
-    """Where a model is. `version` is None for the newest."""
+    """Address of a model. `version` is None for the newest."""
 
     scheme: str
     host: str
@@ -49,10 +48,12 @@ class Address(NamedTuple):
 
 
 def parse_url(url: str) -> Address:
-    """Takes a URL apart.
+    """Parses `http://HOST:8501/v1/models/NAME` (REST) or `grpc://HOST:8500/NAME`.
+
+    `/versions/N` behind either chooses a version.
 
     Raises:
-      UserError: it is none of the two forms above.
+      UserError: it has neither form.
     """
     match = _URL.fullmatch(url)
     if not match or (match['scheme'] != 'grpc') != bool(match['v1']):
@@ -97,10 +98,12 @@ def read_grpc_response(response) -> dict[str, np.ndarray]:
 
 
 def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarray]:
-    """Detections in one JPEG or PNG: `OUTPUTS` of `inference.detect_encoded`, without the batch.
+    """Detections in one JPEG or PNG: `OUTPUTS` without the dimension of the batch.
+
+    Shapes and units are those of `prediction.signatures.InferenceModule.detect_encoded`.
 
     Raises:
-      UserError: nobody answers, or the answer is an error; the server's words are in the message.
+      UserError: no server answers, or it answers with an error, which the message quotes.
     """
     if address.scheme == 'grpc':
         return _ask_grpc(address, encoded, timeout)
@@ -113,14 +116,16 @@ def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarra
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return read_rest_response(response.read())
     except urllib.error.HTTPError as error:
-        raise UserError(f'{url} answers {error.code}: {_said(error.read())}') from error
+        raise UserError(f'{url} answers {error.code}: {_error_text(error.read())}') from error
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f'{url} does not answer ({error}); is the server up?') from error
     except (KeyError, ValueError) as error:
-        raise UserError(f'{url} does not answer as this model would: {error}') from error
+        raise UserError(
+            f'{url} answers, but not as an exported model does ({error}); check --url'
+        ) from error
 
 
-def _said(body):
+def _error_text(body):
     try:
         text = json.loads(body)['error']
     except (ValueError, KeyError, TypeError):
@@ -148,21 +153,22 @@ def _ask_grpc(address, encoded, timeout):
             ) from error
         except KeyError as error:
             raise UserError(
-                f'grpc://{address.host}/{address.model} does not answer as this model would'
+                f'grpc://{address.host}/{address.model} answers, but not as an exported '
+                'model does; check --url'
             ) from error
 
 
 def encode(path: pathlib.Path) -> tuple[np.ndarray, bytes]:
-    """Pixels [H, W, 3] of a picture as it is displayed, and the file that shows a server the same.
+    """Pixels [H, W, 3] of an image as it is displayed, and a file that a server decodes to them.
 
-    A JPEG or PNG goes as it is, unless EXIF says that it lies on its side: a server does not turn.
+    A JPEG or PNG is sent as it is, unless EXIF says that it is rotated: a server ignores EXIF.
     """
-    picture = images.read_picture(path)
-    return picture.pixels, picture.encoded or images.as_png(picture.pixels)
+    image = images.read_image(path)
+    return image.pixels, image.encoded or images.as_png(image.pixels)
 
 
 def draw(pixels: np.ndarray, outputs: dict[str, np.ndarray], score_threshold: float) -> np.ndarray:
-    """The picture with its detections, [H, W, 3] uint8 RGB."""
+    """The image with its detections, [H, W, 3] uint8 RGB."""
     shown = _shown(outputs, score_threshold)
     masks = [
         predictions.paste_mask(mask, box, *pixels.shape[:2])
@@ -187,26 +193,26 @@ def run(
     score_threshold: float,
     timeout: float,
 ) -> None:
-    """Asks about each file, prints what is in it and writes an overlay into `out`.
+    """Sends each file, prints its detections and writes an overlay into `out`.
 
     Args:
       paths: of images.
       url: see `parse_url`.
       out: folder of the overlays.
-      class_names: the model's file of that name; None prints numbers.
+      class_names: the model's `class_names.txt`; None prints numbers.
       score_threshold: detections below it are not shown.
       timeout: seconds.
 
     Raises:
-      UserError: a file cannot be read, or the server does not answer.
+      UserError: a file cannot be read, or the server does not answer as it should.
     """
     address = parse_url(url)
     names = []
     if class_names:
         try:
             names = class_names.read_text(encoding='utf-8').splitlines()
-        except OSError as error:
-            raise UserError(f'--class_names {class_names} cannot be read') from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f'--class_names {class_names} cannot be read ({error})') from error
     for path in paths:
         pixels, encoded = encode(path)
         try:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a run: `gan-mrcnn export --model_dir RUN --export_dir OUT`.
+"""Export of a run as a SavedModel.
 
 Writes `OUT/model/VERSION`, the numbered layout that TF Serving watches: under another name, renamed
 when whole, so that a server never sees half a model. Server and client need none of this package:
-the graph holds stock TensorFlow operations (looked at, operation by operation), its assets say what
-the numbers mean (`card.py`), and `assets.extra` has requests that a server warms up with.
+the graph holds stock TensorFlow operations alone (each one is checked), its assets say what the
+numbers mean (`prediction.model_card`), and `assets.extra` has requests that warm up a server.
 """
 
 import os
@@ -28,41 +28,29 @@ def export(module, card, config, export_dir: str, version: Optional[int] = None)
     """Writes the SavedModel and gives its folder.
 
     Args:
-      module: `inference.InferenceModule`.
+      module: `signatures.InferenceModule`.
       card: `model_card.ModelCard`.
       config: of the run.
       export_dir: see above.
-      version: positive; None for one more than there is.
+      version: positive; None for one more than the highest.
 
     Raises:
-      UserError: the version is there already, or the graph holds an operation that a server does
-        not know.
+      UserError: the version exists, or the graph holds an operation that a server does not have.
     """
     root = pathlib.Path(export_dir) / MODEL_NAME
     target = root / str(_free_version(root) if version is None else version)
     if version is not None and version < 1:
-        raise UserError(f'--version {version} is no version; 1, 2, 3, ... are')
+        raise UserError(f'--version {version} is not positive; give 1 or more')
     if target.exists():
-        raise UserError(f'{target} is there already; give another --version, or remove it')
+        raise UserError(f'{target} exists; give another --version, or remove it')
     requests = warmup.make_requests(card.input_size)
     root.mkdir(parents=True, exist_ok=True)
-    # Beside the target, for a rename must not cross disks; a server looks at numbers only.
+    # Beside the target, for a rename must not cross disks; a server reads numbers only.
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=root))
     try:
-        with tempfile.TemporaryDirectory() as assets:
-            module.assets = [
-                tf.saved_model.Asset(path)
-                for path in _write_assets(card, config, pathlib.Path(assets))
-            ]
-            tf.saved_model.save(module, str(partial), signatures=module.signatures())
-        foreign = sorted(set(operations(partial)) - set(dir(tf.raw_ops)))
-        if foreign:
-            raise UserError(
-                f'the graph holds {", ".join(foreign)}, which TF Serving does not have; export '
-                'a network of stock TensorFlow operations'
-            )
+        _save(module, card, config, partial)
         warmup.write_requests(partial, requests)
-        # mkdtemp lets nobody else in, and a server runs as another user.
+        # mkdtemp gives access to this user alone, and a server runs as another one.
         partial.chmod(0o755)
         os.rename(partial, target)
     finally:
@@ -70,8 +58,23 @@ def export(module, card, config, export_dir: str, version: Optional[int] = None)
     return target
 
 
+def _save(module, card, config, folder: pathlib.Path) -> None:
+    """Writes module and assets; UserError where the graph is not one for a stock server."""
+    with tempfile.TemporaryDirectory() as assets:
+        module.assets = [
+            tf.saved_model.Asset(path) for path in _write_assets(card, config, pathlib.Path(assets))
+        ]
+        tf.saved_model.save(module, str(folder), signatures=module.signatures())
+    foreign = sorted(set(operations(folder)) - set(dir(tf.raw_ops)))
+    if foreign:
+        raise UserError(
+            f'the graph holds {", ".join(foreign)}, which TF Serving does not have; export '
+            'a network of stock TensorFlow operations'
+        )
+
+
 def operations(saved_model: pathlib.Path) -> Iterator[str]:
-    """Name of every operation in a SavedModel's graphs and functions, functions left out."""
+    """Name of every operation in a SavedModel's graphs and functions, but for calls of these."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     content = saved_model_pb2.SavedModel()
@@ -95,7 +98,7 @@ def _write_assets(card, config, folder: pathlib.Path) -> list[str]:
 
 
 def _without_paths(params: dict[str, Any]) -> dict[str, Any]:
-    """Without the places of the machine that trained it, which are nobody's business."""
+    """Without the paths of the machine that trained it, which are private."""
     task = params['task']
     for part, names in (
         (task, ('data_dir', 'cache_dir', 'annotation_file')),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that TF Serving sends itself before it answers anyone.
+"""Warm-up requests, which TF Serving sends to a model before it answers clients.
 
-Without them the first client waits while TensorFlow optimizes the graph and takes its memory. They
+Without them the first client waits while TensorFlow optimizes the graph and allocates memory. They
 are `PredictionLog` records in `assets.extra/tf_serving_warmup_requests`, one per signature.
 """
 
@@ -35,7 +35,7 @@ def make_requests(input_size: tuple[int, int]) -> list:
       UserError: the extra `serving` is not installed.
     """
     prediction_log_pb2 = _protos()
-    # Noise, so that there are proposals to look at; a real picture could be someone's.
+    # Noise, so that there are proposals; a real image could be private.
     pixels = np.random.default_rng(0).integers(0, 256, [*input_size, 3], np.uint8)
     encoded = tf.io.encode_jpeg(pixels).numpy()
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))

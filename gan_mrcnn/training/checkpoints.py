@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a run: which to go on from, when something cut the last one short, and the best.
+"""Checkpoints of a run: the one to resume from, also where the last one is damaged, and the best.
 
 TensorFlow writes a checkpoint under another name and renames it, then names it in the file
-`checkpoint`: killed at any moment, a run leaves the one before. A power cut, a full disk or a bad
-one can still leave files that are not what was written; they are found by reading them, since every
-tensor has its checksum, set aside, and the run goes on from the one before.
+`checkpoint`: a run that is killed at any moment still has the one before. A power cut or a full or
+failing disk can still leave damaged files. Reading detects them, for every tensor has a checksum;
+they are set aside, and the run resumes from the checkpoint before.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ VALIDATIONS = 'validations.json'
 BEST = 'best'
 
 _NAME = re.compile(r'ckpt-(\d+)\.index')
-# What TensorFlow writes on the way to a checkpoint; anything else in the folder is the user's.
+# What TensorFlow writes before a checkpoint is complete; other files in the folder are the user's.
 _UNFINISHED = re.compile(r'ckpt-\d+(_temp.*|\.(index|data-\d{5}-of-\d{5})\.tempstate\d+)')
 _PART = re.compile(r'ckpt-(\d+)\.(index|data-\d{5}-of-\d{5})')
 _DISK_ERRORS = (
@@ -51,7 +51,7 @@ def newest_sound(model_dir: str) -> Optional[str]:
     """Path of the newest checkpoint that can be read, None without one.
 
     Newer ones that cannot are moved into `damaged`, with a line that says so; what an interrupted
-    saving left behind is removed.
+    save left behind is removed.
 
     Raises:
       UserError: there are checkpoints, and none can be read.
@@ -78,14 +78,14 @@ def newest_sound(model_dir: str) -> Optional[str]:
     if found or list((folder / DAMAGED).glob('ckpt-*.index')):
         # Also the next start must not take the folder for a new one.
         raise UserError(
-            f'none of the checkpoints in {model_dir} can be read; they are in {DAMAGED} there: put '
-            'back a copy, or start again with another --model_dir'
+            f'none of the checkpoints in {model_dir} can be read; they were moved to its folder '
+            f'{DAMAGED}: put back a copy, or start again with another --model_dir'
         )
     return None
 
 
 def latest(folder: str) -> Optional[str]:
-    """The checkpoint that `folder` names as its newest; None without one, or a readable name."""
+    """The checkpoint that `folder` names as its newest; None without one, or a readable list."""
     try:
         return tf.train.latest_checkpoint(folder)
     except (ValueError, tf.errors.OpError):
@@ -93,7 +93,7 @@ def latest(folder: str) -> Optional[str]:
 
 
 def _name_as_latest(folder: pathlib.Path, steps: list[int]) -> None:
-    """Writes what TensorFlow wants to know of the checkpoints that are kept, oldest first."""
+    """Writes TensorFlow's list of the checkpoints that are kept, oldest first."""
     paths = [str(folder / f'ckpt-{step}') for step in steps]
     tf.compat.v1.train.update_checkpoint_state(
         str(folder),
@@ -106,7 +106,7 @@ def _name_as_latest(folder: pathlib.Path, steps: list[int]) -> None:
 
 
 def _problem(path: str) -> Optional[str]:
-    """Why a checkpoint cannot be read, None where it can: every tensor's checksum is looked at."""
+    """Why a checkpoint cannot be read, None where it can: every tensor's checksum is verified."""
     try:
         reader = tf.train.load_checkpoint(path)
         for name in reader.get_variable_to_shape_map():
@@ -123,7 +123,7 @@ def _set_aside(folder: pathlib.Path, step: int) -> None:
 
 
 def _clean(folder: pathlib.Path, steps: list[int]) -> None:
-    """Removes what savings that did not come to their end have left."""
+    """Removes what interrupted saves have left."""
     for path in folder.glob('ckpt-*'):
         part = _PART.fullmatch(path.name)
         if not _UNFINISHED.fullmatch(path.name) and (not part or int(part.group(1)) in steps):
@@ -137,8 +137,8 @@ def _clean(folder: pathlib.Path, steps: list[int]) -> None:
 class Checkpoints:
     """Saves and restores one run.
 
-    Every worker of several has to take part in saving, because reading a variable may be something
-    they do together; what the others than the chief write is thrown away.
+    Each of several workers has to take part in saving, because reading a variable may be a
+    collective operation; what the workers other than the chief write is discarded.
     """
 
     def __init__(
@@ -149,13 +149,21 @@ class Checkpoints:
         max_to_keep: int,
         is_chief: bool,
     ):
-        """`step` numbers what is saved; of all but the chief nothing stays."""
+        """Saves nothing yet.
+
+        Args:
+          checkpoint: what is saved and restored.
+          model_dir: of the run.
+          step: numbers the checkpoints.
+          max_to_keep: how many are kept.
+          is_chief: whether this worker's checkpoints are those of the run.
+        """
         self._model_dir = model_dir
         self._step = step
-        self._throw_away = None if is_chief else tempfile.TemporaryDirectory()
+        self._discarded = None if is_chief else tempfile.TemporaryDirectory()
         self._manager = tf.train.CheckpointManager(
             checkpoint,
-            model_dir if is_chief else self._throw_away.name,
+            model_dir if is_chief else self._discarded.name,
             max_to_keep=max_to_keep if is_chief else 1,
         )
         self._saved_step: Optional[int] = None
@@ -182,27 +190,27 @@ class Checkpoints:
 
     def check_room(self) -> None:
         """Raises UserError where the disk cannot take what the run will save."""
-        if self._throw_away:
+        if self._discarded:
             return
         view = tf.train.TrackableView(self._manager.checkpoint)
         variables = [x for x in view.descendants() if isinstance(x, tf.Variable)]
         size = sum(v.dtype.size * v.shape.num_elements() for v in variables)
         free = shutil.disk_usage(self._model_dir).free
-        # Those that are kept and the best, and for a moment the one that takes another's place.
+        # One more than is kept, and the best: a new one is written before the oldest is removed.
         wanted = size * 2
         if free < wanted:
             raise UserError(
                 f'{self._model_dir} has {free / 1e6:.0f} MB of room, but a checkpoint takes '
-                f'{size / 1e6:.0f} MB and there is always one more than is kept: make room for '
-                f'{wanted / 1e6:.0f} MB, or give another --model_dir'
+                f'{size / 1e6:.0f} MB and a new one is written before an old one is removed: make '
+                f'room for {wanted / 1e6:.0f} MB, or give another --model_dir'
             )
 
 
 class BestCheckpoint:
     """The checkpoint with the highest validation figure, kept apart, and all figures.
 
-    Which is the best follows from the step of the checkpoint that is there and from the figures of
-    that step, so that there is no moment at which the two could be of different runs.
+    Which one is the best follows from the step of the checkpoint on disk and the figures of that
+    step, so that a killed process cannot leave a checkpoint with the figures of another.
     """
 
     def __init__(self, model_dir: str, metric: str, is_chief: bool):
@@ -210,7 +218,7 @@ class BestCheckpoint:
         self._file = pathlib.Path(model_dir) / VALIDATIONS
         self._metric = metric
         self._is_chief = is_chief
-        self._throw_away = None if is_chief else tempfile.TemporaryDirectory()
+        self._discarded = None if is_chief else tempfile.TemporaryDirectory()
         history = files.read_json(self._file, {})
         self.history = {int(step): figures for step, figures in history.items()}
         self._best_step = self._step_on_disk()
@@ -220,7 +228,7 @@ class BestCheckpoint:
         if path is None or _problem(path) is not None:
             return None
         step = int(train_utils.read_global_step_from_checkpoint(path))
-        # Runs from before there was a history have the figures of the best here.
+        # Runs from before there was a history have the figures of the best one here.
         info = files.read_json(pathlib.Path(self._folder) / 'info.json', None)
         if info and step not in self.history:
             self.history[step] = info
@@ -234,18 +242,19 @@ class BestCheckpoint:
 
     @property
     def best_step(self) -> Optional[int]:
+        """The step of the best checkpoint, None without one."""
         return self._best_step
 
     def is_settled(self, step: int) -> bool:
-        """Whether the validation of `step` is on record, and the checkpoint kept if it is best."""
+        """Whether the validation of `step` is recorded, and its checkpoint saved if it is best."""
         return step in self.history and (self._best_step == step or not self._is_best(step))
 
     def best_figure(self) -> dict[str, float]:
-        """The figure that it was chosen by, by its name."""
+        """The figure that the best checkpoint was chosen by, by its name."""
         return {self._metric: self.history[self._best_step][self._metric]}
 
     def add(self, checkpoint: tf.train.Checkpoint, logs: Mapping[str, Any], step: int) -> None:
-        """Notes a validation's figures and, where it is the best so far, saves `checkpoint`."""
+        """Records a validation's figures and, where it is the best so far, saves `checkpoint`."""
         self.history[step] = {name: float(orbit.utils.get_value(x)) for name, x in logs.items()}
         if self._is_chief:
             files.write_json(self._file, self.history)
@@ -254,7 +263,7 @@ class BestCheckpoint:
         self._best_step = step
         manager = tf.train.CheckpointManager(
             checkpoint,
-            self._throw_away.name if self._throw_away else self._folder,
+            self._discarded.name if self._discarded else self._folder,
             max_to_keep=1,
             checkpoint_name='best_ckpt',
         )
@@ -263,7 +272,7 @@ class BestCheckpoint:
 
 @contextlib.contextmanager
 def disk_errors_named(folder: str) -> Iterator[None]:
-    """Turns a full disk, one that is read-only and the like into one line about `folder`."""
+    """Turns errors of a full or read-only disk and the like into one line about `folder`."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
@@ -271,13 +280,13 @@ def disk_errors_named(folder: str) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f'{folder} cannot be written ({reason}); what is there is as it was: make room or give '
+            f'{folder} cannot be written ({reason}); files there are unchanged: free space or give '
             'permission and start again, it goes on from the last checkpoint'
         ) from error
 
 
 def _disk_reason(error: Exception) -> Optional[str]:
-    """TensorFlow has the system's own words in its message."""
+    """The system's text of a disk error, None for others; TensorFlow has it in its message."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in _DISK_ERRORS else None
     found = [os.strerror(number) for number in _DISK_ERRORS if os.strerror(number) in str(error)]

@@ -5,9 +5,9 @@ TF_CONFIG is TensorFlow's own convention: `{"cluster": {"worker": ["host1:port",
 "task": {"type": "worker", "index": 0}}`, the same on every worker but for the index. Worker 0 is
 the chief: it alone writes the run's folder, which all must be able to read.
 
-TensorFlow cannot take a worker back into a run. A worker that loses another therefore starts itself
-again, from the same command, and waits for the others; whoever restarts the dead one (a scheduler,
-a shell loop) need not touch the rest. All go on from the last checkpoint.
+TensorFlow cannot take a worker back into a run. A worker that loses another therefore restarts
+itself with the same command and waits for the others; a scheduler or shell loop only has to restart
+the dead one. All go on from the last checkpoint.
 """
 
 import json
@@ -19,7 +19,7 @@ import tensorflow as tf
 from gan_mrcnn.utils import devices
 from gan_mrcnn.utils.errors import UserError
 
-# A cluster that breaks as often has another problem than a machine.
+# A cluster that loses workers more often has another problem than one machine.
 MOST_RESTARTS = 20
 _RESTARTS = 'GAN_MRCNN_RESTARTS'
 
@@ -51,8 +51,7 @@ def num_workers() -> int:
 def make_strategy(config) -> tf.distribute.Strategy:
     """All devices of all workers that TF_CONFIG names, or of this machine alone.
 
-    Call it before anything else is done with TensorFlow. It waits for workers that are not there
-    yet.
+    Call it before anything else is done with TensorFlow. It waits until all workers have started.
 
     Raises:
       UserError: the workers cannot be joined, or the devices cannot share a batch evenly.
@@ -75,7 +74,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether `error` says that another worker has gone."""
+    """Whether `error` says that another worker is lost."""
     return num_workers() > 1 and isinstance(
         error,
         (
@@ -89,27 +88,39 @@ def is_lost(error: Exception) -> bool:
 
 
 def start_again(error: Exception) -> None:
-    """Puts this command in the place of this process, to wait for the worker that has gone.
+    """Replaces this process by the same command, which waits for the lost worker.
 
     Raises:
-      UserError: it has been done `MOST_RESTARTS` times.
+      UserError: that was done `MOST_RESTARTS` times.
     """
     restarts = int(os.environ.get(_RESTARTS, '0')) + 1
     reason = ' '.join(str(error).split())[:160]
     if restarts > MOST_RESTARTS:
         raise UserError(
-            f'another worker has gone for the {restarts}th time ({reason}); look at the logs of '
-            'the others, then start all of them again: they go on from the last checkpoint'
+            f'a worker was lost {restarts} times ({reason}); check the logs of the others, then '
+            'start all of them again: they go on from the last checkpoint'
         ) from error
     print(
-        f'another worker has gone ({reason}): starting again, to go on from the last checkpoint '
-        f'when it is back ({restarts} of at most {MOST_RESTARTS} times)',
+        f'a worker is lost ({reason}): restarting, to go on from the last checkpoint when it is '
+        f'back (restart {restarts} of at most {MOST_RESTARTS})',
         file=sys.stderr,
         flush=True,
     )
     os.environ[_RESTARTS] = str(restarts)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.argv])
+    os.execv(sys.executable, [sys.executable, *_command()])
+
+
+def _command() -> list[str]:
+    """What to give the interpreter to run this program again, `python -m` or a script.
+
+    Not `sys.argv` alone: with `python -m gan_mrcnn` it names `gan_mrcnn/__main__.py`, and a script
+    imports from its own folder.
+    """
+    spec = sys.modules['__main__'].__spec__
+    if spec is None:
+        return sys.argv
+    return ['-m', spec.name.removesuffix('.__main__'), *sys.argv[1:]]
 
 
 def chiefs_number(strategy: tf.distribute.Strategy, number: int) -> int:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens after a step with a loss or gradient that is not finite.
 
-The step itself changes nothing then (`GanMaskRCNNTask.train_step`). Here the step, the terms and
-the images are named, the batch is saved for `gan-mrcnn replay`, the event goes on record,
-and the run does what its policy says: stop, skip the batch, or go back to the newest
-checkpoint and on from there at a lower rate.
+Such a step changes nothing (`GanMaskRCNNTask.train_step`). Here the step, the terms and the images
+are named, the batch is saved for `gan-mrcnn replay`, the event is recorded, and the run follows its
+policy: stop, skip the batch, or go back to the newest checkpoint and continue at a lower rate.
 """
 
 import os
@@ -29,13 +28,14 @@ NUM_KEPT = 3
 
 
 class GoBack(Exception):
-    """Why; to the newest checkpoint, with the rate that `NonfiniteSteps.rate_scale` is now."""
+    """The run has to go back to its newest checkpoint, with the new `NonfiniteSteps.rate_scale`."""
 
 
 class NonfiniteSteps:
     """The steps of one run that were not finite, over all its starts."""
 
     def __init__(self, config: configs.Nonfinite, model_dir: str, is_chief: bool):
+        """Reads the record in `model_dir`; only the chief writes it."""
         self._config = config
         self._folder = pathlib.Path(model_dir) / FOLDER
         self._file = pathlib.Path(model_dir) / RECORD
@@ -45,11 +45,12 @@ class NonfiniteSteps:
 
     @property
     def count(self) -> int:
+        """How many there were."""
         return len(self._events)
 
     @property
     def rate_scale(self) -> float:
-        """What the learning rates are to be multiplied with, having gone back as often."""
+        """What to multiply the learning rates with: `rate_factor` for each time it went back."""
         went_back = sum(event['policy'] == 'go_back' for event in self._events)
         return self._config.rate_factor**went_back
 
@@ -62,7 +63,7 @@ class NonfiniteSteps:
         checkpoint: tf.train.Checkpoint,
         say: Callable[[str], None],
     ) -> None:
-        """Does what the policy says about this step.
+        """Follows the policy after this step.
 
         Args:
           step: its number, from 1.
@@ -70,11 +71,11 @@ class NonfiniteSteps:
           terms: value of every term of the loss.
           name_images: from ids to names of files.
           checkpoint: of everything that is trained.
-          say: takes a line for the user.
+          say: prints a line for the user.
 
         Raises:
-          UserError: the run ends.
-          GoBack: it goes on from its newest checkpoint.
+          UserError: the run has to end.
+          GoBack: it has to continue from its newest checkpoint.
         """
         names = name_images([int(i) for i in np.ravel(inputs[1]['source_id'])])
         line = f'Non-finite loss or gradient: step {step} images {", ".join(names)} ' + ' '.join(
@@ -99,7 +100,7 @@ class NonfiniteSteps:
         say(f'{line}. The batch is skipped; {replay}')
 
     def _record(self, step, names, terms, path) -> None:
-        """Notes the step in the run's record."""
+        """Adds the step to the run's record."""
         policy = self._config.policy
         event = {
             'step': step,
@@ -108,7 +109,7 @@ class NonfiniteSteps:
             'terms': {name: f'{value:.6g}' for name, value in terms.items()},
             'batch': str(path),
         }
-        # Going on from a checkpoint before it, a batch may be skipped a second time.
+        # A run that resumes from a checkpoint before it may skip the same batch a second time.
         self._events = [
             old
             for old in self._events
@@ -146,7 +147,7 @@ def flatten(inputs: tuple[tf.Tensor, Mapping[str, Any]]) -> dict[str, np.ndarray
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> tuple[tf.Tensor, dict[str, Any]]:
-    """The inverse of `flatten`; other names than labels' are left alone."""
+    """The inverse of `flatten`; drops `step`, which is no label."""
     labels: dict[str, Any] = {}
     for name, value in arrays.items():
         if name in ('images', 'step'):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM and SIGINT (Ctrl-C): the first asks a run to stop, the second ends it at once.
+"""Preemption: the first SIGTERM or SIGINT (Ctrl-C) asks a run to stop, the second ends it at once.
 
-Schedulers send SIGTERM before they take a machine away, people press Ctrl-C. Both must be answered
+Schedulers send SIGTERM before they take a machine away, users press Ctrl-C. Both must be answered
 within seconds although TensorFlow keeps the main thread, in which Python handles signals, for as
 long as a step takes. Another thread therefore reads them as they come.
 """
@@ -15,21 +15,25 @@ import time
 from typing import Optional
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What sends a signal to a group of processes, and to one of them that passes it on, sends it twice.
+# A signal to a group of processes, one of which passes it on to another, comes twice: it is one.
 SAME_SIGNAL_SECONDS = 0.3
 
 
 class Stop:
-    """Whether somebody wants the run to stop; a context in which signals say so.
+    """Whether a signal has asked the run to stop; a context in which signals are caught.
 
-    Between `hold` and `release` a signal only sets `wanted`, for the loop to look at between two
+    Between `hold` and `release` a signal only sets `wanted`, which the loop checks between two
     steps. Otherwise it also raises KeyboardInterrupt in the main thread, where start-up and
-    validation can be broken off with nothing lost. Outside the main thread nothing is caught.
+    validation can be interrupted with nothing lost. Outside the main thread nothing is caught.
     """
 
     def __init__(self, breaks_off: bool = True):
-        """Without `breaks_off` every signal waits for a step: one worker of several cannot leave
-        what they do together."""
+        """Starts without a request to stop.
+
+        Args:
+          breaks_off: whether a signal may interrupt the main thread. False: every signal waits for
+            the step, because one of several workers cannot leave a collective operation.
+        """
         self._breaks_off = breaks_off
         self.wanted: Optional[signal.Signals] = None
         self._held = False
@@ -66,7 +70,7 @@ class Stop:
         self._held = True
 
     def release(self) -> None:
-        """From here on a signal breaks off what is being done, and one that came before does."""
+        """From here on a signal interrupts the main thread; one that came before does so now."""
         self._held = False
         if self._breaks_off and self.wanted is not None:
             raise KeyboardInterrupt
@@ -96,8 +100,8 @@ class Stop:
                 first = now
                 self.wanted = signal.Signals(number)
                 print(
-                    f'\n{self.wanted.name}: stopping as soon as this step is done and saved; once '
-                    'more to stop at once, without saving',
+                    f'\n{self.wanted.name}: stopping as soon as this step is done and saved; send '
+                    'it again to stop at once, without saving',
                     file=sys.stderr,
                     flush=True,
                 )

@@ -89,7 +89,7 @@ def _read(file: pathlib.Path) -> Mapping:
 
 
 def _images(arrays) -> list[str]:
-    """What each image holds: it may be the picture that is odd."""
+    """What each image holds: the cause may be in the data."""
     return [
         f'image {int(arrays["source_id"][i])}: {int((arrays["gt_classes"][i] > 0).sum())} objects, '
         f'pixels from {image.min():.3g} to {image.max():.3g}, mean {image.mean():.3g}, '

@@ -129,7 +129,7 @@ def _name_damaged(error: Exception, run: Run) -> UserError:
         text += 'are written anew, and the run goes on from the last checkpoint'
     else:
         text = f'a record could not be read ({" ".join(str(error).split())[:200]}), but is as it '
-        text += 'was written; start again, and look at the disk if it comes back'
+        text += 'was written; start again, and check the disk if it comes back'
     run.status.update(state='failed', message=text)
     return UserError(text)
 
@@ -393,7 +393,7 @@ def learning_rate_line(config) -> list[tuple[str, str]]:
 
 
 def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) -> None:
-    """Prints the run in a few lines, for someone who reads the log next year."""
+    """Prints what the run is, in a few lines that its log keeps."""
     task = run.config.task
     lines = [
         ('data', _data_text(run, dataset)),
@@ -431,8 +431,11 @@ def _data_text(run: Run, dataset: base.Dataset) -> str:
 def _gan_text(gan: configs.Gan) -> str:
     if gan.mode == 'baseline':
         return 'baseline: no discriminators'
+    mask, box = gan.weight('mask_weight'), gan.weight('box_weight')
+    own_mask, own_box = (gan.weight(f'discriminator_{name}_weight') for name in ('mask', 'box'))
     return (
-        f'{gan.mode}: {gan.num_layers} layers, weights mask {gan.mask_weight}, box {gan.box_weight}'
+        f'{gan.mode}: {gan.num_layers} layers, weights mask {mask:g}, box {box:g}; '
+        f"discriminators' own {own_mask:g}, {own_box:g}"
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says while it lasts: a bar or lines, `status.json`, and warnings about the GAN.
+"""What a run reports while it trains: a bar or lines, `status.json`, and warnings about the GAN.
 
-`status.json` in the folder of the run is for whoever watches from elsewhere. It is rewritten as a
-whole, so that a reader never sees a part of it.
+`status.json` in the folder of the run is for monitoring from elsewhere. It is replaced as a whole,
+so that a reader never sees a part of it.
 """
 
 import datetime
@@ -21,7 +21,7 @@ from gan_mrcnn.training import gan_monitor
 from gan_mrcnn.utils import files, progress_bar
 
 STATUS = 'status.json'
-# Between two rewritings.
+# Between two updates of the file, in seconds.
 STATUS_SECONDS = 2.0
 
 
@@ -29,10 +29,13 @@ class Status:
     """`status.json` of a run.
 
     state: 'starting', 'training', 'validating', 'stopped', 'finished' or 'failed'.
-    step, train_steps; eta_seconds: until the last step, null where not known.
-    losses: means of the last report by name; validation: figures of the last one; best: step and
-      figure of the best checkpoint; nonfinite: how many steps were not; message: why it failed.
-    updated: UTC; host and pid: of the process.
+    step: the last one that was reported; train_steps: the run's last one.
+    eta_seconds: until the last step, null where not known.
+    losses: means of the last report, by name; validation: figures of the last validation.
+    best: step and figure of the best checkpoint.
+    nonfinite: number of steps with a loss or gradient that was not finite.
+    message: why the run failed.
+    updated: UTC; host, pid: of the process.
     """
 
     def __init__(self, model_dir: str, train_steps: int, is_chief: bool):
@@ -53,7 +56,7 @@ class Status:
         }
 
     def update(self, **changes) -> None:
-        """Changes entries; a change of state is written at once, others now and then."""
+        """Changes entries; a new state is written at once, others every `STATUS_SECONDS`."""
         at_once = changes.get('state', self._content['state']) != self._content['state']
         self._content.update(changes)
         now = time.monotonic()
@@ -76,7 +79,7 @@ class Progress:
         self._timer = _Timer()
         self._last_line = 0.0
         self._validated = ''
-        # Of the training; actions come after the controller's own has been left.
+        # The training's, to be set: actions run outside the controller's own writer.
         self.summary_writer = tf.summary.create_noop_writer()
         self._bar = None
         if sys.stderr.isatty():
@@ -125,7 +128,7 @@ class Progress:
             self.say(f'step {step} of {self._train_steps}: {parts}')
 
     def evaluated(self, output: orbit.runner.Output) -> None:
-        """An orbit evaluation action; leaves evaluation out of the time per step."""
+        """An orbit evaluation action; validation does not count in the time per step."""
         self._timer.pause()
         figures = {name: float(orbit.utils.get_value(x)) for name, x in output.items()}
         self._validated = ', '.join(f'{k} AP {figures[f"{k}_AP"]:.3f}' for k in ('box', 'mask'))
@@ -134,13 +137,14 @@ class Progress:
         self.say(f'step {current_step()}: validation {self._validated}')
 
     def say(self, line: str) -> None:
-        """Beside the bar where there is one: standard output is orbit's during a run."""
+        """Prints above the bar, or to standard error: standard output is orbit's during a run."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
 

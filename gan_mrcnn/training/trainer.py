@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Model Garden's trainer with a second optimizer, and what is looked at after every step.
+"""The Model Garden's trainer with a second optimizer, and what is checked after every step.
 
 One checkpoint holds both networks, both optimizers and the step.
 """

@@ -16,7 +16,7 @@ from gan_mrcnn.utils.errors import UserError
 GAN_MODES = ('combined', 'baseline', 'adversarial_only')
 
 
-# Names alone, so that --help needs none of the readers.
+# Names only, so that --help imports none of the readers.
 DATASETS = ('gland', 'phone', 'cityscapes', 'coco', 'coco_format', 'label_images')
 
 
@@ -31,36 +31,36 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='FILE',
-        help='coco_format: files for training, validation and test; a single one is divided',
+        help='coco_format: files for training, validation and test; a single one is split',
     )
 
 
 def add_split_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say how pictures are divided into train and val.
+    """Adds the flags that say how images are split into training and validation.
 
-    Not for evaluate.py: there the run says it, and --split is the name of a part.
+    Not for `evaluate`: it takes this from the run, and its --split is the name of a split.
     """
     parser.add_argument(
         '--split',
         dest='share',
         type=float,
         metavar='SHARE',
-        help='share of the pictures to train on, such as 0.9; the rest is for validation',
+        help='share of the images to train on, such as 0.9; the rest is for validation',
     )
     parser.add_argument(
-        '--split_seed', type=int, help='another number gives another division of the same share'
+        '--split_seed', type=int, help='another seed gives another split with the same share'
     )
     parser.add_argument(
         '--group_by',
         metavar='KEY',
-        help='keep pictures with the same KEY (patient, scene, video) on one side',
+        help='keep images with the same KEY (patient, scene, video) in the same split',
     )
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that both commands have."""
+    """Adds the flags that training and evaluation share."""
     add_dataset_flags(parser)
-    parser.add_argument('--model_dir', help='checkpoints, logs and results')
+    parser.add_argument('--model_dir', help='folder of the run: checkpoints, logs and results')
     parser.add_argument('--config_file', help='YAML with settings (default: configs/DATASET.yaml)')
     parser.add_argument(
         '--params_override',
@@ -72,14 +72,16 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--gan', choices=GAN_MODES, help='overrides task.gan.mode')
     parser.add_argument('--seed', type=int, help='overrides task.seed')
     parser.add_argument(
-        '--skip_bad', action='store_true', help='leave out (and name) examples that cannot be read'
+        '--skip_bad', action='store_true', help='skip (and name) examples that cannot be read'
     )
     add_cache_flag(parser)
 
 
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--cache_dir', default=default_cache_dir(), help='where converted records are kept'
+        '--cache_dir',
+        default=default_cache_dir(),
+        help='folder of the converted records (default: GAN_MRCNN_CACHE, or ~/.cache/gan_mrcnn)',
     )
 
 
@@ -87,19 +89,22 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--checkpoint',
         default='best',
-        help="of a run: 'best' (by validation mask AP), 'last' or a path",
+        help="of a run: 'best' (by validation mask AP; the default), 'last' or a path",
     )
 
 
 def default_cache_dir() -> str:
-    """Where converted records are kept, unless a flag says otherwise."""
+    """Where converted records are kept unless --cache_dir says otherwise."""
     return os.environ.get('GAN_MRCNN_CACHE', '~/.cache/gan_mrcnn')
 
 
 def run_main(main: Callable[[], None], program: str, stopped: str = 'stopped') -> None:
-    """Runs `main` and ends the process: 0 done, 1 a bug, 2 a mistake of the user's, 130 ^C.
+    """Runs `main`; a UserError ends the process with status 2, Ctrl-C with 130.
 
-    `program` begins the line that says what is wrong; `stopped` is what ^C is answered with.
+    Args:
+      main: the command.
+      program: its name, which begins the line that says what is wrong.
+      stopped: what Ctrl-C is answered with.
     """
     silence_start_up()
     try:
@@ -113,7 +118,7 @@ def run_main(main: Callable[[], None], program: str, stopped: str = 'stopped') -
 def leave_at_once() -> None:
     """Ends the process with status 0, without the many seconds that TensorFlow takes to clean up.
 
-    All that matters is on the disk, and who has sent a signal does not wait for long.
+    All results are on the disk, and a scheduler that has sent a signal does not wait for long.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -121,7 +126,7 @@ def leave_at_once() -> None:
 
 
 def silence_start_up() -> None:
-    """Keeps lines of TensorFlow and its dependencies that say nothing about the run off the log."""
+    """Hides messages of TensorFlow and its dependencies that say nothing about the run."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'google\..*')
     warnings.filterwarnings('ignore', category=DeprecationWarning)
@@ -152,7 +157,11 @@ class _Logged:
 
 
 def log_to(path: str) -> None:
-    """From here on, what is printed is added to `path` too; UserError where that cannot be."""
+    """Appends everything that is printed from here on to the file `path` as well.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     try:
         file = open(path, 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
     except OSError as error:

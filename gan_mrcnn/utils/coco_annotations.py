@@ -46,10 +46,10 @@ def short(value: Any) -> str:
     return _SHORTENER.repr(value)
 
 
-def mistake(
+def error_in(
     annotation: dict[str, Any], height: int, width: int, category_ids: Container[int]
 ) -> str:
-    """Why `annotation`, of a picture of that size, cannot be used; '' where it can."""
+    """Why `annotation`, of an image of that size, cannot be used; '' where it can."""
     category_id = annotation.get('category_id')
     if not is_id(category_id) or category_id not in category_ids:
         return f'has the category id {short(category_id)}, which is not among the categories'
@@ -59,13 +59,13 @@ def mistake(
     if not segmentation:
         return 'has no segmentation; a box alone does not say which pixels are meant'
     if isinstance(segmentation, dict):
-        return _run_length_mistake(segmentation, height, width)
+        return _error_in_run_lengths(segmentation, height, width)
     if isinstance(segmentation, list):
-        return _polygon_mistake(segmentation, height, width)
+        return _error_in_polygons(segmentation, height, width)
     return 'has a segmentation that is neither polygons nor run lengths'
 
 
-def _polygon_mistake(polygons, height, width) -> str:
+def _error_in_polygons(polygons, height, width) -> str:
     if not all(isinstance(polygon, list) for polygon in polygons):
         return 'has no list of polygons, each [x1, y1, x2, y2, ...], as its segmentation'
     for polygon in polygons:
@@ -79,9 +79,9 @@ def _polygon_mistake(polygons, height, width) -> str:
     points = _points(polygons)
     low, high, size = points.min(0), points.max(0), np.array([width, height])
     if (high < 0).any() or (low > size).any():
-        return f'lies outside its picture of {width}x{height} pixels'
+        return f'lies outside its image of {width}x{height} pixels'
     if (low < -size).any() or (high > 2 * size).any():
-        return f'reaches far beyond its picture of {width}x{height} pixels; is it of another size?'
+        return f'reaches far beyond its image of {width}x{height} pixels; is it of another size?'
     if (high <= 1).all() and (points % 1).any():
         return 'has coordinates between 0 and 1; pixels are wanted'
     if sum(map(_outline, polygons)) > _LONGEST_OUTLINE:
@@ -95,12 +95,11 @@ def _outline(polygon) -> float:
     return np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
 
 
-def _run_length_mistake(rle, height, width) -> str:
+def _error_in_run_lengths(rle, height, width) -> str:
     size = rle.get('size')
     if size != [height, width] or not all(map(is_id, size)):
         return (
-            f'has run lengths for [height, width] {short(size)}, but its picture is '
-            f'{[height, width]}'
+            f'has run lengths for [height, width] {short(size)}, but its image is {[height, width]}'
         )
     counts = rle.get('counts')
     if isinstance(counts, str):
@@ -108,12 +107,12 @@ def _run_length_mistake(rle, height, width) -> str:
     if not isinstance(counts, list) or not all(is_id(count) for count in counts):
         return 'has damaged run lengths'
     if sum(counts) != height * width:
-        return f'has run lengths of {sum(counts)} pixels for a picture of {height * width}'
+        return f'has run lengths of {sum(counts)} pixels for an image of {height * width}'
     return ''
 
 
-def oddity(annotation: dict[str, Any], height: int, width: int) -> str:
-    """What is odd about an annotation without a mistake, '' if nothing."""
+def warning_about(annotation: dict[str, Any], height: int, width: int) -> str:
+    """What is wrong with the box of a valid annotation, '' if nothing; the mask counts."""
     box = annotation.get('bbox')
     if box is None:
         return ''
@@ -123,7 +122,7 @@ def oddity(annotation: dict[str, Any], height: int, width: int) -> str:
     if w <= 0 or h <= 0:
         return f'has a box of {w:g}x{h:g} pixels; that of its mask is taken'
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return 'has a box outside its picture; that of its mask is taken'
+        return 'has a box outside its image; that of its mask is taken'
     boxes = np.array([_extent(annotation['segmentation']), [x, y, x + w, y + h]])
     own, given = np.clip(boxes, 0, [width, height, width, height])
     if np.abs(own - given).max() > BOX_TOLERANCE:
@@ -131,7 +130,7 @@ def oddity(annotation: dict[str, Any], height: int, width: int) -> str:
     return ''
 
 
-def own_measures(
+def box_and_area(
     annotation: dict[str, Any], rle: dict[str, Any], height: int, width: int
 ) -> dict[str, Any]:
     """Box and area as the file has them, in fractions of a pixel, where they fit the mask `rle`.
@@ -139,7 +138,7 @@ def own_measures(
     COCO's AP is defined by these: half a pixel of a small object's box is a different IoU.
     """
     found: dict[str, Any] = {}
-    if annotation.get('bbox') is not None and not oddity(annotation, height, width):
+    if annotation.get('bbox') is not None and not warning_about(annotation, height, width):
         x, y, w, h = annotation['bbox']
         if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
             found['bbox'] = annotation['bbox']
@@ -166,7 +165,7 @@ def _points(polygons: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def to_rle(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """The mask of an annotation without a mistake, in one piece, as pycocotools encodes it."""
+    """The mask of a valid annotation, in one piece, as pycocotools encodes it."""
     coco = coco_api.COCO()
     coco.imgs = {0: {'height': height, 'width': width}}
     rle = coco.annToRLE({'image_id': 0, 'segmentation': annotation['segmentation']})

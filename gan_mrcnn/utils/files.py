@@ -6,7 +6,13 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from gan_mrcnn.utils.errors import UserError
+
+PathLike = Union[str, os.PathLike]
 
 
 @contextlib.contextmanager
@@ -29,21 +35,57 @@ def named_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def remove_unfinished(folder: pathlib.Path) -> None:
     """Removes what a process that was killed within `named_when_whole` has left.
 
-    In `folder` and those in it, no deeper: what another process may be writing is not looked at.
+    In `folder` and those in it, no deeper: another process may be writing there.
     """
     for path in (*folder.glob('*.tmp'), *folder.glob('*/*.tmp')):
         path.unlink(missing_ok=True)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes `value` as JSON, whole or not at all."""
-    with named_when_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + '\n', encoding='utf-8')
+def write_json(path: PathLike, value: Any, indent: Optional[int] = 1) -> None:
+    """Writes `value` as JSON, whole or not at all; makes the folder.
+
+    Args:
+      path: of the file.
+      value: what JSON knows, and NumPy scalars and arrays.
+      indent: spaces; None writes one line, for large files that nobody reads.
+
+    Raises:
+      TypeError: JSON has nothing for a value; the old file stays.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with named_when_whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(value, file, indent=indent, default=_plain)
+        file.write('\n')
 
 
-def read_json(path: pathlib.Path, default: Any) -> Any:
-    """What `path` holds; `default` where it is not there or no JSON."""
+def _plain(value: Any) -> Any:
+    """NumPy scalars and arrays as JSON knows them."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f'{type(value).__name__} cannot be written as JSON')
+
+
+def load_json(path: PathLike, wanted: str) -> Any:
+    """What `path` holds.
+
+    Args:
+      path: of a JSON file.
+      wanted: what the user should give instead, for the message.
+
+    Raises:
+      UserError: the file cannot be read or is not JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(f'cannot read {path}: {reason}; give {wanted}') from error
+
+
+def read_json(path: PathLike, default: Any) -> Any:
+    """What `path` holds; `default` where the file does not exist or is not JSON."""
+    try:
+        return load_json(path, 'a JSON file')
+    except UserError:
         return default

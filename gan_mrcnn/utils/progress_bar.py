@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work: tqdm's bar on a terminal, a line now and then where there is none."""
+"""Progress of long work: tqdm's bar on a terminal, a line every ten seconds in a log file."""
 
 import sys
 
 import tqdm
 
-# Between two lines.
+# Between two lines, in seconds.
 LINE_SECONDS = 10.0
 
 
@@ -19,7 +19,7 @@ class Bar(tqdm.tqdm):
 
 
 class _Lines:
-    """A stream on which what tqdm writes over its last bar is a line of its own."""
+    """A stream on which every new state of tqdm's bar is a line of its own."""
 
     def __init__(self, stream):
         self._stream = stream

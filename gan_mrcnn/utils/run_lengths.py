@@ -14,18 +14,39 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 
-def encode_mask(mask):
-    """Run-length encodes a mask [H, W] as COCO does; `counts` is a str, fit for JSON."""
-    encoded = mask_api.encode(np.asfortranarray(mask, np.uint8))
-    return {
-        'size': [int(side) for side in encoded['size']],
-        'counts': encoded['counts'].decode('ascii'),
-    }
-
-
 def encode_masks(masks: Iterable[np.ndarray]) -> list[dict[str, Any]]:
-    """Run lengths of masks, each [H, W], bool or 0 and 1."""
+    """Run lengths of masks, each [H, W], bool or 0 and 1; `counts` are bytes."""
     return [mask_api.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Run lengths of a mask [H, W], bool or 0 and 1, fit for JSON."""
+    return to_json(*encode_masks([mask]))
+
+
+def to_json(rle: dict[str, Any]) -> dict[str, Any]:
+    """Run lengths whose `counts` are a str instead of bytes, without any other key."""
+    return {'size': list(rle['size']), 'counts': rle['counts'].decode('ascii')}
+
+
+def encode_runs(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """Run lengths of a mask given by its runs, without the mask.
+
+    Args:
+      starts: [R] ascending, the first pixel of each run, counted down the columns from 0.
+      ends: [R], one beyond the last pixel of each run; less than the next start.
+      height: of the mask, in pixels.
+      width: of the mask, in pixels.
+
+    Returns:
+      As `encode_masks` of the mask.
+    """
+    turns = np.stack([starts, ends], axis=1).ravel()
+    counts = np.diff(turns, prepend=0, append=height * width)
+    # As COCO does, no background follows an object that reaches the last pixel.
+    counts = counts[:-1] if len(turns) and turns[-1] == height * width else counts
+    uncompressed = {'size': [height, width], 'counts': counts.tolist()}
+    return mask_api.frPyObjects(uncompressed, height, width)
 
 
 def encode_labels(labels: np.ndarray, numbers: Iterable[int]) -> list[dict[str, Any]]:
@@ -36,33 +57,28 @@ def encode_labels(labels: np.ndarray, numbers: Iterable[int]) -> list[dict[str, 
       numbers: which of them are objects, in the order wanted.
 
     Returns:
-      As `encode_masks` of `labels == number`, in one pass over the picture for all of them.
+      As `encode_masks` of `labels == number`, in one pass over the image for all of them.
     """
     height, width = labels.shape
     flat = labels.ravel(order='F')
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     ends = np.concatenate([starts[1:], [flat.size]])
-    # The runs of a number follow each other here: to look through all of them for each of many
-    # objects would take minutes.
+    # The runs of a number follow each other here: searching all runs for each of many objects would
+    # take minutes.
     order = np.argsort(flat[starts], kind='stable')
     sorted_labels = flat[starts][order]
     rles = []
     for number in numbers:
         first, last = np.searchsorted(sorted_labels, [number, number + 1])
         mine = order[first:last]
-        turns = np.stack([starts[mine], ends[mine]], axis=1).ravel()
-        counts = np.diff(turns, prepend=0, append=flat.size)
-        # The last background is left out where the object reaches the last pixel, as COCO does.
-        counts = counts[:-1] if len(turns) and turns[-1] == flat.size else counts
-        uncompressed = {'size': [height, width], 'counts': counts.tolist()}
-        rles.append(mask_api.frPyObjects(uncompressed, height, width))
+        rles.append(encode_runs(starts[mine], ends[mine], height, width))
     return rles
 
 
 def numbers_in(labels: np.ndarray) -> np.ndarray:
     """The different numbers in a label image, ascending: `np.unique` in a fiftieth of its time.
 
-    A number is looked at where it begins in a row of equal ones, not at each of its pixels.
+    Of each row of equal numbers only the first is examined.
     """
     flat = labels.ravel()
     begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of instances on images: the one place of the package that draws (paper, Figs. 4 to 8).
+"""Draws instances on images, as in the paper's Figures 4 to 8; nothing else in the package draws.
 
 Instances get a translucent fill and an outline that lies inside the mask, so that two touching
 glands stay two. Colours are told apart by colour-blind readers and stand out on the pink and
@@ -15,11 +15,11 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 # After Okabe and Ito's colour-blind-friendly set, RGB, brighter, and without what sinks into H&E
-# stains (purple, black); vermilion is kept for predictions that match nothing.
+# stains (purple, black); vermilion is kept for predictions that match no object.
 PALETTE = ((0, 90, 220), (255, 225, 40), (0, 205, 130), (80, 205, 255))
 UNMATCHED = (255, 85, 0)
-# Outlines of both on one picture: dark under bright, told apart without colour, too.
-TRUTH, FOUND = (0, 90, 220), (255, 225, 40)
+# Outlines of both on one image: dark under bright, told apart without colour, too.
+GROUND_TRUTH, PREDICTION = (0, 90, 220), (255, 225, 40)
 _FILL = 0.25
 _WHITE, _INK = (255, 255, 255), (40, 40, 40)
 _FONT = cv2.FONT_HERSHEY_DUPLEX
@@ -131,11 +131,11 @@ def draw_instances(image, masks, boxes=None, scores=None, colours=None):
 
 
 def shrink(image, masks, longest_side):
-    """Image and masks for drawing where the original size would be more than anyone looks at.
+    """Image and masks at the size of the drawing.
 
     Args:
       image: uint8 [H, W, 3].
-      masks: iterable of [H, W]; one after the other is taken, so that few are in memory.
+      masks: iterable of [H, W], read one by one, so that few are in memory.
       longest_side: of the result, in pixels, at most; a smaller image stays as it is.
 
     Returns:
@@ -152,18 +152,16 @@ def shrink(image, masks, longest_side):
     return resize(image), np.array(shrunk, bool).reshape(-1, size[1], size[0])
 
 
-def _match_colours(truth_masks, truth_colours, masks):
-    """Each mask [N, H, W], best first, takes the colour of the true one it finds (IoU >= 0.5)."""
+def _match_colours(gt_masks, gt_colours, masks):
+    """Each mask [N, H, W], best first, takes the colour of the object it matches (IoU >= 0.5)."""
     colours = []
-    free = dict(enumerate(truth_masks))
+    free = dict(enumerate(gt_masks))
     for mask in masks:
-        overlaps = {
-            row: np.sum(mask & truth) / max(1, np.sum(mask | truth)) for row, truth in free.items()
-        }
+        overlaps = {row: np.sum(mask & gt) / max(1, np.sum(mask | gt)) for row, gt in free.items()}
         best = max(overlaps, key=overlaps.get, default=None)
         if best is not None and overlaps[best] >= _MATCH_IOU:
             del free[best]
-            colours.append(truth_colours[best])
+            colours.append(gt_colours[best])
         else:
             colours.append(UNMATCHED)
     return colours
@@ -186,15 +184,15 @@ def _with_title(panel, title, strip):
     return np.concatenate([head, panel])
 
 
-def side_by_side(image, truth_masks, predictions, score_threshold=0.5):
-    """Image, truth and prediction in a row, each under its title.
+def side_by_side(image, gt_masks, predictions, score_threshold=0.5):
+    """Image, ground truth and predictions in a row, each under its title.
 
-    A prediction has the colour of the true instance that it finds (IoU of at least 0.5, best
-    score first); one that finds none, or one already found, is vermilion.
+    A prediction has the colour of the object that it matches (IoU of at least 0.5, best score
+    first); one that matches none, or one already matched, is vermilion.
 
     Args:
       image: uint8 [H, W, 3], RGB.
-      truth_masks: bool [N, H, W].
+      gt_masks: bool [N, H, W], ground truth.
       predictions: COCO results of this image with 'score' and 'segmentation' (run lengths of size
         [H, W]); may be empty.
       score_threshold: predictions below it are not drawn.
@@ -206,21 +204,21 @@ def side_by_side(image, truth_masks, predictions, score_threshold=0.5):
       ValueError: a mask is not of the image's size.
     """
     height, width = image.shape[:2]
-    truth_masks = np.asarray(truth_masks, bool).reshape(-1, height, width)
+    gt_masks = np.asarray(gt_masks, bool).reshape(-1, height, width)
     shown = sorted(
         (prediction for prediction in predictions if prediction['score'] >= score_threshold),
         key=lambda one: -one['score'],
     )
     masks = _decode(shown, height, width)
-    colours = neighbour_colours(truth_masks)
+    colours = neighbour_colours(gt_masks)
     panels = {
         'image': np.asarray(image, np.uint8),
-        'truth': draw_instances(image, truth_masks, colours=colours),
-        'prediction': draw_instances(
+        'ground truth': draw_instances(image, gt_masks, colours=colours),
+        'predictions': draw_instances(
             image,
             masks,
             scores=[one['score'] for one in shown],
-            colours=_match_colours(truth_masks, colours, masks),
+            colours=_match_colours(gt_masks, colours, masks),
         ),
     }
     strip, gap = max(20, height // 14), max(4, width // 80)
@@ -229,49 +227,49 @@ def side_by_side(image, truth_masks, predictions, score_threshold=0.5):
     return np.concatenate([titled[0], space, titled[1], space, titled[2]], axis=1)
 
 
-def draw_outlines(image, truth_masks, found_masks):
-    """Outlines of true and of predicted objects on one copy of the image.
+def draw_outlines(image, gt_masks, predicted_masks):
+    """Outlines of the ground truth and of predictions on one copy of the image.
 
-    The true ones are wider and lie below, so that where both agree both are seen.
+    Those of the ground truth are wider and lie below, so that where both agree both are seen.
 
     Args:
       image: uint8 [H, W, 3], RGB.
-      truth_masks, found_masks: iterables of bool [H, W]; one at a time is looked at.
+      gt_masks, predicted_masks: iterables of bool [H, W], read one by one.
 
     Returns:
       uint8 [H, W, 3], RGB.
     """
     canvas = np.array(image, np.uint8)
     line = max(2, round(min(canvas.shape[:2]) / 180))
-    for mask in truth_masks:
-        _draw_outline(canvas, mask, TRUTH, line + 2)
-    for mask in found_masks:
-        _draw_outline(canvas, mask, FOUND, line)
+    for mask in gt_masks:
+        _draw_outline(canvas, mask, GROUND_TRUTH, line + 2)
+    for mask in predicted_masks:
+        _draw_outline(canvas, mask, PREDICTION, line)
     return canvas
 
 
-def zoom(image, truth_mask, found_mask, side, scale):
+def zoom(image, gt_mask, predicted_mask, side, scale):
     """Where two outlines are farthest apart, enlarged, with both drawn.
 
     Args:
       image: uint8 [H, W, 3], RGB.
-      truth_mask, found_mask: bool [H, W], neither empty.
+      gt_mask, predicted_mask: bool [H, W], neither empty.
       side: of the square that is shown, in pixels of the image; smaller where the image is.
       scale: whole number that it is enlarged by.
 
     Returns:
       uint8 [scale * side, scale * side, 3], RGB.
     """
-    y, x = _farthest_apart(truth_mask, found_mask)
-    height, width = truth_mask.shape
+    y, x = _farthest_apart(gt_mask, predicted_mask)
+    height, width = gt_mask.shape
     top = int(np.clip(y - side // 2, 0, max(0, height - side)))
     left = int(np.clip(x - side // 2, 0, max(0, width - side)))
     window = (slice(top, top + side), slice(left, left + side))
-    # With a margin of repeated pixels, so that an object that goes on beyond gets no line there.
+    # With a margin of repeated pixels, so that an object that continues beyond gets no line there.
     grow = lambda part: np.pad(part, [(4, 4), (4, 4)] + [(0, 0)] * (part.ndim - 2), 'edge')  # noqa: E731
     enlarge = lambda mask: np.kron(grow(mask[window]), np.ones((scale, scale), bool))  # noqa: E731
     shown = cv2.resize(grow(image[window]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    drawn = draw_outlines(shown, [enlarge(truth_mask)], [enlarge(found_mask)])
+    drawn = draw_outlines(shown, [enlarge(gt_mask)], [enlarge(predicted_mask)])
     return drawn[4 * scale : -4 * scale, 4 * scale : -4 * scale]
 
 
@@ -284,21 +282,21 @@ def _farthest_apart(first, second):
         place = np.unravel_index(int(np.argmax(distances)), mine.shape)
         points.append((distances[place], place, other))
     _, place, other = max(points, key=lambda point: point[0])
-    there = np.argwhere(other)
-    nearest = there[np.argmin(((there - place) ** 2).sum(1))]
+    candidates = np.argwhere(other)
+    nearest = candidates[np.argmin(((candidates - place) ** 2).sum(1))]
     return (nearest + place) // 2
 
 
 def contact_sheet(rows):
-    """Stacks pictures uint8 [H_i, W_i, 3] from top to bottom, white at the right of narrow ones.
+    """Stacks images uint8 [H_i, W_i, 3] from top to bottom, white at the right of narrow ones.
 
     Returns uint8 [sum of H_i and the gaps, largest W_i, 3].
 
     Raises:
-      ValueError: there is no picture.
+      ValueError: `rows` is empty.
     """
     if not rows:
-        raise ValueError('a contact sheet needs at least one picture')
+        raise ValueError('a contact sheet needs at least one image')
     width = max(row.shape[1] for row in rows)
     gap = np.full((max(4, width // 240), width, 3), 255, np.uint8)
     stacked = []

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML from files and flags, which anybody may have written: plain values, or one line.
+"""YAML from files and flags of any origin: plain values, or an error of one line.
 
-Settings are read by `yaml.safe_load` alone: it makes no objects and runs nothing. What is left are
-references: a text of a kilobyte can stand for a list of gigabytes, or for one that holds itself.
+Settings are read by `yaml.safe_load` alone: it makes no objects and runs nothing. References are
+what remains dangerous: a kilobyte of text can stand for a list of gigabytes, or for one that
+contains itself.
 """
 
 import os
@@ -16,6 +17,8 @@ from gan_mrcnn.utils.errors import UserError
 # Settings of a run are 400 values in 10 kB. A megabyte already takes seconds to parse.
 _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
+# Settings of the task in version 0.1 that have another name now.
+_NEW_NAMES = {'blow_ups': 'nonfinite'}
 
 
 def parse(text: Union[str, bytes], source: str) -> Any:
@@ -26,27 +29,28 @@ def parse(text: Union[str, bytes], source: str) -> Any:
       source: what it is from, for the message.
 
     Raises:
-      UserError: it is not YAML, or stands for too much.
+      UserError: it is not YAML, or expands to too much.
     """
     if len(text) > _MOST_BYTES:
-        raise UserError(f'{source} is longer than {_MOST_BYTES} bytes; settings are not')
+        raise UserError(f'{source} is longer than {_MOST_BYTES} bytes; give a file of settings')
     try:
         value = yaml.safe_load(text)
-    # Beside its own errors, what Python says of a date in the 13th month, and of a thousand lists
-    # in each other.
+    # Beside its own errors: Python's for a date in the 13th month, and for a thousand nested lists.
     except (yaml.YAMLError, ValueError, LookupError, RecursionError, TypeError) as error:
         reason = ' '.join(str(error).split())[:300] or type(error).__name__
         raise UserError(f'{source} is not YAML: {reason}') from error
     try:
         if _count(value, {}) > _MOST_VALUES:
-            raise UserError(f'{source} stands for more than {_MOST_VALUES} values; settings do not')
+            raise UserError(
+                f'{source} expands to more than {_MOST_VALUES} values; remove references'
+            )
     except RecursionError as error:
-        raise UserError(f'{source} holds itself by a reference; settings do not') from error
+        raise UserError(f'{source} contains itself by a reference; remove it') from error
     return value
 
 
 def read_task(path: Union[str, os.PathLike]) -> Mapping[str, Any]:
-    """The `task` of the settings that a run has saved.
+    """The `task` of the settings that a run has saved, by the names of this version.
 
     Args:
       path: of `params.yaml`.
@@ -61,12 +65,17 @@ def read_task(path: Union[str, os.PathLike]) -> Mapping[str, Any]:
         raise UserError(f'{path} cannot be read ({error})') from error
     task = content.get('task') if isinstance(content, Mapping) else None
     if not isinstance(task, Mapping) or not isinstance(task.get('dataset'), str):
-        raise UserError(f'{path} has no task with a dataset: these are not the settings of a run')
-    return task
+        raise UserError(f'{path} has no task with a dataset: not the settings of a run')
+    return with_new_names(task)
+
+
+def with_new_names(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the task with the names of this version, where 0.1 had others."""
+    return {_NEW_NAMES.get(name, name): value for name, value in task.items()}
 
 
 def _count(value, known: dict[int, int]) -> int:
-    """How many values `value` is when all references are written out; each is looked at once."""
+    """How many values `value` has when all references are expanded; each object is counted once."""
     if not isinstance(value, (list, dict)):
         return 1
     if id(value) not in known:

@@ -381,6 +381,7 @@ np.savez(sys.argv[1], *results)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.find_compiler() is None, reason='no C++ compiler')
 def test_same_bits_for_any_number_of_threads_and_close_for_any_instruction_set(tmp_path):
     runs = {'one': (1, ''), 'seven': (7, ''), 'avx2': (2, 'avx2'), 'baseline': (2, 'baseline')}

@@ -1,6 +1,6 @@
 """Tiny but complete folders in the layout of each data set, and what is in them.
 
-Truth is written down here before anything is encoded, so that it does not depend on any reader.
+Ground truth is written down here before anything is encoded, so that it depends on no reader.
 """
 
 import json
@@ -20,8 +20,8 @@ class Object(NamedTuple):
     is_crowd: bool = False
 
 
-class Truth(NamedTuple):
-    """A picture: its file, [H, W, 3] RGB, objects in the order wanted, largest error of a pixel."""
+class GroundTruth(NamedTuple):
+    """An image: its file, [H, W, 3] RGB, objects in the order wanted, largest error of a pixel."""
 
     file_name: str
     pixels: np.ndarray
@@ -30,7 +30,7 @@ class Truth(NamedTuple):
 
 
 def smooth(seed, height=HEIGHT, width=WIDTH):
-    """A picture of slow changes, which a JPEG keeps."""
+    """An image of slow changes, which a JPEG keeps."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(40, 200, (2, 2, 3)).astype(np.uint8)
     return cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -42,8 +42,8 @@ def rectangle(y1, x1, y2, x2, height=HEIGHT, width=WIDTH):
     return mask
 
 
-def save_picture(path, kind, seed):
-    """Writes a picture of HEIGHT x WIDTH as it is seen; gives its RGB pixels and tolerance."""
+def save_image(path, kind, seed):
+    """Writes an image of HEIGHT x WIDTH as it is seen; gives its RGB pixels and tolerance."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = smooth(seed)
     grey = pixels[..., 0]
@@ -119,7 +119,7 @@ def every_encoding(names):
 
 
 def coco_entries(image_id, file_name, pairs, category_ids, first_id, **fields):
-    """The image entry and the annotations of a picture."""
+    """The image entry and the annotations of an image."""
     image = {'id': image_id, 'file_name': file_name, 'width': WIDTH, 'height': HEIGHT, **fields}
     annotations = []
     for number, (thing, segmentation) in enumerate(pairs):
@@ -139,26 +139,28 @@ def coco_entries(image_id, file_name, pairs, category_ids, first_id, **fields):
     return image, annotations
 
 
-def write_coco(json_path, picture_folder, pictures, category_ids):
-    """Writes pictures and their annotation file.
+def write_coco(json_path, image_folder, specs, category_ids):
+    """Writes images and their annotation file.
 
-    `pictures` are (file name, kind, seed, pairs as `every_encoding` gives them, more fields).
+    `specs` are (file name, kind, seed, pairs as `every_encoding` gives them, more fields).
     """
-    images, annotations, truths = [], [], []
-    for number, (file_name, kind, seed, pairs, fields) in enumerate(pictures):
-        pixels, tolerance = save_picture(picture_folder / file_name, kind, seed)
+    images, annotations, ground_truths = [], [], []
+    for number, (file_name, kind, seed, pairs, fields) in enumerate(specs):
+        pixels, tolerance = save_image(image_folder / file_name, kind, seed)
         image, own = coco_entries(
             100 + 3 * number, file_name, pairs, category_ids, len(annotations) + 1, **fields
         )
         images.append(image)
         annotations += own
-        truths.append(Truth(file_name, pixels, [thing for thing, _ in pairs], tolerance))
+        ground_truths.append(
+            GroundTruth(file_name, pixels, [thing for thing, _ in pairs], tolerance)
+        )
     categories = [{'id': number, 'name': name} for name, number in category_ids.items()]
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(
         json.dumps({'images': images, 'annotations': annotations, 'categories': categories})
     )
-    return truths
+    return ground_truths
 
 
 def blocks(seed, name):
@@ -173,7 +175,7 @@ COCO_IDS = {'person': 1, 'car': 3, 'cat': 17, 'toothbrush': 90}
 
 
 def write_coco_2017(folder):
-    """A COCO of a few pictures in its official layout; truth by split."""
+    """A COCO of a few images in its official layout; ground truth by split."""
     kinds = ['jpeg', 'grey', '16 bits', 'alpha', 'palette', 'turned']
     suffix = {'jpeg': 'jpg', 'turned': 'jpg'}
     train = [
@@ -188,10 +190,10 @@ def write_coco_2017(folder):
         split: write_coco(
             folder / f'annotations/instances_{split}2017.json',
             folder / f'{split}2017',
-            pictures,
+            specs,
             COCO_IDS,
         )
-        for split, pictures in (('train', train), ('val', val))
+        for split, specs in (('train', train), ('val', val))
     }
 
 
@@ -200,14 +202,14 @@ PHONE_MODELS = ('iphone_3gs', 'Mate 8', 'pixel-2-xl')
 
 
 def write_phones(folder):
-    """The phones' layout, with names that say the model; truth by split."""
-    pictures = []
+    """The phones' layout, with names that say the model; ground truth by split."""
+    specs = []
     for m, model in enumerate(PHONE_MODELS):
         for i in range(4):
             name = f'part {(m + i) % 11 + 1}'
-            pictures.append((f'{model}_{i:03d}.png', 'rgb', 10 * m + i, blocks(i, name), {}))
-    pictures.append(('odd.png', 'rgb', 77, every_encoding(['part 1', 'part 11']), {}))
-    parts = {'train': pictures[:-3], 'val': pictures[-3:]}
+            specs.append((f'{model}_{i:03d}.png', 'rgb', 10 * m + i, blocks(i, name), {}))
+    specs.append(('odd.png', 'rgb', 77, every_encoding(['part 1', 'part 11']), {}))
+    parts = {'train': specs[:-3], 'val': specs[-3:]}
     return {
         split: write_coco(
             folder / f'annotations/instances_phone_{split}.json',
@@ -220,8 +222,8 @@ def write_phones(folder):
 
 
 def write_own_coco(folder, count=12):
-    """One annotation file of pictures of several patients; truth of all."""
-    pictures = [
+    """One annotation file of images of several patients; ground truth of all."""
+    specs = [
         (
             f'case{i}.png',
             'rgb',
@@ -231,7 +233,7 @@ def write_own_coco(folder, count=12):
         )
         for i in range(count)
     ]
-    return write_coco(folder / 'all.json', folder / 'images', pictures, {'cell': 7, 'nucleus': 2})
+    return write_coco(folder / 'all.json', folder / 'images', specs, {'cell': 7, 'nucleus': 2})
 
 
 # Cityscapes.
@@ -240,20 +242,20 @@ CITYSCAPES_IDS = {'person': 24, 'car': 26, 'bicycle': 33}
 
 
 def write_cityscapes(folder):
-    """Two cities of a train and one of a val part, with groups; truth by split."""
-    truths = {}
+    """Two cities of a train and one of a val part, with groups; ground truth by split."""
+    ground_truths = {}
     for split, cities in (('train', ('aachen', 'zurich')), ('val', ('lindau',))):
-        truths[split] = []
+        ground_truths[split] = []
         for city in cities:
             for number in range(2):
                 name = f'{city}_{number:06d}_000019'
-                truths[split].append(_write_street(folder, split, city, name, number))
-    return truths
+                ground_truths[split].append(_write_street(folder, split, city, name, number))
+    return ground_truths
 
 
 def _write_street(folder, split, city, name, number):
     path = folder / 'leftImg8bit' / split / city / f'{name}_leftImg8bit.png'
-    pixels, _ = save_picture(path, 'rgb', sum(map(ord, name)))
+    pixels, _ = save_image(path, 'rgb', sum(map(ord, name)))
     # Road, an ego vehicle, sky: no instances. Then people, cars and a group of each.
     labels = np.full((HEIGHT, WIDTH), 7, np.uint16)
     labels[28:], labels[:3] = 1, 23
@@ -275,14 +277,14 @@ def _write_street(folder, split, city, name, number):
     label_path = folder / 'gtFine' / split / city / f'{name}_gtFine_instanceIds.png'
     label_path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(label_path), labels)
-    return Truth(path.name, pixels, objects)
+    return GroundTruth(path.name, pixels, objects)
 
 
 # Label images.
 
 
 def write_label_images(folder, classes=True):
-    """Pictures and label images of every kind, with or without a class of each; truth by file."""
+    """Images and label images of every kind, with or without classes; ground truth by file."""
     kinds = [
         ('a.jpg', 'jpeg', 'a.png', np.uint8),
         ('b.png', 'grey', 'b.tif', np.uint16),
@@ -293,23 +295,23 @@ def write_label_images(folder, classes=True):
         ('deep/g.png', 'palette', 'deep/g.png', np.uint16),
         ('empty.png', 'rgb', 'empty.png', np.uint8),
     ]
-    truths, rows = {}, ['file,object,class']
-    for seed, (picture, kind, label_name, dtype) in enumerate(kinds):
-        pixels, tolerance = save_picture(folder / 'images' / picture, kind, seed)
+    ground_truths, rows = {}, ['file,object,class']
+    for seed, (image_name, kind, label_name, dtype) in enumerate(kinds):
+        pixels, tolerance = save_image(folder / 'images' / image_name, kind, seed)
         labels = np.zeros((HEIGHT, WIDTH), dtype)
         objects = []
-        if picture != 'empty.png':
+        if image_name != 'empty.png':
             for value, name, mask in numbered(dtype):
                 labels[mask] = value
                 objects.append(Object(name if classes else 'object', mask))
-                rows.append(f'{picture},{value},{name}')
+                rows.append(f'{image_name},{value},{name}')
         path = folder / 'labels' / label_name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(labels).save(path)
-        truths[picture] = Truth(picture, pixels, objects, tolerance)
+        ground_truths[image_name] = GroundTruth(image_name, pixels, objects, tolerance)
     if classes:
         (folder / 'classes.csv').write_text('\n'.join(rows))
-    return truths
+    return ground_truths
 
 
 def numbered(dtype):

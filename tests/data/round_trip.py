@@ -12,8 +12,8 @@ from gan_mrcnn.data.records import records
 from gan_mrcnn.utils.errors import UserError
 
 
-def check(dataset, split, truths, cache_dir):
-    """Compares pictures, masks, boxes, classes and crowds of every record with `truths`."""
+def check(dataset, split, ground_truths, cache_dir):
+    """Compares images, masks, boxes, classes and crowds of every record with `ground_truths`."""
     record_set = records.ensure_records(dataset, split, str(cache_dir), num_processes=1)
     names = {item.image_id: item.file_name for item in dataset.items(split)}
     decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
@@ -22,25 +22,27 @@ def check(dataset, split, truths, cache_dir):
     for record in tf.data.TFRecordDataset(files):
         data = {key: np.asarray(value) for key, value in decoder.decode(record).items()}
         found[names[int(data['source_id'].item())]] = data
-    wanted = {truth.file_name: truth for truth in truths}
+    wanted = {gt.file_name: gt for gt in ground_truths}
     assert found.keys() == wanted.keys()
-    for name, truth in wanted.items():
-        _check_record(found[name], truth, dataset.class_names)
+    for name, gt in wanted.items():
+        _check_record(found[name], gt, dataset.class_names)
     _check_annotations(record_set.annotation_file, wanted, dataset.class_names)
 
 
-def _check_record(data, truth, class_names):
+def _check_record(data, gt, class_names):
     pixels = data['image'].astype(int)
-    assert pixels.shape == truth.pixels.shape, truth.file_name
-    assert np.abs(pixels - truth.pixels.astype(int)).max() <= truth.tolerance, truth.file_name
+    assert pixels.shape == gt.pixels.shape, gt.file_name
+    assert np.abs(pixels - gt.pixels.astype(int)).max() <= gt.tolerance, gt.file_name
     classes = [class_names[number - 1] for number in data['groundtruth_classes']]
-    assert classes == [thing.name for thing in truth.objects], truth.file_name
-    crowds = [thing.is_crowd for thing in truth.objects]
-    assert data['groundtruth_is_crowd'].astype(bool).tolist() == crowds, truth.file_name
-    assert len(data['groundtruth_instance_masks']) == len(truth.objects) or not truth.objects
-    for i, thing in enumerate(truth.objects):
+    assert classes == [thing.name for thing in gt.objects], gt.file_name
+    crowds = [thing.is_crowd for thing in gt.objects]
+    assert data['groundtruth_is_crowd'].astype(bool).tolist() == crowds, gt.file_name
+    assert len(data['groundtruth_instance_masks']) == len(gt.objects) or not gt.objects
+    for i, thing in enumerate(gt.objects):
         np.testing.assert_array_equal(
-            data['groundtruth_instance_masks'][i] > 0, thing.mask, err_msg=f'{truth.file_name} {i}'
+            data['groundtruth_instance_masks'][i] > 0,
+            thing.mask,
+            err_msg=f'{gt.file_name} {i}',
         )
         y, x = np.nonzero(thing.mask)
         box = np.array([y.min(), x.min(), y.max() + 1, x.max() + 1]) / np.tile(thing.mask.shape, 2)
@@ -49,14 +51,14 @@ def _check_record(data, truth, class_names):
 
 def _check_annotations(path, wanted, class_names):
     with contextlib.redirect_stdout(io.StringIO()):
-        truth_file = coco.COCO(path)
-    assert {image['file_name'] for image in truth_file.imgs.values()} == wanted.keys()
-    for image in truth_file.imgs.values():
-        annotations = truth_file.imgToAnns[image['id']]
+        annotation_file = coco.COCO(path)
+    assert {image['file_name'] for image in annotation_file.imgs.values()} == wanted.keys()
+    for image in annotation_file.imgs.values():
+        annotations = annotation_file.imgToAnns[image['id']]
         objects = wanted[image['file_name']].objects
         assert len(annotations) == len(objects)
         for annotation, thing in zip(annotations, objects):
-            np.testing.assert_array_equal(truth_file.annToMask(annotation), thing.mask)
+            np.testing.assert_array_equal(annotation_file.annToMask(annotation), thing.mask)
             assert class_names[annotation['category_id'] - 1] == thing.name
             assert annotation['iscrowd'] == thing.is_crowd
 

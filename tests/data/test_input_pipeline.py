@@ -187,7 +187,7 @@ def test_a_crowd_is_no_object_to_learn():
     assert labels['gt_classes'].tolist() == [1, 3, -1]
 
 
-def test_a_picture_without_objects_is_all_background():
+def test_an_image_without_objects_is_all_background():
     image, labels = make_parser().parse_train(example(), tf.constant(0, tf.int64))
     assert (labels['gt_boxes'].numpy() == -1).all() and (labels['gt_classes'].numpy() == -1).all()
     scores = np.concatenate([x.numpy().ravel() for x in labels['rpn_score_targets'].values()])

@@ -93,7 +93,7 @@ def test_a_failed_run_ends_the_table(tmp_path, monkeypatch):
     )
     chosen = options(tmp_path)
     folder, steps = ablate.commands(chosen, ablate.TABLES['6'][0], 0)
-    with pytest.raises(UserError, match='train has ended with 2'):
+    with pytest.raises(UserError, match='train failed with status 2'):
         ablate.run_row(folder, 'test', steps)
 
 

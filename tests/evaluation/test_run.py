@@ -18,8 +18,8 @@ DATASET = gland_demo.DemoGlands()
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-    """Settings, and files of predictions: the truth with a score of .33, nothing else of 'val'
-    above .2."""
+    """Settings, and files of predictions: the ground truth with a score of .33, and of
+    'val' false ones of .2."""
     folder = tmp_path_factory.mktemp('glands')
     flags = settings.Flags(
         dataset='gland',
@@ -53,14 +53,14 @@ def evaluate(world, validation=None, name='test.json', split='test', **outputs):
     )['figures']
 
 
-def test_the_truth_scores_one_in_every_table(world, capsys, tmp_path):
+def test_the_ground_truth_scores_one_in_every_table(world, capsys, tmp_path):
     figures = evaluate(world, 'val.json', results=str(tmp_path / 'out.json'))
     for kind in ('box', 'mask', 'boundary'):
         assert figures[kind]['AP'] == pytest.approx(1)
     assert figures['glands']['test'] == pytest.approx(
         {'F1': 1, 'precision': 1, 'recall': 1, 'dice': 1, 'hausdorff': 0}
     )
-    # Above what is wrong among the validation images: .2 itself would still be painted.
+    # Above the false positives of the validation images: .2 itself would still be painted.
     assert figures['score_threshold']['value'] == 0.25
     printed = capsys.readouterr().out
     assert 'chosen on the validation split' in printed and 'DEMO DATA' in printed

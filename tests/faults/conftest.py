@@ -7,7 +7,7 @@ from tests.faults import runs
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
-    """Pictures and settings for tiny runs."""
+    """Images and settings for tiny runs."""
     return runs.Site(tmp_path_factory.mktemp('faults'))
 
 

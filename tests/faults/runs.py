@@ -14,53 +14,36 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
+from tests import tiny
 from tests.data import layouts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 6
 NUM_TRAIN, NUM_VAL = 7, 3
-# An odd number of pictures against batches of two, warm-up and a lower rate on the way.
-SETTINGS = """
-task:
-  model:
-    input_size: [64, 64, 3]
-    backbone: {resnet: {model_id: 18}}
-    decoder: {fpn: {num_filters: 32}}
-    rpn_head: {num_filters: 32}
-    detection_head: {fc_dims: 32}
-    mask_head: {num_convs: 1, num_filters: 32}
-    roi_generator: {num_proposals: 20, test_num_proposals: 20}
-    roi_sampler: {num_sampled_rois: 16}
-    mask_sampler: {num_sampled_masks: 4}
-    detection_generator: {max_num_detections: 10}
-  gan: {num_layers: 3}
-  train_data:
-    global_batch_size: 2
-    shuffle_buffer_size: 3
-    parser: {train_short_side: [32, 40], aug_rand_hflip: true, max_num_instances: 5}
-  validation_data:
-    global_batch_size: 2
-    parser: {test_short_side: 32}
-trainer:
-  steps_per_loop: 1
-  summary_interval: 1
-  checkpoint_interval: 2
-  validation_interval: 3
-  optimizer_config:
-    learning_rate:
-      type: stepwise
-      stepwise: {boundaries: [4], values: [0.01, 0.001]}
-    warmup:
-      type: linear
-      linear: {warmup_steps: 2, warmup_learning_rate: 0.001}
-"""
+# An odd number of images against batches of two, and a lower rate on the way.
+OVERRIDES = (
+    'trainer.validation_interval=3',
+    'trainer.optimizer_config.learning_rate.stepwise.boundaries=[4]',
+)
 # Of a process that is not stuck, on a machine that is busy.
 PATIENCE = 240
+# `make test-faults SHORT=1`: of each kind of fault a few, the same ones each time.
+IS_SHORT = bool(os.environ.get('GAN_MRCNN_SHORT_FAULTS'))
+
+
+def count(number: int) -> int:
+    """How often to cause a fault: `number` times, a tenth of it in the short form."""
+    return max(1, number // 10) if IS_SHORT else number
+
+
+def some(cases: Sequence, number=1) -> Sequence:
+    """The cases to test: all, the first `number` in the short form."""
+    return cases[:number] if IS_SHORT else cases
 
 
 class Done(NamedTuple):
@@ -73,24 +56,22 @@ class Done(NamedTuple):
 
 
 class Site:
-    """A folder with pictures, settings and a cache, for any number of runs."""
+    """A folder with images, settings and a cache, for any number of runs."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self.cache = folder / 'cache'
         self.settings = folder / 'tiny.yaml'
-        self.settings.write_text(SETTINGS)
+        self.settings.write_text(tiny.SETTINGS + tiny.SCHEDULE)
         for split, numbers in (('train', range(NUM_TRAIN)), ('val', range(20, 20 + NUM_VAL))):
-            pictures = [
-                (f'{split}{i}.png', 'rgb', i, layouts.blocks(i, 'cell'), {}) for i in numbers
-            ]
+            images = [(f'{split}{i}.png', 'rgb', i, layouts.blocks(i, 'cell'), {}) for i in numbers]
             layouts.write_coco(
-                folder / 'data' / f'{split}.json', folder / 'data' / split, pictures, {'cell': 1}
+                folder / 'data' / f'{split}.json', folder / 'data' / split, images, {'cell': 1}
             )
 
     def arguments(self, model_dir, *overrides, steps=STEPS, cache=None, seed=3) -> list[str]:
         """The command after `python`; `overrides` are KEY=VALUE."""
-        overrides = [f'trainer.train_steps={steps}', *overrides]
+        overrides = [*OVERRIDES, f'trainer.train_steps={steps}', *overrides]
         return [
             *('train.py', '--dataset', 'coco_format', '--data_dir', str(self.folder / 'data')),
             *('--config_file', str(self.settings), '--cache_dir', str(cache or self.cache)),
@@ -190,7 +171,7 @@ def ended_well(done: Done) -> bool:
 
 
 def refusal(done: Done) -> str:
-    """The one line with which a run ended that the user has to mend something for."""
+    """The one line with which a run ended that the user has to fix something for."""
     assert done.status == 2, f'exit status {done.status}:\n{done.err[-3000:]}'
     assert 'Traceback' not in done.out + done.err
     (line,) = [line for line in done.err.splitlines() if line.startswith('train.py: ')]
@@ -200,20 +181,6 @@ def refusal(done: Done) -> str:
 
 
 # What is left behind.
-
-
-def values(path) -> dict[str, np.ndarray]:
-    """Every value of a checkpoint by its key, but for the graph and the number of savings."""
-    reader = tf.train.load_checkpoint(str(path))
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if not name.startswith(('_CHECKPOINTABLE_OBJECT_GRAPH', 'save_counter'))
-    }
-
-
-def last(model_dir) -> dict[str, np.ndarray]:
-    return values(tf.train.latest_checkpoint(str(model_dir)))
 
 
 def same_values(one, other) -> None:
@@ -245,12 +212,12 @@ def _scalars(path):
 
 def same_run(one, other) -> None:
     """Asserts that the run in folder `one` ended as that in `other`, without a trace of a stop."""
-    same_values(last(one), last(other))
+    same_values(tiny.last_values(one), tiny.last_values(other))
     validations = [json.loads((folder / 'validations.json').read_text()) for folder in (one, other)]
     assert validations[0] == validations[1]
     best = [tf.train.latest_checkpoint(str(folder / 'best')) for folder in (one, other)]
     assert pathlib.Path(best[0]).name == pathlib.Path(best[1]).name
-    same_values(values(best[0]), values(best[1]))
+    same_values(tiny.values(best[0]), tiny.values(best[1]))
     expected = losses(other)
     for key, bits in losses(one).items():
         assert bits == expected[key], f'{key[0]} of step {key[1]} was another'

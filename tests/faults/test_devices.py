@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests import tiny
 from tests.faults import runs
 
 pytestmark = pytest.mark.faults
@@ -59,11 +60,11 @@ def close_values(one, other) -> None:
     assert others[worst] < TOLERANCE, f'{worst}: {others[worst]}'
 
 
-@pytest.mark.parametrize('number', [2, 4])
+@pytest.mark.parametrize('number', runs.some([2, 4]))
 def test_several_devices_end_where_one_does(number, site, single):
     """Networks, momenta and BatchNorm statistics, trained from scratch, after two steps."""
     model_dir = site.folder / f'{number}_devices'
     done = site.train(model_dir, *FLAGS, steps=STEPS, faults=[f'devices:{number}'])
     assert runs.ended_well(done) and f'{number} x CPU' in done.out
-    close_values(runs.last(model_dir), runs.last(single))
+    close_values(tiny.last_values(model_dir), tiny.last_values(single))
     close_losses(model_dir, single)

@@ -32,6 +32,7 @@ from gan_mrcnn.utils import run_lengths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 from tests.data import layouts
 from tests.data.blocks import Blocks
+from tests.faults import runs
 
 FEW = 25
 MOST_SECONDS, MOST_BYTES = 20, 1_500_000_000
@@ -55,8 +56,8 @@ def damaged(data, content):
     return content[:place] + filling + content[place + (kind == 'overwrite') * len(filling) :]
 
 
-# What a key may hold that nobody thought of.
-ODD = st.one_of(
+# What a key may hold that nobody expects.
+ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(10**400), 10**400),
@@ -77,7 +78,7 @@ class Nested:
         self.depth = depth
 
 
-def with_odd_values(data, value):
+def with_any_values(data, value):
     """A copy of `value`, some of whose parts are anything."""
     value = json.loads(json.dumps(value))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -89,7 +90,7 @@ def with_odd_values(data, value):
             if data.draw(st.integers(0, 3)) == 0:
                 break
         if parent is not None:
-            parent[key] = data.draw(ODD)
+            parent[key] = data.draw(ANYTHING)
     return value
 
 
@@ -110,11 +111,11 @@ def as_json(value):
 def changed_json(data, value):
     if data.draw(st.booleans()):
         return damaged(data, as_json(value))
-    return as_json(with_odd_values(data, value))
+    return as_json(with_any_values(data, value))
 
 
-class Picture:
-    """Any kind of picture, read as one and as a label image."""
+class ImageFile:
+    """An image of any kind, read as one and as a label image."""
 
     def __init__(self, folder):
         self._path = folder / 'a.png'
@@ -136,7 +137,7 @@ class Picture:
         content = data.draw(st.sampled_from(self._contents))
         self._path.write_bytes(damaged(data, content))
         if data.draw(st.booleans()):
-            pixels = images.read_picture(self._path).pixels
+            pixels = images.read_image(self._path).pixels
             assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
         else:
             labels = images.read_labels(self._path)
@@ -145,7 +146,7 @@ class Picture:
 
 
 class CocoFile:
-    """An annotation file: read, looked at, and all of its pictures read."""
+    """An annotation file: read, checked, and all of its images read."""
 
     def __init__(self, folder):
         self._folder = folder
@@ -172,12 +173,12 @@ class Predictions:
         rle['counts'] = rle['counts'].decode()
         one = {'image_id': 3, 'category_id': 7, 'bbox': [0, 0, 9, 8], 'score': 0.5}
         self._content = [{**one, 'segmentation': rle} for _ in range(3)]
-        self._truth = {'images': [{'id': 3, 'height': 8, 'width': 9}]}
+        self._ground_truth = {'images': [{'id': 3, 'height': 8, 'width': 9}]}
 
     def __call__(self, data):
         self._path.write_bytes(changed_json(data, self._content))
-        found = predictions.load_predictions(str(self._path), self._truth, [7])
-        assert all(one['category_id'] == 1 for one in found)
+        loaded = predictions.load_predictions(str(self._path), self._ground_truth, [7])
+        assert all(one['category_id'] == 1 for one in loaded)
 
 
 class Settings:
@@ -191,7 +192,7 @@ class Settings:
         if data.draw(st.booleans()):
             text = damaged(data, self._text)
         else:
-            text = as_json(with_odd_values(data, self._content))
+            text = as_json(with_any_values(data, self._content))
         values = yaml_files.parse(text, 'a.yaml')
         settings.override(exp_factory.get_exp_config(configs.EXPERIMENT), values or {}, 'a.yaml')
 
@@ -272,7 +273,7 @@ class Weights:
     def __call__(self, data):
         path = data.draw(st.sampled_from(sorted(self._contents)))
         if path.suffix == '.safetensors' and data.draw(st.booleans()):
-            self._write(path, as_json(with_odd_values(data, self._header)))
+            self._write(path, as_json(with_any_values(data, self._header)))
         else:
             path.write_bytes(damaged(data, self._contents[path]))
         assert all(
@@ -344,7 +345,7 @@ ABOUT = model_card.ModelCard(
     version='1.0',
 )
 KINDS = (
-    Picture,
+    ImageFile,
     CocoFile,
     Predictions,
     Settings,
@@ -396,4 +397,4 @@ def test_a_damaged_file_is_one_line_or_as_good(kind, tmp_path):
 @pytest.mark.faults
 @pytest.mark.parametrize('kind', KINDS)
 def test_thousands_of_damaged_files(kind, tmp_path):
-    cause(kind, tmp_path, MANY[kind])
+    cause(kind, tmp_path, runs.count(MANY[kind]))

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from gan_mrcnn.training import checkpoints
+from tests import tiny
 from tests.faults import runs
 
 pytestmark = pytest.mark.faults
@@ -21,7 +22,7 @@ def check_saved(folder, least):
     if path is None:
         assert least == 0
         return 0
-    found = runs.values(path)
+    found = tiny.values(path)
     step = int(found.pop('global_step/.ATTRIBUTES/VARIABLE_VALUE'))
     assert all((value == step).all() for value in found.values()) and len(found) == 8
     # Of those that were whole when it was killed, the last one or the one before it.
@@ -33,7 +34,8 @@ def test_killed_at_random_while_saving_without_end(tmp_path):
     """Forty times; the process does nothing but save, so that most kills hit a saving."""
     rng = random.Random(SEED)
     step = half_written = 0
-    for _ in range(40):
+    trials = runs.count(40)
+    for _ in range(trials):
         process = runs.Process(['-m', 'tests.faults.saver', str(tmp_path)])
         assert process.says(f'from {step}\n')
         time.sleep(rng.uniform(0, 1.0))
@@ -42,13 +44,14 @@ def test_killed_at_random_while_saving_without_end(tmp_path):
         half_written += bool(list(tmp_path.glob('*_temp*')))
         step = check_saved(tmp_path, step)
         assert not list(tmp_path.glob('*_temp*')) and not (tmp_path / checkpoints.DAMAGED).exists()
-    print(f'40 kills, {half_written} in the middle of a file; {step} checkpoints')
-    assert half_written > 5 and step > 40
+    print(f'{trials} kills, {half_written} in the middle of a file; {step} checkpoints')
+    assert half_written > trials / 8 and step > trials
 
 
 # Every two steps a checkpoint, every five a validation: most moments are near one.
 LONG = ('trainer.validation_interval=5',)
 LONG_STEPS = 60
+KILLS = 2 if runs.IS_SHORT else 8
 
 
 @pytest.fixture(scope='module')
@@ -59,13 +62,12 @@ def long_run(site):
     return model_dir
 
 
-@pytest.mark.parametrize('part', range(2))
+@pytest.mark.parametrize('part', runs.some(range(2)))
 def test_killed_at_random_a_run_ends_as_a_whole_one(part, site, long_run):
-    """Eight times each: some in start-up, most while it trains, saves and validates."""
+    """`KILLS` times each: some in start-up, most while it trains, saves and validates."""
     rng = random.Random(f'{SEED} {part}')
     model_dir = site.folder / f'killed_{part}'
-    killed = 0
-    while killed < 8:
+    for _ in range(KILLS):
         process = site.start(model_dir, *LONG, steps=LONG_STEPS)
         if rng.random() < 0.3:
             time.sleep(rng.uniform(0, 10))
@@ -74,7 +76,6 @@ def test_killed_at_random_a_run_ends_as_a_whole_one(part, site, long_run):
         process.send(signal.SIGKILL)
         status = process.finish().status
         assert status == -signal.SIGKILL, 'it came to its end: the moments are too far apart'
-        killed += 1
     done = site.train(model_dir, *LONG, steps=LONG_STEPS)
     assert runs.ended_well(done)
     assert 'damaged' not in done.out

@@ -7,7 +7,7 @@ import pytest
 
 from gan_mrcnn.training import run as training_run
 from gan_mrcnn.training import status
-from tests.training import test_run
+from tests import tiny
 
 pytestmark = pytest.mark.faults
 
@@ -19,17 +19,15 @@ def test_steps_checkpoints_and_evaluations_leave_nothing_behind(tmp_path, monkey
     """
     counts = []
 
-    def look(self, output):
+    def count(self, output):
         evaluated(self, output)
         gc.collect()
         counts.append(collections.Counter(type(x).__name__ for x in gc.get_objects()))
 
     evaluated = status.Progress.evaluated
-    monkeypatch.setattr(status.Progress, 'evaluated', look)
-    config = test_run.make_config(
-        tmp_path, 'trainer.train_steps=14', 'trainer.validation_interval=2'
-    )
-    training_run.train(config, test_run.DATASET, str(tmp_path / 'run'), 'train_and_eval')
+    monkeypatch.setattr(status.Progress, 'evaluated', count)
+    config = tiny.make_config(tmp_path, 'trainer.train_steps=14', 'trainer.validation_interval=2')
+    training_run.train(config, tiny.DATASET, str(tmp_path / 'run'), 'train_and_eval')
     assert len(counts) == 7
     # The first two make what is made once.
     grown = counts[-1] - counts[1]

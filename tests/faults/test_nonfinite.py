@@ -11,7 +11,7 @@ pytestmark = pytest.mark.faults
 
 
 def test_a_run_that_stops_and_its_batch_replayed_as_typed(site):
-    model_dir = site.folder / 'blown_up'
+    model_dir = site.folder / 'stops'
     line = runs.refusal(site.train(model_dir, faults=['nan@step:3']))
     assert 'step 3 images' in line and str(model_dir) in line
     # The command that the line gives, typed as it stands.
@@ -29,8 +29,8 @@ def test_a_run_that_stops_and_its_batch_replayed_as_typed(site):
     assert runs.ended_well(done) and 'going on from step 2' in done.out
 
 
-def test_a_run_that_leaves_the_batch_out_ends_with_status_0(site):
-    model_dir = site.folder / 'left_out'
+def test_a_run_that_skips_the_batch_ends_with_status_0(site):
+    model_dir = site.folder / 'skips'
     done = site.train(model_dir, 'task.nonfinite.policy=skip', faults=['nan@step:3'])
     assert runs.ended_well(done)
     assert 'Non-finite loss or gradient: step 3 images' in done.err
@@ -39,7 +39,7 @@ def test_a_run_that_leaves_the_batch_out_ends_with_status_0(site):
 
 def test_a_run_that_goes_back_ends_with_status_0(site):
     """The discriminators' count of steps, on which the fault hangs, goes back, too: thrice."""
-    model_dir = site.folder / 'went_back'
+    model_dir = site.folder / 'goes_back'
     flags = ('task.nonfinite.policy=go_back', 'task.nonfinite.limit=2')
     line = runs.refusal(site.train(model_dir, *flags, faults=['nan@step:3']))
     assert 'number 3 of at most 2' in line

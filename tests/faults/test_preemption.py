@@ -13,6 +13,7 @@ from tests.faults import runs
 SECONDS = 30
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_while_saving_a_run_ends_as_a_whole_one(site, whole):
     """SIGTERM after step 3, SIGKILL while the checkpoint of step 4 is written."""
     model_dir = site.folder / 'stopped'
@@ -61,7 +62,7 @@ def test_stopped_at_every_kind_of_moment_a_run_ends_as_a_whole_one(site, whole):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', runs.some([signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_ends_a_run_within_seconds(number, site):
     """From outside, in the middle of many steps; `SECONDS` are for a busy machine."""
     process = site.start(site.folder / f'soon_{number}', steps=100000)
@@ -73,7 +74,7 @@ def test_a_signal_ends_a_run_within_seconds(number, site):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', runs.some([signal.SIGTERM, signal.SIGINT]))
 def test_a_second_signal_ends_it_at_once(number, site):
     """Before the first one's checkpoint has been written."""
     model_dir = site.folder / f'at_once_{number}'

@@ -11,15 +11,15 @@ from gan_mrcnn import configs
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import records
-from tests.training import test_run
+from tests import tiny
 
 NUM_IMAGES = 5
 
 
 @pytest.fixture(scope='module')
 def record_set(tmp_path_factory) -> records.RecordSet:
-    """An odd number of pictures."""
-    dataset: base.Dataset = test_run.Rectangles()
+    """An odd number of images."""
+    dataset: base.Dataset = tiny.DATASET
     return records.ensure_records(dataset, 'train', str(tmp_path_factory.mktemp('shares')))
 
 

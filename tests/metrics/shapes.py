@@ -23,7 +23,7 @@ def box(mask):
     return [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1]
 
 
-def truth(images, num_classes=1):
+def ground_truth(images, num_classes=1):
     """images: per image a list of (mask, class) or (mask, class, is_crowd); ids count from 1."""
     annotations = []
     for image_id, objects in enumerate(images, 1):
@@ -70,7 +70,7 @@ def random_mask(rng, height=64, width=80):
 
 
 def random_case(seed, num_images=7, num_classes=3):
-    """Truth with crowds; predictions right, shifted, doubled, tied, of another class."""
+    """Ground truth with crowds; predictions correct, shifted, doubled, tied, of another class."""
     rng = np.random.default_rng(seed)
     images, results = [], []
     for image_id in range(1, num_images + 1):
@@ -90,4 +90,4 @@ def random_case(seed, num_images=7, num_classes=3):
             class_id, score = int(rng.integers(1, num_classes + 1)), round(float(rng.random()), 1)
             results.append(result(image_id, random_mask(rng), score, class_id))
         images.append(objects)
-    return truth(images, num_classes), results
+    return ground_truth(images, num_classes), results

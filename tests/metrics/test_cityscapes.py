@@ -1,4 +1,4 @@
-"""The official Cityscapes evaluation, fed from our list, on pictures known on paper."""
+"""The official Cityscapes evaluation, fed from our list, on images with known figures."""
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ def big(x=0):
     return shapes.rectangle(0, x, 40, x + 30)
 
 
-def test_the_truth_scores_one(tmp_path):
+def test_the_ground_truth_scores_one(tmp_path):
     files = {
         **label_file(tmp_path, 1, [(big(), 26000), (big(40), 24000)]),
         **label_file(tmp_path, 2, [(big(), 26005)]),
@@ -53,7 +53,7 @@ def test_an_overlap_passes_the_thresholds_below_it(tmp_path):
     assert figures == pytest.approx({'AP': 0.6, 'AP50': 1, 'AP75': 1})
 
 
-def test_a_group_is_neither_right_nor_wrong(tmp_path):
+def test_a_group_is_neither_true_nor_false_positive(tmp_path):
     files = label_file(tmp_path, 1, [(big(), 26), (big(40), 26000)])
     found = [shapes.result(1, big(), 0.9, CAR), shapes.result(1, big(40), 0.5, CAR)]
     figures = cityscapes_metrics.evaluate(files, found, num_processes=1)
@@ -69,7 +69,7 @@ def test_caravans_have_a_figure_and_are_not_in_the_average(tmp_path):
     assert figures['AP'] == pytest.approx(1)
 
 
-def test_pictures_without_predictions_count(tmp_path):
+def test_images_without_predictions_count(tmp_path):
     files = {
         i: path for n in (1, 2) for i, path in label_file(tmp_path, n, [(big(), 26000)]).items()
     }

@@ -65,7 +65,7 @@ def _perfect(boxes_per_image):
     ]
 
 
-def test_the_truth_as_prediction_scores_one():
+def test_the_ground_truth_as_prediction_scores_one():
     figures = evaluate_coco(_annotations(_TWO), _perfect(_TWO))
     for kind in ('box', 'mask'):
         assert set(figures[kind]) == {'AP', 'AP50', 'AP75', 'APS', 'APM', 'APL', 'AR'}
@@ -83,8 +83,8 @@ def test_no_prediction_scores_zero():
 
 def test_a_known_overlap_passes_the_thresholds_below_it():
     # 50x50 shifted by 10: IoU = 40 / 60 = 2/3, so .50, .55, .60 and .65 of the ten are passed.
-    truth = _annotations([[[10, 10, 50, 50]]])
-    figures = evaluate_coco(truth, [_result(1, [20, 10, 50, 50], 0.9)])
+    ground_truth = _annotations([[[10, 10, 50, 50]]])
+    figures = evaluate_coco(ground_truth, [_result(1, [20, 10, 50, 50], 0.9)])
     for kind in ('box', 'mask'):
         assert figures[kind]['AP'] == pytest.approx(0.4)
         assert figures[kind]['AP50'] == pytest.approx(1.0)
@@ -93,15 +93,15 @@ def test_a_known_overlap_passes_the_thresholds_below_it():
 
 
 def test_boxes_and_masks_are_scored_apart():
-    truth = _annotations([[[10, 10, 50, 50]]])
-    figures = evaluate_coco(truth, [_result(1, [10, 10, 50, 50], 0.9, [20, 10, 50, 50])])
+    ground_truth = _annotations([[[10, 10, 50, 50]]])
+    figures = evaluate_coco(ground_truth, [_result(1, [10, 10, 50, 50], 0.9, [20, 10, 50, 50])])
     assert figures['box']['AP'] == pytest.approx(1.0)
     assert figures['mask']['AP'] == pytest.approx(0.4)
 
 
 def test_an_image_without_predictions_counts():
-    truth = _annotations([[[10, 10, 50, 50]], [[10, 10, 50, 50]]])
-    figures = evaluate_coco(truth, [_result(1, [10, 10, 50, 50], 0.9)])
+    ground_truth = _annotations([[[10, 10, 50, 50]], [[10, 10, 50, 50]]])
+    figures = evaluate_coco(ground_truth, [_result(1, [10, 10, 50, 50], 0.9)])
     for kind in ('box', 'mask'):
         assert figures[kind]['AR'] == pytest.approx(0.5)
         # Precision 1 up to recall 0.5: 51 of the 101 recall points 0, .01, ..., 1.
@@ -114,10 +114,10 @@ def _iou(a, b):
     return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
 
 
-def _average_precision(truth, found, threshold):
+def _average_precision(ground_truth, found, threshold):
     """AP by its definition: greedy matching by score, interpolated precision at 101 recalls."""
-    free = [list(boxes) for boxes in truth]
-    total = sum(map(len, truth))
+    free = [list(boxes) for boxes in ground_truth]
+    total = sum(map(len, ground_truth))
     precision, recall, hits = [], [], 0
     for rank, (_, image, box) in enumerate(sorted(found, reverse=True), 1):
         best = max(free[image], key=lambda other: _iou(box, other), default=None)
@@ -136,10 +136,10 @@ def _average_precision(truth, found, threshold):
 
 def test_average_precision_equals_its_definition():
     rng = np.random.default_rng(3)
-    truth, found = [], []
+    ground_truth, found = [], []
     for image in range(4):
-        truth.append([[x, y, 40, 45] for x in (5, 75, 145) for y in (10, 90)])
-        for box in truth[-1]:
+        ground_truth.append([[x, y, 40, 45] for x in (5, 75, 145) for y in (10, 90)])
+        for box in ground_truth[-1]:
             if rng.random() < 0.8:
                 shift = rng.integers(-9, 10, 2)
                 found.append(
@@ -150,12 +150,12 @@ def test_average_precision_equals_its_definition():
                     )
                 )
         found.append((rng.random(), image, [100, 60, 30, 20]))
-        found.append((rng.random(), image, truth[-1][0]))  # often a second hit of one object
+        found.append((rng.random(), image, ground_truth[-1][0]))  # often a second hit of one object
     figures = evaluate_coco(
-        _annotations(truth), [_result(image + 1, box, score) for score, image, box in found]
+        _annotations(ground_truth), [_result(image + 1, box, score) for score, image, box in found]
     )
     levels = np.linspace(0.5, 0.95, 10)
-    expected = [_average_precision(truth, found, level) for level in levels]
+    expected = [_average_precision(ground_truth, found, level) for level in levels]
     assert 0.2 < np.mean(expected) < 0.8
     for kind in ('box', 'mask'):
         assert figures[kind]['AP'] == pytest.approx(np.mean(expected), abs=1e-9)
@@ -165,13 +165,13 @@ def test_average_precision_equals_its_definition():
 
 def test_mask_figures_sort_predictions_by_mask_area():
     # A false prediction with a large box around a medium mask: a mistake among medium masks only.
-    truth = _annotations([[[5, 5, 120, 120], [140, 140, 50, 50]]])
+    ground_truth = _annotations([[[5, 5, 120, 120], [140, 140, 50, 50]]])
     found = [
         _result(1, [5, 5, 120, 120], 0.5),
         _result(1, [140, 140, 50, 50], 0.5),
         _result(1, [60, 60, 120, 120], 0.9, [130, 10, 40, 40]),
     ]
-    figures = evaluate_coco(truth, found)
+    figures = evaluate_coco(ground_truth, found)
     assert figures['mask']['APL'] == pytest.approx(1.0)
     assert figures['mask']['APM'] == pytest.approx(0.5)
     assert figures['box']['APL'] == pytest.approx(0.5)
@@ -179,15 +179,15 @@ def test_mask_figures_sort_predictions_by_mask_area():
 
 
 def test_inputs_stay_as_they_were_and_nothing_is_printed(capsys):
-    truth, found = _annotations(_TWO), _perfect(_TWO)
-    before = copy.deepcopy((truth, found))
-    evaluate_coco(truth, found)
-    assert (truth, found) == before
+    ground_truth, found = _annotations(_TWO), _perfect(_TWO)
+    before = copy.deepcopy((ground_truth, found))
+    evaluate_coco(ground_truth, found)
+    assert (ground_truth, found) == before
     assert capsys.readouterr() == ('', '')
 
 
 def test_a_file_scores_as_its_content_does(tmp_path):
-    path = tmp_path / 'truth.json'
+    path = tmp_path / 'annotations.json'
     path.write_text(json.dumps(_annotations(_TWO)))
     found = _perfect(_TWO)[:2]
     assert evaluate_coco(str(path), found) == evaluate_coco(_annotations(_TWO), found)

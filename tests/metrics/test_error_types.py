@@ -15,9 +15,9 @@ def shifted(columns):
     return shapes.rectangle(10, 10 + columns, 30, 30 + columns)
 
 
-def kinds(truth, results):
-    errors = error_types.classify(truth, results)
-    names = {error_types.RIGHT: 'right', error_types.IGNORED: 'ignored'}
+def kinds(ground_truth, results):
+    errors = error_types.classify(ground_truth, results)
+    names = {error_types.CORRECT: 'correct', error_types.IGNORED: 'ignored'}
     names.update(enumerate(error_types.KINDS))
     found = dict(zip(errors.prediction.tolist(), (names[kind] for kind in errors.kind)))
     return [found[i] for i in range(len(results))], errors
@@ -25,7 +25,7 @@ def kinds(truth, results):
 
 # Overlaps: 0: 1; 4: 16/24 = .67; 8: 12/28 = .43; 15: 5/35 = .14; 18: 2/38 = .05.
 CASES = {
-    'right': (shifted(4), 1, 'right'),
+    'correct': (shifted(4), 1, 'correct'),
     'localization': (shifted(8), 1, 'localization'),
     'localization, barely': (shifted(15), 1, 'localization'),
     'background': (shifted(18), 1, 'background'),
@@ -38,41 +38,41 @@ CASES = {
 @pytest.mark.parametrize('name', CASES)
 def test_a_single_prediction(name):
     mask, class_id, expected = CASES[name]
-    truth = shapes.truth([[(OBJECT, 1)]], 2)
-    found, errors = kinds(truth, [shapes.result(1, mask, 0.8, class_id)])
+    ground_truth = shapes.ground_truth([[(OBJECT, 1)]], 2)
+    found, errors = kinds(ground_truth, [shapes.result(1, mask, 0.8, class_id)])
     assert found == [expected]
-    # Localization and classification mistakes mean the object: it is not missed.
+    # The object is the target of localization and classification errors: it is not missed.
     is_missed = expected in ('both', 'background')
-    assert errors.missed.tolist() == [is_missed]
-    assert errors.found.tolist() == [expected == 'right']
+    assert errors.gt_missed.tolist() == [is_missed]
+    assert errors.gt_matched.tolist() == [expected == 'correct']
 
 
 def test_a_second_find_is_a_duplicate():
-    truth = shapes.truth([[(OBJECT, 1), (FAR, 1)]])
+    ground_truth = shapes.ground_truth([[(OBJECT, 1), (FAR, 1)]])
     results = [shapes.result(1, shifted(2), 0.6), shapes.result(1, OBJECT, 0.8)]
-    found, errors = kinds(truth, results)
-    assert found == ['duplicate', 'right']
-    assert errors.missed.tolist() == [False, True]
+    found, errors = kinds(ground_truth, results)
+    assert found == ['duplicate', 'correct']
+    assert errors.gt_missed.tolist() == [False, True]
 
 
 def test_another_class_is_worse_than_being_second():
     # At least half with an object of another class comes before duplicate, as in TIDE.
-    truth = shapes.truth([[(OBJECT, 1), (shifted(1), 2)]], 2)
+    ground_truth = shapes.ground_truth([[(OBJECT, 1), (shifted(1), 2)]], 2)
     results = [shapes.result(1, OBJECT, 0.9), shapes.result(1, OBJECT, 0.8)]
-    assert kinds(truth, results)[0] == ['right', 'classification']
+    assert kinds(ground_truth, results)[0] == ['correct', 'classification']
 
 
 def test_predictions_in_a_crowd_are_no_mistakes():
     crowd = shapes.rectangle(0, 0, 40, 40)
-    truth = shapes.truth([[(crowd, 1, True), (FAR, 1)]])
-    found, errors = kinds(truth, [shapes.result(1, OBJECT, 0.8)])
+    ground_truth = shapes.ground_truth([[(crowd, 1, True), (FAR, 1)]])
+    found, errors = kinds(ground_truth, [shapes.result(1, OBJECT, 0.8)])
     assert found == ['ignored']
-    assert errors.missed.tolist() == [True]
+    assert errors.gt_missed.tolist() == [True]
 
 
 def test_without_predictions_all_is_missed():
-    truth = shapes.truth([[(OBJECT, 1)], [(OBJECT, 1), (FAR, 1)]])
-    summary = error_types.summarize(error_types.classify(truth, []))
+    ground_truth = shapes.ground_truth([[(OBJECT, 1)], [(OBJECT, 1), (FAR, 1)]])
+    summary = error_types.summarize(error_types.classify(ground_truth, []))
     assert summary['counts']['missed'] == 3
     assert summary['AP50'] == 0.0
     # With the missed objects taken away none are left to score.
@@ -80,13 +80,13 @@ def test_without_predictions_all_is_missed():
 
 
 def test_costs_by_hand():
-    # Two objects. The better prediction is background, the worse right; one object is missed.
+    # Two objects. The better prediction is background, the worse correct; one object is missed.
     # AP50: precision 1/2 up to recall 1/2, 51 of 101 points. Without the background error:
     # precision 1 there. Without the missed object: precision 1/2 up to recall 1.
-    truth = shapes.truth([[(OBJECT, 1), (FAR, 1)]])
+    ground_truth = shapes.ground_truth([[(OBJECT, 1), (FAR, 1)]])
     nothing = shapes.rectangle(0, 60, 8, 70)
     results = [shapes.result(1, nothing, 0.9), shapes.result(1, OBJECT, 0.8)]
-    summary = error_types.summarize(error_types.classify(truth, results))
+    summary = error_types.summarize(error_types.classify(ground_truth, results))
     before = 0.5 * 51 / 101
     assert summary['AP50'] == pytest.approx(before)
     assert summary['costs']['background'] == pytest.approx(51 / 101 - before)
@@ -99,10 +99,10 @@ def test_costs_by_hand():
 
 
 def test_one_of_several_mistakes_mends_an_object():
-    # Both mean the same object; mended, the better one is right and the other is gone: AP 1.
-    truth = shapes.truth([[(OBJECT, 1)]])
+    # Both are about the same object; fixed, the better one is correct and the other is gone: AP 1.
+    ground_truth = shapes.ground_truth([[(OBJECT, 1)]])
     results = [shapes.result(1, shifted(8), 0.9), shapes.result(1, shifted(9), 0.8)]
-    summary = error_types.summarize(error_types.classify(truth, results))
+    summary = error_types.summarize(error_types.classify(ground_truth, results))
     assert summary['counts']['localization'] == 2
     assert summary['AP50'] == 0.0
     assert summary['costs']['localization'] == pytest.approx(1)
@@ -110,23 +110,23 @@ def test_one_of_several_mistakes_mends_an_object():
 
 def test_a_mended_class_counts_there():
     # Class 2's object was called class 1; mended, class 2 has AP 1 and class 1 stays at 1.
-    truth = shapes.truth([[(OBJECT, 1), (FAR, 2)]], 2)
+    ground_truth = shapes.ground_truth([[(OBJECT, 1), (FAR, 2)]], 2)
     results = [shapes.result(1, OBJECT, 0.9, 1), shapes.result(1, FAR, 0.8, 1)]
-    summary = error_types.summarize(error_types.classify(truth, results))
+    summary = error_types.summarize(error_types.classify(ground_truth, results))
     assert summary['AP50'] == pytest.approx(0.5)
     assert summary['costs']['classification'] == pytest.approx(0.5)
 
 
 def test_rows_of_all_images_fit_together():
-    truth, results = shapes.random_case(2, num_images=9)
-    errors = error_types.classify(truth, results)
+    ground_truth, results = shapes.random_case(2, num_images=9)
+    errors = error_types.classify(ground_truth, results)
     assert sorted(errors.prediction) == list(range(len(results)))
     for row in range(len(errors.kind)):
         prediction = results[errors.prediction[row]]
         assert prediction['image_id'] == errors.image[row]
         assert prediction['category_id'] == errors.class_id[row]
         if errors.target[row] >= 0:
-            assert errors.truth_image[errors.target[row]] == errors.image[row]
-            annotation = truth['annotations'][errors.truth[errors.target[row]]]
-            assert annotation['category_id'] == errors.truth_class[errors.target[row]]
-    assert np.count_nonzero(errors.kind == error_types.RIGHT) == np.count_nonzero(errors.found)
+            assert errors.gt_image[errors.target[row]] == errors.image[row]
+            annotation = ground_truth['annotations'][errors.gt[errors.target[row]]]
+            assert annotation['category_id'] == errors.gt_class[errors.target[row]]
+    assert np.sum(errors.kind == error_types.CORRECT) == np.sum(errors.gt_matched)

@@ -23,14 +23,14 @@ def figures(*pairs):
     return gland_metrics.summarize([gland_metrics.score_image(t, f) for t, f in pairs])
 
 
-def test_the_truth_itself():
-    truth = labels((2, 2, 10, 12), (15, 5, 28, 30))
+def test_the_ground_truth_itself():
+    ground_truth = labels((2, 2, 10, 12), (15, 5, 28, 30))
     expected = {'F1': 1, 'precision': 1, 'recall': 1, 'dice': 1, 'hausdorff': 0}
-    assert figures((truth, truth)) == expected
+    assert figures((ground_truth, ground_truth)) == expected
 
 
-def test_one_gland_half_found_by_hand():
-    # The gland is 10 x 10, what is found its left half: exactly 50% is a find.
+def test_one_gland_half_covered_by_hand():
+    # The gland is 10 x 10, the prediction its left half: exactly 50% detects it.
     # Dice = 2 * 50 / 150 both ways; the farthest pixel is 5 columns away.
     one = figures((labels((0, 0, 10, 10)), labels((0, 0, 10, 5))))
     assert one['F1'] == 1.0
@@ -52,8 +52,8 @@ def test_two_halves_are_one_find():
 
 
 def test_area_weights_by_hand():
-    # Glands of 100 and 300 pixels; the small one is found exactly, the large one not at all.
-    # Truth side: (100 * 1 + 300 * 0) / 400; found side: 1. Distances: the large gland's nearest
+    # Glands of 100 and 300 pixels; the small one is detected exactly, the large one not at all.
+    # Ground truth: (100 * 1 + 300 * 0) / 400; prediction: 1. Distances: the large gland's nearest
     # object is the small one: from its far columns 35..., (0, 40) to (0, 9): 39 - 9 = 30 columns.
     one = figures((labels((0, 0, 10, 10), (0, 10, 10, 40)), labels((0, 0, 10, 10))))
     assert one['dice'] == pytest.approx((0.25 + 1) / 2)
@@ -73,12 +73,23 @@ def test_nothing_on_one_side_or_both():
 
 
 def test_sums_go_over_all_images():
-    # 100 pixels found exactly in one image, 300 not found in the other.
+    # 100 pixels detected exactly in one image, 300 missed in the other.
     pairs = [(labels((0, 0, 10, 10)), labels((0, 0, 10, 10))), (labels((0, 0, 10, 30)), labels())]
     one = figures(*pairs)
     assert (one['recall'], one['precision']) == (0.5, 1.0)
     assert one['dice'] == pytest.approx((0.25 + 1) / 2)
     assert one['hausdorff'] == pytest.approx(0.75 * np.hypot(H, W) / 2)
+
+
+def partner(one, others):
+    best = max(others, key=lambda other: len(one & other), default=None)
+    return best if best is not None and one & best else None
+
+
+def hausdorff(a, b):
+    a, b = np.array(sorted(a)), np.array(sorted(b))
+    between = np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
+    return max(between.min(0).max(), between.min(1).max())
 
 
 def slow_figures(pairs):
@@ -88,19 +99,10 @@ def slow_figures(pairs):
         numbers = sorted(set(image[image > 0]))
         return [{(int(y), int(x)) for y, x in np.argwhere(image == k)} for k in numbers]
 
-    def partner(one, others):
-        best = max(others, key=lambda other: len(one & other), default=None)
-        return best if best is not None and one & best else None
-
-    def hausdorff(a, b):
-        a, b = np.array(sorted(a)), np.array(sorted(b))
-        between = np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
-        return max(between.min(0).max(), between.min(1).max())
-
     right = wrong = missed = 0
-    sides = {'truth': [], 'found': []}
-    for truth, found in pairs:
-        glands, segmented = objects(truth), objects(found)
+    sides = {'gt': [], 'found': []}
+    for ground_truth, found in pairs:
+        glands, segmented = objects(ground_truth), objects(found)
         matched = []
         for one in segmented:
             gland = partner(one, glands)
@@ -109,14 +111,14 @@ def slow_figures(pairs):
         right += len(matched)
         wrong += len(segmented) - len(matched)
         missed += len(glands) - len(matched)
-        for name, mine, others in (('truth', glands, segmented), ('found', segmented, glands)):
+        for name, mine, others in (('gt', glands, segmented), ('found', segmented, glands)):
             for one in mine:
                 other = partner(one, others)
                 dice = 2 * len(one & other) / (len(one) + len(other)) if other else 0.0
                 if other:
                     distance = hausdorff(one, other)
                 else:
-                    alone = np.hypot(*truth.shape)
+                    alone = np.hypot(*ground_truth.shape)
                     distance = min((hausdorff(one, o) for o in others), default=alone)
                 sides[name].append((len(one), dice, distance))
     means = []
@@ -142,9 +144,9 @@ def test_random_maps_equal_the_slow_version(seed):
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(3):
-        truth = random_labels(rng)
-        shifted = np.roll(truth, rng.integers(-3, 4, 2), (0, 1))
-        pairs.append((truth, shifted if rng.random() < 0.6 else random_labels(rng)))
+        ground_truth = random_labels(rng)
+        shifted = np.roll(ground_truth, rng.integers(-3, 4, 2), (0, 1))
+        pairs.append((ground_truth, shifted if rng.random() < 0.6 else random_labels(rng)))
     if not any(t.any() or f.any() for t, f in pairs):
         return
     found, expected = figures(*pairs), slow_figures(pairs)
@@ -178,18 +180,19 @@ def test_what_is_hidden_or_below_the_threshold_is_not_painted():
 
 def test_the_threshold_leaves_out_what_is_wrong():
     good, bad = shapes.rectangle(0, 0, 20, 20), shapes.rectangle(40, 40, 60, 60)
-    truth = shapes.truth([[(good, 1)], [(good, 1)]])
+    ground_truth = shapes.ground_truth([[(good, 1)], [(good, 1)]])
     results = [shapes.result(i, good, 0.62) for i in (1, 2)]
     results += [shapes.result(i, bad, 0.43) for i in (1, 2)]
     # 0.45 is the first of the thresholds above what is wrong.
-    assert gland_metrics.choose_threshold(truth, results) == 0.45
+    assert gland_metrics.choose_threshold(ground_truth, results) == 0.45
 
 
 def test_all_images_are_scored():
     mask = shapes.rectangle(0, 0, 20, 20)
-    truth = shapes.truth([[(mask, 1)], [(mask, 1)], []])
-    scores = gland_metrics.score_images(truth, [shapes.result(1, mask, 0.9)], 0.5)
-    assert {i: (s.right, s.wrong, s.missed) for i, s in scores.items()} == {
+    ground_truth = shapes.ground_truth([[(mask, 1)], [(mask, 1)], []])
+    scores = gland_metrics.score_images(ground_truth, [shapes.result(1, mask, 0.9)], 0.5)
+    # True positives, false positives, false negatives.
+    assert {image_id: score[:3] for image_id, score in scores.items()} == {
         1: (1, 0, 0),
         2: (0, 0, 1),
         3: (0, 0, 0),

@@ -179,7 +179,7 @@ def test_padding_and_boxes_outside_are_dropped():
     )
 
 
-TRUTH = shapes.truth([[(shapes.rectangle(5, 5, 20, 30), 1)], []], num_classes=2)
+GROUND_TRUTH = shapes.ground_truth([[(shapes.rectangle(5, 5, 20, 30), 1)], []], num_classes=2)
 # The data set's own ids of classes 1 and 2.
 OWN_IDS = (7, 24)
 
@@ -199,7 +199,7 @@ def test_predictions_survive_the_file(tmp_path):
     path = str(tmp_path / 'new' / 'predictions.json')
     manifest = {'dataset': 'gland', 'split': 'test', 'categories': [{'id': 7, 'name': 'a'}]}
     predictions.save_predictions(path, entries(), manifest)
-    read = predictions.load_predictions(path, TRUTH, OWN_IDS)
+    read = predictions.load_predictions(path, GROUND_TRUTH, OWN_IDS)
     # Category ids have become places in the list of classes; nothing else has changed.
     assert [one['category_id'] for one in read] == [1, 2]
     assert [{**one, 'category_id': 0} for one in read] == [
@@ -235,18 +235,18 @@ def test_a_damaged_manifest_is_named(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = str(tmp_path / 'predictions.json')
-    predictions.write_json(path, [])
+    predictions.save_predictions(path, [], {})
     with pytest.raises(TypeError, match='set'):
-        predictions.write_json(path, [{'image_id': {1}}])
-    assert predictions.load_predictions(path, TRUTH, OWN_IDS) == []
-    assert os.listdir(tmp_path) == ['predictions.json']
+        predictions.save_predictions(path, [{'image_id': {1}}], {})
+    assert predictions.load_predictions(path, GROUND_TRUTH, OWN_IDS) == []
+    assert sorted(os.listdir(tmp_path)) == ['predictions.json', 'predictions.manifest.json']
 
 
 @pytest.mark.parametrize('content, message', [('{', 'cannot read'), ('{}', 'does not hold a list')])
 def test_a_file_that_is_not_predictions_is_named(tmp_path, content, message):
     path = write(tmp_path, content)
     with pytest.raises(UserError, match=message) as error:
-        predictions.load_predictions(path, TRUTH, OWN_IDS)
+        predictions.load_predictions(path, GROUND_TRUTH, OWN_IDS)
     assert path in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -257,9 +257,9 @@ _GARBAGE = {'segmentation': {'size': [64, 80], 'counts': '\u00e4!'}}
 BAD = {
     'unknown image': ({'image_id': 9}, 'image_id 9'),
     'image id as text': ({'image_id': '1'}, "image_id '1'"),
-    'unknown class': ({'category_id': 1}, r'category_id 1; there are \[7, 24\]'),
+    'unknown class': ({'category_id': 1}, r'category_id 1; the data set has \[7, 24\]'),
     'another size': (_OTHER_SIZE, r'\[80, 64\].*\[64, 80\]'),
-    'too few pixels': (_SHORT, '5056 pixels for a picture of 5120'),
+    'too few pixels': (_SHORT, '5056 pixels for an image of 5120'),
     'garbage': (_GARBAGE, 'damaged'),
     'no run lengths': ({'segmentation': [[1, 1, 5, 1, 5, 5]]}, 'run lengths'),
     'NaN score': ({'score': float('nan')}, 'score nan'),
@@ -276,7 +276,7 @@ def test_a_bad_entry_is_named(tmp_path, name):
     good, bad = entries()
     path = write(tmp_path, [good, {**bad, **change}])
     with pytest.raises(UserError, match=message) as error:
-        predictions.load_predictions(path, TRUTH, OWN_IDS)
+        predictions.load_predictions(path, GROUND_TRUTH, OWN_IDS)
     assert str(error.value).startswith(f'{path}: entry 1 ')
 
 
@@ -285,14 +285,14 @@ def test_a_missing_key_is_named(tmp_path, key):
     bad = entries()
     del bad[1][key]
     with pytest.raises(UserError, match=f'entry 1 has no {key}'):
-        predictions.load_predictions(write(tmp_path, bad), TRUTH, OWN_IDS)
+        predictions.load_predictions(write(tmp_path, bad), GROUND_TRUTH, OWN_IDS)
 
 
 def test_an_entry_that_is_no_object_is_named(tmp_path):
     with pytest.raises(UserError, match='entry 0 has no image_id'):
-        predictions.load_predictions(write(tmp_path, [3]), TRUTH, OWN_IDS)
+        predictions.load_predictions(write(tmp_path, [3]), GROUND_TRUTH, OWN_IDS)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match='nowhere.json'):
-        predictions.load_predictions(str(tmp_path / 'nowhere.json'), TRUTH, OWN_IDS)
+        predictions.load_predictions(str(tmp_path / 'nowhere.json'), GROUND_TRUTH, OWN_IDS)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import struct
+import tracemalloc
 import zipfile
 
 import cv2
@@ -242,7 +243,13 @@ def _broken_safetensors(tensors, what):
     if what == 'negative':
         header['conv1.weight']['data_offsets'] = [-37632, 0]
     if what == 'type':
-        header['conv1.weight']['dtype'] = 'F8_E4M3'
+        header['conv1.weight'] = {**header['conv1.weight'], 'dtype': 'F8_E4M3', 'shape': [37632]}
+    if what == 'terabytes':
+        header['conv1.weight'] = {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 1 << 42]}
+    if what == 'overflow':
+        header['conv1.weight']['shape'] = [1 << 40, 1 << 40]
+    if what == 'gap':
+        header = {name: entry for name, entry in header.items() if name != 'conv1.weight'}
     text = json.dumps(header).encode()
     return struct.pack('<Q', len(text)) + text + content[8 + length :]
 
@@ -250,13 +257,16 @@ def _broken_safetensors(tensors, what):
 @pytest.mark.parametrize(
     ('what', 'message'),
     [
-        ('short', 'not a readable .safetensors'),
-        ('header', 'the header ends outside the file'),
-        ('truncated', 'fc.bias lies outside the file'),
-        ('no json', 'not a readable .safetensors'),
-        ('shape', 'conv1.weight has 37632 bytes'),
-        ('negative', 'conv1.weight lies outside the file'),
+        ('short', 'header too small'),
+        ('header', 'header too large'),
+        ('truncated', 'file not fully covered'),
+        ('no json', 'invalid JSON in header'),
+        ('shape', 'invalid shape, data type, or offset'),
+        ('negative', '-37632'),
         ('type', 'conv1.weight has type F8_E4M3'),
+        ('terabytes', 'not a readable .safetensors'),
+        ('overflow', 'overflow'),
+        ('gap', 'invalid offset'),
     ],
 )
 def test_damaged_safetensors(what, message, tensors_18, model_18, tmp_path):
@@ -264,8 +274,21 @@ def test_damaged_safetensors(what, message, tensors_18, model_18, tmp_path):
     path.write_bytes(_broken_safetensors(tensors_18, what))
     with pytest.raises(UserError, match=message) as error:
         backbone_weights.load_backbone(model_18, str(path))
-    assert str(path) in str(error.value)
+    assert str(path) in str(error.value) and 'download or convert it again' in str(error.value)
     assert '\n' not in str(error.value)
+
+
+def test_sizes_that_lie_take_no_memory(tensors_18, tmp_path):
+    for what in ('header', 'terabytes', 'overflow'):
+        path = tmp_path / f'{what}.safetensors'
+        path.write_bytes(_broken_safetensors({'conv1.weight': tensors_18['conv1.weight']}, what))
+        tracemalloc.start()
+        try:
+            with pytest.raises(UserError, match='not a readable .safetensors'):
+                backbone_weights._read(str(path))
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
 
 
 def _without(tensors, name):

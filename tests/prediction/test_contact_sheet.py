@@ -1,4 +1,4 @@
-"""Pictures of chosen examples out of the records."""
+"""Images of chosen examples from the records."""
 
 import numpy as np
 import pytest

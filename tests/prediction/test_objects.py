@@ -1,4 +1,4 @@
-"""Objects in their windows against masks of the picture's size."""
+"""Objects in their windows against masks of the image's size."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from gan_mrcnn.prediction import objects, predictor
 
 
 def whole(one, height, width):
-    """The object's mask at the picture's size."""
+    """The object's mask at the image's size."""
     mask = np.zeros((height, width), bool)
     y1, x1, y2, x2 = one.window()
     mask[y1:y2, x1:x2] = one.mask

@@ -20,17 +20,17 @@ from tests.serving.tiny import photo
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of several kinds and sizes, one of them damaged."""
+    """Images of several formats and sizes, one of them damaged."""
     (tmp_path / 'in' / 'deep').mkdir(parents=True)
     Image.fromarray(photo((60, 80), 1)).save(tmp_path / 'in' / 'a.png')
     Image.fromarray(photo((40, 50), 2)).save(tmp_path / 'in' / 'deep' / 'b.jpg', quality=95)
     Image.fromarray(photo((50, 50), 3)).save(tmp_path / 'in' / 'c.tif')
     (tmp_path / 'in' / 'd.png').write_bytes((tmp_path / 'in' / 'a.png').read_bytes()[:900])
-    (tmp_path / 'in' / 'notes.txt').write_text('no picture')
+    (tmp_path / 'in' / 'notes.txt').write_text('no image')
     return tmp_path / 'in'
 
 
-def test_a_folder_becomes_tables_and_pictures(exported, predictor, folder, tmp_path):
+def test_a_folder_becomes_tables_and_overlays(exported, predictor, folder, tmp_path):
     out = tmp_path / 'out'
     done = subprocess.run(
         [
@@ -42,7 +42,7 @@ def test_a_folder_becomes_tables_and_pictures(exported, predictor, folder, tmp_p
     )
     assert done.returncode == 2
     assert 'd.png cannot be read' in done.stdout
-    assert '1 of 4 pictures are left out' in done.stderr
+    assert '1 of 4 images are skipped' in done.stderr
     coco = coco_api.COCO(str(out / 'predictions.json'))
     names = {image['file_name']: image for image in coco.dataset['images']}
     assert set(names) == {str(folder / name) for name in ('a.png', 'c.tif', 'deep/b.jpg')}
@@ -63,13 +63,13 @@ def test_a_folder_becomes_tables_and_pictures(exported, predictor, folder, tmp_p
         np.testing.assert_array_equal(labels, wanted)
         overlay = np.asarray(Image.open(out / 'overlays' / f'{name}.png'))
         assert overlay.shape == (*labels.shape, 3)
-    # The first object of the PNG is what the network says of the file.
-    (found,) = predictor.detect([(folder / 'a.png').read_bytes()])
+    # The first object of the PNG is the network's best detection.
+    (detections,) = predictor.detect([(folder / 'a.png').read_bytes()])
     (first, *_) = [row for row in rows if row['file'] == str(folder / 'a.png')]
-    assert float(first['score']) == pytest.approx(found.scores[0], abs=1e-4)
-    assert first['class'] == predictor.card.class_names[found.classes[0] - 1]
+    assert float(first['score']) == pytest.approx(detections.scores[0], abs=1e-4)
+    assert first['class'] == predictor.card.class_names[detections.classes[0] - 1]
     box = [float(first[name]) for name in ('y1', 'x1', 'y2', 'x2')]
-    np.testing.assert_allclose(box, found.boxes[0], atol=0.02)
+    np.testing.assert_allclose(box, detections.boxes[0], atol=0.02)
 
 
 def test_a_checkpoint_gives_the_same_as_its_export(exported, predictor):
@@ -90,7 +90,7 @@ def test_patterns_files_and_folders_are_found_once(folder):
     assert names(str(folder / 'a.png'), f'{folder}/?.png') == ['a', 'd']
 
 
-def test_what_cannot_be_found_or_told_apart_is_named(folder):
+def test_an_argument_without_images_and_two_files_of_one_name_are_errors(folder):
     with pytest.raises(UserError, match='nowhere'):
         image_files.find_sources([str(folder / 'nowhere*')])
     Image.fromarray(photo((5, 5))).save(folder / 'a.bmp')
@@ -99,12 +99,12 @@ def test_what_cannot_be_found_or_told_apart_is_named(folder):
 
 
 class Brightness:
-    """A network that finds every white square, as a tile shows it."""
+    """A network that detects every white square of an image or tile."""
 
     def detect_pixels(self, images):
-        return [self._find(image) for image in images]
+        return [self._detect(image) for image in images]
 
-    def _find(self, image):
+    def _detect(self, image):
         white = (image > 250).all(-1)
         boxes = []
         for x in np.flatnonzero(np.diff(white.any(0).astype(int), prepend=0) == 1):
@@ -120,7 +120,7 @@ class Brightness:
         )
 
 
-def test_a_large_picture_is_looked_at_in_tiles(tmp_path):
+def test_a_large_image_is_predicted_in_tiles(tmp_path):
     pixels = np.zeros((70, 300, 3), np.uint8)
     squares = [(10, 30, 30, 50), (20, 85, 50, 115), (5, 180, 60, 230)]
     for y1, x1, y2, x2 in squares:
@@ -133,7 +133,7 @@ def test_a_large_picture_is_looked_at_in_tiles(tmp_path):
 
 
 class Picky:
-    """A network that decodes PNG alone; it finds nothing."""
+    """A network that decodes PNG alone and detects nothing."""
 
     def detect(self, files):
         if not all(file.startswith(b'\x89PNG') for file in files):
@@ -154,13 +154,13 @@ def make_card():
     return model_card.ModelCard(('a', 'b'), (3, 8), 0.5, (64, 64), 32, (0,), (1,), 'ckpt', 1, '1')
 
 
-def test_a_picture_drawn_in_blocks_has_no_seams(tmp_path, monkeypatch):
+def test_an_image_drawn_in_blocks_has_no_seams(tmp_path, monkeypatch):
     pixels = photo((300, 500))
     y, x = np.mgrid[:300, :500]
     masks = [((y - 150) / 120) ** 2 + ((x - 250) / 200) ** 2 < 1, (x > 460) & (y > 240)]
     found = [Object(1, 0.75, (0.0, 0.0, 1.0, 1.0), 0, 0, mask) for mask in masks]
     result = image_files.Result(image_files.Source(tmp_path / 'x.png', 'x'), pixels, found)
-    # The blocks' windows have 256 pixels to a side, whose lines are as wide as the picture's.
+    # The blocks' windows have 256 pixels to a side, whose lines are as wide as the image's.
     monkeypatch.setattr(writing, 'BLOCK', 128)
     wanted = visualization.draw_instances(pixels, masks, colours=visualization.PALETTE[:2])
     np.testing.assert_array_equal(writing.draw(result), wanted)

@@ -1,4 +1,4 @@
-"""Tiles cover a picture, and what they saw of one object becomes one object."""
+"""Tiles cover an image, and the parts of one object that they show become one object."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -30,8 +30,8 @@ def test_tiles_cover_every_pixel_and_overlap(height, width, tile, data):
         assert starts[0] == 0 and max(window[axis + 2] for window in windows) == length
 
 
-def seen(mask, window, score=0.9, class_id=1):
-    """The object as a tile sees it: what lies in the tile."""
+def part_in(mask, window, score=0.9, class_id=1):
+    """The window and the part of the object that lies in it, as a tile shows it."""
     y1, x1, y2, x2 = window
     part = np.zeros_like(mask)
     part[y1:y2, x1:x2] = mask[y1:y2, x1:x2]
@@ -56,34 +56,36 @@ def whole(one, size=(60, 100)):
 
 def test_an_object_across_a_seam_is_one_with_all_its_pixels():
     mask = disk((30, 50), 22)
-    (found,) = tiles.merge([seen(mask, LEFT, 0.7), seen(mask, RIGHT, 0.8)])
-    np.testing.assert_array_equal(whole(found), mask)
-    assert found.score == 0.8 and found.box == (9.0, 29.0, 52.0, 72.0)
+    (merged,) = tiles.merge([part_in(mask, LEFT, 0.7), part_in(mask, RIGHT, 0.8)])
+    np.testing.assert_array_equal(whole(merged), mask)
+    assert merged.score == 0.8 and merged.box == (9.0, 29.0, 52.0, 72.0)
 
 
-def test_an_object_inside_the_strip_is_not_found_twice():
+def test_an_object_inside_the_strip_is_not_counted_twice():
     mask = disk((30, 50), 8)
-    (found,) = tiles.merge([seen(mask, LEFT), seen(mask, RIGHT)])
-    assert found.area == mask.sum()
+    (merged,) = tiles.merge([part_in(mask, LEFT), part_in(mask, RIGHT)])
+    assert merged.area == mask.sum()
 
 
-def test_one_across_four_tiles_is_one():
+def test_an_object_across_four_tiles_is_one():
     mask = disk((30, 50), 26)
     windows = [(0, 0, 35, 60), (0, 40, 35, 100), (25, 0, 60, 60), (25, 40, 60, 100)]
-    (found,) = tiles.merge([seen(mask, window) for window in windows])
-    np.testing.assert_array_equal(whole(found), mask)
+    (merged,) = tiles.merge([part_in(mask, window) for window in windows])
+    np.testing.assert_array_equal(whole(merged), mask)
 
 
 def test_neighbours_stay_apart():
     first, second = disk((30, 38), 11), disk((30, 61), 11)
-    found = tiles.merge([seen(first, LEFT, 0.9), seen(second, LEFT, 0.6), seen(second, RIGHT, 0.8)])
-    assert [one.score for one in found] == [0.9, 0.8]
-    np.testing.assert_array_equal(whole(found[0]), first)
-    np.testing.assert_array_equal(whole(found[1]), second)
+    merged = tiles.merge(
+        [part_in(first, LEFT, 0.9), part_in(second, LEFT, 0.6), part_in(second, RIGHT, 0.8)]
+    )
+    assert [one.score for one in merged] == [0.9, 0.8]
+    np.testing.assert_array_equal(whole(merged[0]), first)
+    np.testing.assert_array_equal(whole(merged[1]), second)
 
 
 def test_other_classes_and_the_same_tile_stay_apart():
     mask = disk((30, 50), 8)
-    assert len(tiles.merge([seen(mask, LEFT), seen(mask, RIGHT, class_id=2)])) == 2
-    assert len(tiles.merge([seen(mask, LEFT), seen(mask, LEFT)])) == 2
+    assert len(tiles.merge([part_in(mask, LEFT), part_in(mask, RIGHT, class_id=2)])) == 2
+    assert len(tiles.merge([part_in(mask, LEFT), part_in(mask, LEFT)])) == 2
     assert tiles.merge([]) == []

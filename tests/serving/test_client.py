@@ -24,8 +24,8 @@ SCHEMES = ('http', 'grpc')
 
 
 @pytest.fixture(scope='module')
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp('picture') / 'photo.png'
+def image_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('image') / 'photo.png'
     Image.fromarray(photo((60, 80))).save(path)
     return path
 
@@ -43,9 +43,9 @@ def assert_found(outputs, wanted):
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)
-def test_the_answer_is_the_models(scheme, server, predictor, picture):
-    _, encoded = client.encode(picture)
-    assert encoded == picture.read_bytes()
+def test_the_response_is_the_models(scheme, server, predictor, image_file):
+    _, encoded = client.encode(image_file)
+    assert encoded == image_file.read_bytes()
     (wanted,) = predictor.detect([encoded])
     outputs = client.ask(client.parse_url(server.url(scheme)), encoded, 60)
     assert_found(outputs, wanted)
@@ -53,8 +53,8 @@ def test_the_answer_is_the_models(scheme, server, predictor, picture):
         assert outputs[name].dtype == dtype, name
 
 
-def test_a_version_can_be_chosen(server, picture):
-    encoded = picture.read_bytes()
+def test_a_version_can_be_chosen(server, image_file):
+    encoded = image_file.read_bytes()
     url = server.url('http') + '/versions/1'
     assert client.ask(client.parse_url(url), encoded, 60)['num_detections'] > 0
     with pytest.raises(UserError, match='answers 404'):
@@ -62,18 +62,18 @@ def test_a_version_can_be_chosen(server, picture):
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)
-def test_a_bad_image_is_answered_in_one_line_and_the_server_lives(scheme, server, picture):
+def test_a_bad_image_is_answered_in_one_line_and_the_server_lives(scheme, server, image_file):
     address = client.parse_url(server.url(scheme))
-    for bad in (b'', b'no image', picture.read_bytes()[:500]):
+    for bad in (b'', b'no image', image_file.read_bytes()[:500]):
         with pytest.raises(UserError, match='image.*0.*of the request') as error:
             client.ask(address, bad, 60)
         assert '\n' not in str(error.value)
     assert server.is_alive()
-    assert client.ask(address, picture.read_bytes(), 60)['num_detections'] > 0
+    assert client.ask(address, image_file.read_bytes(), 60)['num_detections'] > 0
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)
-def test_nobody_at_home_is_said(scheme):
+def test_no_server_is_an_error_that_names_the_address(scheme):
     with socket.socket() as unused:
         unused.bind(('127.0.0.1', 0))
         port = unused.getsockname()[1]
@@ -104,7 +104,9 @@ def test_other_urls_are_refused(url):
         client.parse_url(url)
 
 
-def test_the_command_draws_and_needs_no_tensorflow(server, predictor, picture, tmp_path, exported):
+def test_the_command_draws_and_needs_no_tensorflow(
+    server, predictor, image_file, tmp_path, exported
+):
     script = (
         'import sys\n'
         'for name in ("tensorflow", "official", "tensorflow_serving", "grpc"):\n'
@@ -124,13 +126,13 @@ def test_the_command_draws_and_needs_no_tensorflow(server, predictor, picture, t
                 '--out',
                 str(tmp_path),
             ),
-            *('--class_names', str(exported.version / 'assets/class_names.txt'), str(picture)),
+            *('--class_names', str(exported.version / 'assets/class_names.txt'), str(image_file)),
         ],
         capture_output=True,
         text=True,
         check=True,
     )
-    (found,) = predictor.detect([picture.read_bytes()])
+    (found,) = predictor.detect([image_file.read_bytes()])
     shown = int(np.sum(found.scores >= 0.5))
     lines = done.stdout.splitlines()
     assert len(lines) == 1 + shown > 1
@@ -158,7 +160,7 @@ def test_masks_are_drawn_where_they_are():
     assert not (client.draw(pixels, outputs, 0.95) != pixels).any()
 
 
-def test_a_picture_that_lies_on_its_side_is_turned_before_it_is_sent(tmp_path):
+def test_an_image_that_exif_rotates_is_rotated_before_it_is_sent(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(photo((60, 80))).save(tmp_path / 'a.jpg', quality=95, exif=exif)
@@ -176,19 +178,19 @@ def free_port():
 @pytest.mark.skipif(
     shutil.which('tensorflow_model_server') is None, reason='tensorflow_model_server is not here'
 )
-def test_the_real_server_answers(exported, predictor, picture):
+def test_the_real_server_answers(exported, predictor, image_file):
     rest, grpc = free_port(), free_port()
     command = ['tensorflow_model_server', '--model_name=model', f'--rest_api_port={rest}']
     command += [f'--port={grpc}', f'--model_base_path={exported.model.resolve()}']
     with subprocess.Popen(command) as process:
         try:
             _wait_until_available(f'http://127.0.0.1:{rest}/v1/models/model')
-            (wanted,) = predictor.detect([picture.read_bytes()])
+            (wanted,) = predictor.detect([image_file.read_bytes()])
             for url in (
                 f'http://127.0.0.1:{rest}/v1/models/model',
                 f'grpc://127.0.0.1:{grpc}/model',
             ):
-                outputs = client.ask(client.parse_url(url), picture.read_bytes(), 60)
+                outputs = client.ask(client.parse_url(url), image_file.read_bytes(), 60)
                 assert_found(outputs, wanted)
                 with pytest.raises(UserError, match='of the request'):
                     client.ask(client.parse_url(url), b'no image', 60)
@@ -211,12 +213,12 @@ def _wait_until_available(url, seconds=60):
 
 @pytest.mark.skipif(shutil.which('curl') is None, reason='curl is not here')
 @pytest.mark.parametrize('file', ['README.md', 'docs/serving.md'])
-def test_the_curl_line_works_as_it_stands(file, server, picture):
+def test_the_curl_line_works_as_it_stands(file, server, image_file):
     text = pathlib.Path(__file__).parents[2].joinpath(file).read_text()
     line = text[text.index('(echo') :]
     line = line[: line.index(':predict') + len(':predict')]
     line = line.replace('http://localhost:8501/v1/models/model', server.url('http'))
-    command = ['bash', '-c', line.replace('picture.png', str(picture))]
+    command = ['bash', '-c', line.replace('image.png', str(image_file))]
     answer = subprocess.run(command, capture_output=True, check=True).stdout
-    outputs = client.ask(client.parse_url(server.url('http')), picture.read_bytes(), 60)
+    outputs = client.ask(client.parse_url(server.url('http')), image_file.read_bytes(), 60)
     assert_found(client.read_rest_response(answer), split(outputs))

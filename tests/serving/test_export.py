@@ -31,7 +31,7 @@ def encoded_photos():
 
 @pytest.fixture(scope='module')
 def of_checkpoint(exported):
-    """What the checkpoint finds, by the layers as Python runs them, image by image."""
+    """What the checkpoint detects, by the layers as Python runs them, image by image."""
     module, _, _ = checkpoint.load_run(str(exported.run))
     outputs = [module.detect_encoded(tf.constant([image])) for image in encoded_photos()]
     return {name: np.concatenate([one[name].numpy() for one in outputs]) for name in outputs[0]}
@@ -53,7 +53,7 @@ def signature_of(version, name='serving_default'):
     return content.meta_graphs[0].signature_def[name]
 
 
-def test_another_process_without_this_package_finds_the_same(exported, of_checkpoint, tmp_path):
+def test_another_process_without_this_package_detects_the_same(exported, of_checkpoint, tmp_path):
     images = encoded_photos()
     for i, image in enumerate(images):
         (tmp_path / str(i)).write_bytes(image)
@@ -74,7 +74,7 @@ def test_another_process_without_this_package_finds_the_same(exported, of_checkp
         assert_same(found, of_checkpoint)
 
 
-def test_the_c_api_loads_it_and_finds_the_same(exported, of_checkpoint, tmp_path):
+def test_the_c_api_loads_it_and_detects_the_same(exported, of_checkpoint, tmp_path):
     images = encoded_photos()
     for i, image in enumerate(images):
         (tmp_path / str(i)).write_bytes(image)
@@ -154,7 +154,7 @@ def test_an_operation_of_our_own_is_refused_by_name(exported, tmp_path, monkeypa
     assert list((tmp_path / 'model').iterdir()) == []
 
 
-def test_operations_are_looked_for_in_functions_too(tmp_path):
+def test_operations_of_functions_are_listed_too(tmp_path):
     module = tf.Module()
     module.inner = tf.function(
         lambda x: tf.while_loop(lambda i: i < 3.0, lambda i: [tf.math.asinh(i) + 1.0], [x])
@@ -170,7 +170,7 @@ def test_versions_count_up_and_none_is_replaced(exported, tmp_path, monkeypatch)
     (tmp_path / 'model' / '4').mkdir(parents=True)
     (tmp_path / 'model' / 'eval').mkdir()
     assert export_lib._free_version(tmp_path / 'model') == 5
-    with pytest.raises(UserError, match='model/4 is there already'):
+    with pytest.raises(UserError, match='model/4 exists'):
         export_lib.export(None, None, None, str(tmp_path), version=4)
     with pytest.raises(UserError, match='--version 0'):
         export_lib.export(None, None, None, str(tmp_path), version=0)

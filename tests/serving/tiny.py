@@ -1,4 +1,4 @@
-"""A tiny run, its export, and pictures to show it, made once."""
+"""A tiny run, its export, and images to send it, made once."""
 
 import json
 import pathlib
@@ -15,8 +15,8 @@ from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.prediction import checkpoint
 from gan_mrcnn.serving import export as export_lib
+from tests import tiny
 from tests.data import layouts
-from tests.test_commands import OVERRIDES
 
 HERE = pathlib.Path(__file__).parent
 
@@ -48,8 +48,8 @@ def _write_run(run):
         data_dir=str(run.parent / 'data'),
         share=0.6,
         params_override=[
-            OVERRIDES,
-            '{task: {model: {detection_generator: {max_num_detections: 9}}}}',
+            tiny.SETTINGS,
+            'task.model.detection_generator.max_num_detections=9',
         ],
         gan='baseline',
         cache_dir=str(run.parent / 'cache'),
@@ -68,7 +68,7 @@ def _write_run(run):
 
 
 def photo(size, seed=0):
-    """A smooth colourful picture, uint8 [H, W, 3]."""
+    """A smooth colourful image, uint8 [H, W, 3]."""
     coarse = np.random.default_rng(seed).integers(0, 256, [5, 7, 3]).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC))
 

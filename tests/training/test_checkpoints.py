@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and which is the best, whatever cut the writing short."""
+"""Which checkpoint a run resumes from, and which is the best, also after an interrupted save."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def flip(path, place):
     path.write_bytes(content)
 
 
-def test_the_newest_is_gone_on_from(folder):
+def test_a_run_resumes_from_the_newest(folder):
     assert checkpoints.newest_sound(str(folder)) == str(folder / 'ckpt-30')
     assert not (folder / 'damaged').exists()
 
@@ -89,8 +89,8 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(damage, folder, 
 
 
 @pytest.mark.parametrize('content', [None, '', 'model_checkpoint_path: "ckpt-7'])
-def test_the_file_that_names_the_newest_may_be_lost(content, folder):
-    """A start that believed it would begin from scratch, and write over what is there."""
+def test_the_list_of_checkpoints_may_be_lost(content, folder):
+    """A start that relied on it would train from scratch and overwrite the checkpoints."""
     (folder / 'checkpoint').unlink()
     if content is not None:
         (folder / 'checkpoint').write_text(content)
@@ -98,7 +98,7 @@ def test_the_file_that_names_the_newest_may_be_lost(content, folder):
     assert tf.train.latest_checkpoint(str(folder)) == str(folder / 'ckpt-30')
 
 
-def test_a_saving_that_was_cut_short_leaves_nothing(folder):
+def test_what_an_interrupted_save_left_is_removed(folder):
     unfinished = folder / 'ckpt-40_temp'
     unfinished.mkdir()
     (unfinished / 'part-00000-of-00001.data-00000-of-00001').write_bytes(b'x' * 100)

@@ -1,6 +1,10 @@
-"""TF_CONFIG is looked at before TensorFlow does, whose own errors name a line of its code."""
+"""TF_CONFIG is checked before TensorFlow reads it, and a worker restarts the command it is."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -45,7 +49,61 @@ def test_a_wrong_tf_config_is_said_in_one_line(text, monkeypatch):
     assert '\n' not in str(error.value)
 
 
-def test_a_cluster_that_breaks_too_often_ends(monkeypatch):
+def test_a_cluster_that_loses_workers_too_often_ends(monkeypatch):
     monkeypatch.setenv('GAN_MRCNN_RESTARTS', str(multi_worker.MOST_RESTARTS))
     with pytest.raises(UserError, match='start all of them again'):
         multi_worker.start_again(RuntimeError('gone\nfor good'))
+
+
+PROGRAM = """
+import os
+import sys
+from unittest import mock
+
+# The restart needs nothing of it.
+sys.modules['tensorflow'] = mock.MagicMock()
+from gan_mrcnn.training import multi_worker
+
+
+def main():
+    print(sys.argv[1:], sys.path, flush=True)
+    if 'GAN_MRCNN_RESTARTS' not in os.environ:
+        multi_worker.start_again(RuntimeError('gone'))
+"""
+START = 'from small import program\n\nprogram.main()\n'
+# As an installation makes it: its package can be imported from everywhere.
+INSTALLED = f'#!{sys.executable}\nimport sys\n\nsys.path.append({{!r}})\n{START}'
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A folder with a small program, to be started in each of three ways."""
+    for folder in ('small', 'bin'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'small/program.py').write_text(PROGRAM)
+    (tmp_path / 'small/__main__.py').write_text(START)
+    (tmp_path / 'start.py').write_text(START)
+    (tmp_path / 'bin/small').write_text(INSTALLED.format(str(tmp_path)))
+    (tmp_path / 'bin/small').chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    'command',
+    [[sys.executable, 'start.py'], [sys.executable, '-m', 'small'], ['bin/small']],
+    ids=['script', 'module', 'installed'],
+)
+def test_a_restarted_program_has_the_same_arguments_and_imports(command, program):
+    environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[2])}
+    environment.pop('GAN_MRCNN_RESTARTS', None)
+    done = subprocess.run(
+        [*command, 'train', '--flag', 'a b'],
+        cwd=program,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.splitlines()
+    assert before == after and before.startswith("['train', '--flag', 'a b']")
+    assert 'restart 1 of at most 20' in done.stderr

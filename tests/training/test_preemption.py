@@ -1,4 +1,4 @@
-"""Signals: the first asks, the second ends; each as a real signal to a real process."""
+"""Preemption: the first signal asks, the second ends; real signals to real processes."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def test_a_signal_between_two_steps_only_asks():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_signal_in_what_can_be_broken_off_breaks_it_off():
+def test_a_signal_outside_of_a_step_interrupts():
     with pytest.raises(KeyboardInterrupt), preemption.Stop() as stop:
         stop.hold()
         stop.release()
@@ -34,25 +34,25 @@ def test_a_signal_in_what_can_be_broken_off_breaks_it_off():
     assert stop.wanted == signal.SIGINT
 
 
-def test_one_worker_of_several_never_breaks_off():
+def test_one_worker_of_several_is_never_interrupted():
     with preemption.Stop(breaks_off=False) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
         assert stop.wanted == signal.SIGINT
 
 
-def test_another_thread_than_the_main_one_leaves_signals_alone():
+def test_outside_the_main_thread_signals_are_not_caught():
     before = signal.getsignal(signal.SIGTERM)
-    found = []
+    seen = []
 
-    def look():
+    def enter():
         with preemption.Stop() as stop:
-            found.append((signal.getsignal(signal.SIGTERM), stop.wanted))
+            seen.append((signal.getsignal(signal.SIGTERM), stop.wanted))
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert found == [(before, None)]
+    assert seen == [(before, None)]
 
 
 @pytest.mark.parametrize('number', preemption.SIGNALS)
@@ -61,8 +61,8 @@ def test_the_second_signal_ends_the_process_at_once(number):
     code = textwrap.dedent(
         """
         import ctypes
-        from gan_mrcnn import stopping
-        with stopping.Stop() as stop:
+        from gan_mrcnn.training import preemption
+        with preemption.Stop() as stop:
             stop.hold()
             print('ready', flush=True)
             ctypes.CDLL(None).usleep.argtypes = [ctypes.c_uint]
@@ -77,7 +77,7 @@ def test_the_second_signal_ends_the_process_at_once(number):
         assert process.stdout.readline() == 'ready\n'
         process.send_signal(number)
         said = process.stderr.readline() + process.stderr.readline()
-        assert f'{signal.Signals(number).name}: stopping' in said
+        assert f'{signal.Signals(number).name}: stopping as soon as this step is done' in said
         # The same one, passed on by a parent process as well.
         process.send_signal(number)
         time.sleep(preemption.SAME_SIGNAL_SECONDS + 0.1)

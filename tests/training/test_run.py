@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import hashlib
 import json
 import re
 import shutil
@@ -15,113 +14,18 @@ import yaml
 
 from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.data.readers import base
 from gan_mrcnn.evaluation import run as evaluation_run
 from gan_mrcnn.prediction import checkpoint
 from gan_mrcnn.training import gan_monitor, replay
 from gan_mrcnn.training import run as training_run
-from gan_mrcnn.utils import run_lengths
 from gan_mrcnn.utils.errors import UserError
-
-HEIGHT, WIDTH = 64, 96
-STEPS = 4
-
-SETTINGS = """
-task:
-  model:
-    input_size: [64, 128, 3]
-    backbone: {resnet: {model_id: 18}}
-    decoder: {fpn: {num_filters: 32}}
-    rpn_head: {num_filters: 32}
-    detection_head: {fc_dims: 32}
-    mask_head: {num_convs: 1, num_filters: 32}
-    roi_generator: {num_proposals: 20, test_num_proposals: 20}
-    roi_sampler: {num_sampled_rois: 16}
-    mask_sampler: {num_sampled_masks: 4}
-    detection_generator: {max_num_detections: 10}
-  gan: {num_layers: 3}
-  train_data:
-    global_batch_size: 2
-    shuffle_buffer_size: 3
-    parser: {train_short_side: [50, 64], aug_rand_hflip: true, max_num_instances: 5}
-  validation_data:
-    global_batch_size: 2
-    parser: {test_short_side: 64}
-trainer:
-  steps_per_loop: 1
-  summary_interval: 1
-  checkpoint_interval: 2
-  validation_interval: 4
-  optimizer_config:
-    learning_rate:
-      type: stepwise
-      stepwise: {boundaries: [2], values: [0.01, 0.001]}
-    warmup:
-      type: linear
-      linear: {warmup_steps: 2, warmup_learning_rate: 0.001}
-"""
-
-
-class Rectangles(base.Dataset):
-    """Bright rectangles in noise; an odd number of images in every split, against full batches."""
-
-    name = 'rectangles'
-    class_names = ('rectangle',)
-    splits = ('train', 'val', 'test')
-    notice = 'RECTANGLES: not tissue'
-    ids = {'train': range(1, 6), 'val': range(6, 7), 'test': range(7, 10)}
-
-    def items(self, split):
-        return [base.Item(image_id, f'{image_id}.png') for image_id in self.ids[split]]
-
-    def fingerprint(self, split):
-        return hashlib.sha256(f'{self.name} {split}'.encode()).hexdigest()
-
-    def read(self, item):
-        rng = np.random.default_rng(item.image_id)
-        image = rng.integers(0, 60, [HEIGHT, WIDTH, 3]).astype(np.uint8)
-        masks = np.zeros([2, HEIGHT, WIDTH], np.uint8)
-        for i in range(2):
-            y, x = rng.integers(0, 30), 45 * i + rng.integers(0, 15)
-            masks[i, y : y + 30, x : x + 30] = 1
-            image[y : y + 30, x : x + 30] += 150
-        return base.Example(
-            image_id=item.image_id,
-            file_name=item.file_name,
-            image=image,
-            rles=run_lengths.encode_masks(masks),
-            classes=np.ones(2, np.int32),
-            is_crowd=np.zeros(2, bool),
-        )
-
-
-DATASET = Rectangles()
+from tests import tiny
+from tests.tiny import DATASET, HEIGHT, STEPS, WIDTH, make_config, train
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('training')
-
-
-def make_config(folder, *overrides):
-    path = folder / 'tiny.yaml'
-    path.write_text(SETTINGS)
-    flags = settings.Flags(
-        dataset='gland',
-        config_file=str(path),
-        params_override=list(overrides),
-        seed=3,
-        cache_dir=str(folder / 'cache'),
-    )
-    return settings.load_config(flags, DATASET)
-
-
-def train(folder, name, steps, mode='train'):
-    # Draws of whatever ran before in this process must not matter.
-    tf.random.set_seed(steps)
-    config = make_config(folder, f'trainer.train_steps={steps}')
-    training_run.train(config, DATASET, str(folder / name), mode)
-    return folder / name
 
 
 @pytest.fixture(scope='module')
@@ -131,16 +35,10 @@ def run(folder):
 
 
 def variables(model_dir):
-    """Every value in the last checkpoint, by its key."""
-    path = tf.train.latest_checkpoint(str(model_dir))
-    assert path.endswith(f'-{STEPS}')
-    reader = tf.train.load_checkpoint(path)
-    names = reader.get_variable_to_shape_map()
-    return {
-        name: reader.get_tensor(name)
-        for name in names
-        if name not in ('_CHECKPOINTABLE_OBJECT_GRAPH', 'save_counter/.ATTRIBUTES/VARIABLE_VALUE')
-    }
+    """Every value in the last checkpoint, that of step `STEPS`, by its key."""
+    found = tiny.last_values(model_dir)
+    assert found['global_step/.ATTRIBUTES/VARIABLE_VALUE'] == STEPS
+    return found
 
 
 def test_checkpoint_holds_both_networks_both_optimizers_and_the_step(run):
@@ -174,7 +72,9 @@ def test_run_that_was_stopped_ends_where_the_whole_one_does(run, folder):
 
     Not compared to the last bit: threads may add up a gradient's sums in another order.
     """
-    train(folder, 'stopped', STEPS // 2)
+    (folder / 'stopped').mkdir()
+    for path in (run / 'params.yaml', *run.glob(f'ckpt-{STEPS // 2}.*')):
+        shutil.copy(path, folder / 'stopped')
     stopped = variables(train(folder, 'stopped', STEPS))
     whole = variables(run)
     assert set(stopped) == set(whole)
@@ -204,10 +104,10 @@ def test_tensorboard_shows_every_term_at_every_step(run):
         assert found['discriminator_learning_rate'][step] == pytest.approx(rate / 5, rel=1e-5)
 
 
-def test_tensorboard_shows_validation_and_its_pictures(run):
+def test_tensorboard_shows_validation_and_its_images(run):
     found = events(run / 'validation')
     assert set(found['mask_AP']) == set(found['box_AP']) == {STEPS}
-    assert any('image_truth_prediction' in tag for tag in found)
+    assert any('image_ground_truth_prediction' in tag for tag in found)
 
 
 def test_evaluation_covers_every_image_and_carries_the_notice(run, folder, capsys):
@@ -225,8 +125,8 @@ def test_evaluation_covers_every_image_and_carries_the_notice(run, folder, capsy
     # The last batch is filled up with images that must not count twice.
     assert len(keys) == len(set(keys)) <= 10 * 3
     assert all(p['segmentation']['size'] == [HEIGHT, WIDTH] for p in predictions)
-    picture = cv2.imread(str(output / 'pictures.png'))
-    assert picture.shape[0] >= 3 * HEIGHT and picture.shape[1] >= 3 * WIDTH
+    sheet = cv2.imread(str(output / 'images.png'))
+    assert sheet.shape[0] >= 3 * HEIGHT and sheet.shape[1] >= 3 * WIDTH
     assert DATASET.notice in capsys.readouterr().out
 
 
@@ -295,16 +195,16 @@ HUGE_RATE = (
 
 
 @pytest.fixture(scope='module')
-def blown(folder):
+def diverged(folder):
     """A run with a learning rate far too high: its folder, and the line that it ended with."""
     config = make_config(folder, 'trainer.train_steps=4', *HUGE_RATE)
-    with pytest.raises(UserError) as error:
-        training_run.train(config, DATASET, str(folder / 'blown'), 'train')
-    return folder / 'blown', str(error.value)
+    with pytest.raises(UserError) as error, tiny.eager_steps():
+        training_run.train(config, DATASET, str(folder / 'diverged'), 'train')
+    return folder / 'diverged', str(error.value)
 
 
-def test_non_finite_loss_names_step_terms_and_images_in_one_line(blown):
-    model_dir, message = blown
+def test_non_finite_loss_names_step_terms_and_images_in_one_line(diverged):
+    model_dir, message = diverged
     assert '\n' not in message
     assert re.match(
         r'Non-finite loss or gradient: step [12] images \d\.png, \d\.png .*gradient_norm', message
@@ -315,8 +215,8 @@ def test_non_finite_loss_names_step_terms_and_images_in_one_line(blown):
     assert status['state'] == 'failed' and status['message'] == message
 
 
-def test_a_blown_up_batch_is_taken_again(blown):
-    model_dir, message = blown
+def test_a_non_finite_step_is_replayed(diverged):
+    model_dir, message = diverged
     path = re.search(r'gan-mrcnn replay (\S+\.npz)', message).group(1)
     lines = replay.replay(path)
     assert any(line.startswith('not finite: ') for line in lines)
@@ -353,7 +253,8 @@ class Poisoned(task_lib.GanMaskRCNNTask):
         self._counted = tf.Variable(1 + first_example // 2, trainable=False)
 
 
-def test_skipping_leaves_out_the_batch_and_goes_on(folder, monkeypatch, capsys):
+@tiny.eager_steps()
+def test_skipping_a_batch_goes_on(folder, monkeypatch, capsys):
     # Any scores are those of a discriminator that wins.
     monkeypatch.setattr(gan_monitor, 'WON', (-1.0, 2.0))
     monkeypatch.setattr(gan_monitor, 'PATIENCE', 2)
@@ -366,20 +267,15 @@ def test_skipping_leaves_out_the_batch_and_goes_on(folder, monkeypatch, capsys):
     assert event['step'] == 3
     said = capsys.readouterr().err
     assert 'step 3 images' in said and 'step 2: the box discriminator wins' in said
-    paths = glob.glob(f'{folder}/skipped/train/events.out.tfevents.*')
-    tags = {
-        value.tag
-        for path in paths
-        for event in tf.compat.v1.train.summary_iterator(path)
-        for value in event.summary.value
-    }
-    assert 'warnings/box_discriminator_wins' in tags
+    assert 'warnings/box_discriminator_wins' in events(folder / 'skipped' / 'train')
     assert json.loads((folder / 'skipped' / 'status.json').read_text())['state'] == 'finished'
 
 
+@pytest.mark.slow
+@tiny.eager_steps()
 def test_going_back_lowers_the_rate_for_good(folder, monkeypatch, capsys):
     class Once(Poisoned):
-        """The lower rate mends it."""
+        """Finite at the lower rate."""
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
@@ -403,6 +299,7 @@ def test_going_back_lowers_the_rate_for_good(folder, monkeypatch, capsys):
     assert events(folder / 'back' / 'train')['learning_rate'][5] == pytest.approx(0.0005)
 
 
+@tiny.eager_steps()
 def test_nonfinite_steps_have_a_limit(folder, monkeypatch):
     class Always(Poisoned):
         def detection_losses(self, outputs, labels):
@@ -419,7 +316,7 @@ def test_nonfinite_steps_have_a_limit(folder, monkeypatch):
     assert kept == ['step-3.npz', 'step-4.npz', 'step-5.npz']
 
 
-class Uneven(Rectangles):
+class Uneven(tiny.Rectangles):
     """Images without an object, with a crowd alone, and with more than are learnt at a time."""
 
     name = 'uneven'
@@ -435,6 +332,8 @@ class Uneven(Rectangles):
         )
 
 
+@pytest.mark.slow
+@tiny.eager_steps()
 def test_images_without_and_with_many_objects_train_to_finite_losses(folder, capsys):
     config = make_config(folder, f'trainer.train_steps={STEPS}', 'task.train_data.expand_to=7')
     training_run.train(config, Uneven(), str(folder / 'uneven'), 'train')
@@ -453,8 +352,4 @@ def test_missing_checkpoints_are_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match='nosuch'):
         checkpoint.find_checkpoint(str(tmp_path), str(tmp_path / 'nosuch'))
     with pytest.raises(UserError, match='params.yaml'):
-        checkpoint.use_saved_settings(
-            settings.Flags(
-                model_dir=str(tmp_path),
-            )
-        )
+        checkpoint.use_saved_settings(settings.Flags(dataset='gland', model_dir=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""What a run says while it lasts: lines without a terminal, and a status file that is whole."""
+"""What a run reports: lines where there is no terminal, and a status file that is always whole."""
 
 import json
 import threading

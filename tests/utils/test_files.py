@@ -1,10 +1,13 @@
 """A file is there with all of its content, or as it was."""
 
+import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from gan_mrcnn.utils import files
+from gan_mrcnn.utils.errors import UserError
 
 
 def test_what_fails_leaves_the_file_as_it_was(tmp_path):
@@ -17,6 +20,17 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path):
         raise RuntimeError
     assert files.read_json(path, None) == {'a': 1}
     assert [found.name for found in tmp_path.iterdir()] == ['x.json']
+
+
+@pytest.mark.parametrize('indent', [1, None])
+def test_numbers_of_numpy_are_written_as_plain_ones_into_a_new_folder(tmp_path, indent):
+    path = tmp_path / 'new' / 'x.json'
+    value = {'count': np.int64(3), 'rate': np.float32(0.5), 'yes': np.bool_(True)}
+    files.write_json(str(path), {**value, 'row': np.arange(3), 'side': 0.1}, indent)
+    text = path.read_text()
+    read = {'count': 3, 'rate': 0.5, 'yes': True, 'row': [0, 1, 2], 'side': 0.1}
+    assert json.loads(text) == read == files.load_json(path, 'a file')
+    assert text.endswith('\n') and (text.count('\n') == 1) == (indent is None)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
@@ -33,3 +47,6 @@ def test_what_is_no_json_is_the_default(content, tmp_path):
     if content is not None:
         path.write_bytes(content)
     assert files.read_json(path, []) == []
+    with pytest.raises(UserError, match=r'cannot read .*x\.json: .*; give a list') as error:
+        files.load_json(path, 'a list')
+    assert '\n' not in str(error.value)

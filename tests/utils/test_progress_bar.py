@@ -24,7 +24,7 @@ def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
 
 
 def test_quick_work_is_two_lines_at_most(capsys):
-    for _ in progress_bar.Bar(range(1000), desc='look'):
+    for _ in progress_bar.Bar(range(1000), desc='check'):
         pass
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) <= 2 and '1000/1000' in lines[-1]
@@ -33,6 +33,6 @@ def test_quick_work_is_two_lines_at_most(capsys):
 def test_a_terminal_has_a_bar(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr('sys.stderr', terminal)
-    for _ in progress_bar.Bar(range(3), desc='look'):
+    for _ in progress_bar.Bar(range(3), desc='check'):
         pass
     assert '\r' in terminal.getvalue() and '100%' in terminal.getvalue()

@@ -99,14 +99,14 @@ def test_three_panels_under_their_titles(image, masks):
     titles = [canvas[:strip, i * (160 + gap) : i * (160 + gap) + 160] for i in range(3)]
     np.testing.assert_array_equal(panels[0], image)
     np.testing.assert_array_equal(panels[1], visualization.draw_instances(image, masks))
-    # The one found has the colour of its truth; the missed one is not drawn.
+    # The detected one has the colour of its object; the missed one is not drawn.
     np.testing.assert_array_equal(panels[2][11, 30:60], panels[1][11, 30:60])
     np.testing.assert_array_equal(panels[2][masks[1]], image[masks[1]])
     assert all(title.min() < 100 for title in titles)
     assert not np.array_equal(titles[0], titles[1])
 
 
-def test_a_prediction_that_finds_nothing_or_a_second_time_is_marked(image, masks):
+def test_a_prediction_that_matches_nothing_or_a_second_time_is_marked(image, masks):
     found = [_result(masks[0], 0.8), _result(masks[0], 0.6)]
     wrong = np.zeros((120, 160), bool)
     wrong[75:110, 10:50] = True
@@ -147,22 +147,22 @@ def test_rows_are_stacked_on_white():
 
 
 def test_a_png_comes_back_in_rgb(tmp_path, image):
-    path = tmp_path / 'new' / 'picture.png'
+    path = tmp_path / 'new' / 'image.png'
     visualization.save_png(str(path), image)
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)
 
 
-def test_outlines_of_truth_and_prediction_are_both_seen():
+def test_outlines_of_ground_truth_and_prediction_are_both_seen():
     image = np.full((120, 160, 3), 200, np.uint8)
     mask, shifted = (rectangle_mask(120, 160, 20, x, 90, x + 80) for x in (30, 50))
     drawn = visualization.draw_outlines(image, [mask], [shifted])
-    is_truth = (drawn == visualization.TRUTH).all(-1)
-    is_found = (drawn == visualization.FOUND).all(-1)
-    assert is_truth[55, 30:38].any() and is_found[55, 50:58].any()
+    is_gt = (drawn == visualization.GROUND_TRUTH).all(-1)
+    is_predicted = (drawn == visualization.PREDICTION).all(-1)
+    assert is_gt[55, 30:38].any() and is_predicted[55, 50:58].any()
     # Where both lie on each other, too.
     both = visualization.draw_outlines(image, [mask], [mask])
-    assert (both == visualization.TRUTH).all(-1).any()
-    assert (both == visualization.FOUND).all(-1).any()
+    assert (both == visualization.GROUND_TRUTH).all(-1).any()
+    assert (both == visualization.PREDICTION).all(-1).any()
     # Far from both nothing is drawn.
     assert (drawn[100:] == 200).all() and (drawn[:15] == 200).all()
 
@@ -174,11 +174,11 @@ def test_a_zoom_shows_where_outlines_differ():
     shown = visualization.zoom(image, mask, bulge, 40, 3)
     assert shown.shape == (120, 120, 3)
     # The right end of the bulge and the straight side that it leaves, 20 pixels apart.
-    found = np.argwhere((shown == visualization.FOUND).all(-1))
-    truth = np.argwhere((shown == visualization.TRUTH).all(-1))
-    assert 50 < found[:, 1].max() - truth[:, 1].max() < 70
-    # An object that goes on beyond the window has no line at its border.
-    assert not (shown[:, :6] == visualization.TRUTH).all(-1).any()
+    predicted = np.argwhere((shown == visualization.PREDICTION).all(-1))
+    gt = np.argwhere((shown == visualization.GROUND_TRUTH).all(-1))
+    assert 50 < predicted[:, 1].max() - gt[:, 1].max() < 70
+    # An object that continues beyond the window has no line at its border.
+    assert not (shown[:, :6] == visualization.GROUND_TRUTH).all(-1).any()
 
 
 def rectangle_mask(height, width, y1, x1, y2, x2):

@@ -1,4 +1,4 @@
-"""YAML from anybody: plain values, or one line."""
+"""YAML of any origin: plain values, or an error of one line."""
 
 import time
 
@@ -15,7 +15,7 @@ BOMBS = {
         for before, name in zip('abcdefghi', 'bcdefghij')
     ),
     'a list in itself': 'a: &a [*a]',
-    'ten thousand lists in each other': '[' * 10_000,
+    'ten thousand nested lists': '[' * 10_000,
     'an object of Python': 'a: !!python/object/apply:os.system [false]',
     'a date that is none': 'a: 2001-13-45',
     'bytes that are no text': 'a: \x00',
@@ -51,3 +51,13 @@ def test_values_come_back_and_references_are_followed(tmp_path):
     # PyYAML writes what is there twice as a reference.
     assert '&' in path.read_text()
     assert yaml_files.read_task(path) == content['task']
+
+
+def test_settings_of_version_0_1_have_the_names_of_this_version(tmp_path):
+    """A comparison of runs takes those with equal settings for repetitions of one system."""
+    read = []
+    for name in ('blow_ups', 'nonfinite'):
+        path = tmp_path / 'params.yaml'
+        path.write_text(yaml.safe_dump({'task': {'dataset': 'gland', name: {'limit': 3}}}))
+        read.append(yaml_files.read_task(path))
+    assert read[0] == read[1] == {'dataset': 'gland', 'nonfinite': {'limit': 3}}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a data set before anything is trained on it: what it holds, and what is wrong with it.
+"""Checks a data set before anything is trained on it: counts its contents and lists its problems.
 
-`check` reads every image once; `quick` looks at the records alone, before a training's first step.
+`check` reads every image once; `quick` reads the records alone, before a training's first step.
 
-Shapes: N objects in a picture of H x W pixels.
+Shapes: N objects in an image of H x W pixels.
 """
 
 import collections
@@ -23,18 +23,19 @@ from gan_mrcnn.data.records import records, shards
 from gan_mrcnn.utils import progress_bar, visualization
 from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
+from gan_mrcnn.utils.html import render
 
 THUMBNAILS_PER_SPLIT = 12
 _THUMBNAIL_SIDE = 480
-# Fewer pictures than this are read faster than another process starts.
-_PICTURES_PER_PROCESS = 16
+# Fewer images than this are read faster than another process starts.
+_IMAGES_PER_PROCESS = 16
 
 
 def check(dataset: base.Dataset, num_processes: Optional[int] = None) -> check_page.Report:
-    """Reads all pictures of `dataset.parts` and looks at what is in them and what is wrong."""
+    """Reads all images of `dataset.parts`, counts their objects and collects their problems."""
     splits: dict[str, check_page.SplitReport] = {}
     problems: list[tuple[str, base.Problem]] = []
-    pictures: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str]] = {}
     items = {split: dataset.items(split) for split in dataset.parts}
     total = sum(map(len, items.values()))
     with progress_bar.Bar(total=total, desc=f'check {dataset.name}', unit='image') as bar:
@@ -42,14 +43,14 @@ def check(dataset: base.Dataset, num_processes: Optional[int] = None) -> check_p
             splits[split] = check_page.SplitReport()
             listed = list(dataset.problems(split))
             problems += [(split, problem) for problem in listed]
-            said = {f'{p.file_name}{gap} {p.text}' for p in listed for gap in ('', ':')}
-            for found in _examine_all(dataset, items[split], num_processes):
-                splits[split].add(found)
-                problems += [(split, p) for p in found.problems if p.text not in said]
-                if found.digest:
-                    first = pictures.setdefault(found.digest, (split, found.file_name))
-                    if first != (split, found.file_name):
-                        problems.append((split, _same_picture(found.file_name, split, *first)))
+            known = {f'{p.file_name}{gap} {p.text}' for p in listed for gap in ('', ':')}
+            for image in _examine_all(dataset, items[split], num_processes):
+                splits[split].add(image)
+                problems += [(split, p) for p in image.problems if p.text not in known]
+                if image.digest:
+                    first = seen.setdefault(image.digest, (split, image.file_name))
+                    if first != (split, image.file_name):
+                        problems.append((split, _same_image(image.file_name, split, *first)))
                 bar.update()
     ids = {split: [item.image_id for item in items[split]] for split in items}
     counts = {split: report.objects_per_class for split, report in splits.items()}
@@ -59,7 +60,7 @@ def check(dataset: base.Dataset, num_processes: Optional[int] = None) -> check_p
 
 
 def quick(dataset: base.Dataset, record_sets: Mapping[str, records.RecordSet]) -> list[str]:
-    """What the records tell before the first step, without reading a picture.
+    """Checks the records before the first step, without reading an image.
 
     Args:
       dataset: what is trained on.
@@ -71,13 +72,13 @@ def quick(dataset: base.Dataset, record_sets: Mapping[str, records.RecordSet]) -
     Raises:
       UserError: two images of a split have one id, or there is nothing to learn.
     """
-    parts = {name: found for name, found in record_sets.items() if name in dataset.parts}
-    problems = list(_id_problems({name: found.image_ids for name, found in parts.items()}))
+    parts = {name: one for name, one in record_sets.items() if name in dataset.parts}
+    problems = list(_id_problems({name: one.image_ids for name, one in parts.items()}))
     problems += _class_problems(
         dataset.class_names,
         {
-            split: dict(enumerate(found.objects_per_class, start=1))
-            for split, found in record_sets.items()
+            split: dict(enumerate(one.objects_per_class, start=1))
+            for split, one in record_sets.items()
         },
     )
     for problem in problems:
@@ -87,11 +88,11 @@ def quick(dataset: base.Dataset, record_sets: Mapping[str, records.RecordSet]) -
 
 
 def _id_problems(ids: Mapping[str, Sequence[int]]) -> Iterator[base.Problem]:
-    """Two annotation files may each count from 1; within a split an id is one picture."""
+    """Two annotation files may each count from 1; within a split an id is one image."""
     for split, own in ids.items():
         for image_id, count in collections.Counter(own).items():
             if count > 1:
-                text = f'is there {count} times in {split}; predictions could not be told apart'
+                text = f'is in {split} {count} times; give each image an id of its own'
                 yield base.Problem(f'image id {image_id}', text, 'error')
 
 
@@ -114,14 +115,14 @@ def _class_problems(
             yield base.Problem(f'class {name}', text, 'warning')
 
 
-def _same_picture(file_name, split, first_split, first_name) -> base.Problem:
+def _same_image(file_name, split, first_split, first_name) -> base.Problem:
     if split == first_split:
-        return base.Problem(file_name, f'is the same picture as {first_name}', 'warning')
-    text = f'is the same picture as {first_name} of {first_split}; remove one of them'
+        return base.Problem(file_name, f'is the same image as {first_name}', 'warning')
+    text = f'is the same image as {first_name} of {first_split}; remove one of them'
     return base.Problem(file_name, text, 'error')
 
 
-# One picture, in a process of its own.
+# One image, in a process of its own.
 
 _reader: dict[str, base.Dataset] = {}
 
@@ -131,17 +132,17 @@ def _start_reader(dataset: base.Dataset) -> None:
     shards.settle_in()
 
 
-def _examine_in_process(job: tuple[base.Item, bool]) -> check_page.Found:
+def _examine_in_process(job: tuple[base.Item, bool]) -> check_page.Examined:
     return examine(_reader['dataset'], *job)
 
 
 def _examine_all(
     dataset: base.Dataset, items: Sequence[base.Item], num_processes: Optional[int]
-) -> Iterator[check_page.Found]:
+) -> Iterator[check_page.Examined]:
     """In the order of `items`."""
     places = np.linspace(0, len(items) - 1, min(len(items), THUMBNAILS_PER_SPLIT)).round()
     jobs = [(item, place in places) for place, item in enumerate(items)]
-    processes = min(num_processes or num_cores(), len(items) // _PICTURES_PER_PROCESS)
+    processes = min(num_processes or num_cores(), len(items) // _IMAGES_PER_PROCESS)
     if processes <= 1:
         yield from (examine(dataset, *job) for job in jobs)
         return
@@ -151,24 +152,26 @@ def _examine_all(
     ) as pool:
         try:
             with shards.interrupts_held():
-                found = pool.map(_examine_in_process, jobs, chunksize=4)
-            yield from found
+                examined = pool.map(_examine_in_process, jobs, chunksize=4)
+            yield from examined
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def examine(dataset: base.Dataset, item: base.Item, with_thumbnail: bool) -> check_page.Found:
-    """Reads one picture."""
+def examine(dataset: base.Dataset, item: base.Item, with_thumbnail: bool) -> check_page.Examined:
+    """Reads one image."""
     try:
         example = dataset.read(item)
     except UserError as error:
-        return check_page.Found(item.file_name, [base.Problem(item.file_name, str(error), 'error')])
+        return check_page.Examined(
+            item.file_name, [base.Problem(item.file_name, str(error), 'error')]
+        )
     height, width = example.image.shape[:2]
     problems = list(_example_problems(dataset, example))
     if any(problem.severity == 'error' for problem in problems):
-        return check_page.Found(item.file_name, problems)
+        return check_page.Examined(item.file_name, problems)
     x, y, w, h = mask_api.toBbox(example.rles).reshape(-1, 4).T
-    return check_page.Found(
+    return check_page.Examined(
         file_name=example.file_name,
         problems=problems,
         size=(width, height),
@@ -180,7 +183,7 @@ def examine(dataset: base.Dataset, item: base.Item, with_thumbnail: bool) -> che
         areas=[int(mask_api.area(rle)) for rle in example.rles],
         is_crowd=example.is_crowd.tolist(),
         at_border=((x == 0) | (y == 0) | (x + w == width) | (y + h == height)).tolist(),
-        thumbnail=_thumbnail(example) if with_thumbnail else b'',
+        thumbnail=_thumbnail(example) if with_thumbnail else None,
     )
 
 
@@ -199,17 +202,15 @@ def _example_problems(dataset, example) -> Iterator[base.Problem]:
         yield base.Problem(name, text, 'error')
     num_empty = sum(not mask_api.area(rle) for rle in example.rles)
     if num_empty:
-        text = f'has objects without a pixel ({num_empty}), which are left out'
+        text = f'has objects without a pixel ({num_empty}), which are skipped'
         yield base.Problem(name, text, 'warning')
 
 
-def _thumbnail(example: base.Example) -> bytes:
-    """A JPEG of the picture with its objects drawn at that size; tiny ones are enlarged."""
+def _thumbnail(example: base.Example) -> render.Image:
+    """The image with its objects drawn at that size; tiny ones are enlarged."""
     masks = (mask_api.decode(rle) for rle in example.rles)
     image, masks = visualization.shrink(example.image, masks, _THUMBNAIL_SIDE)
     for mask in masks:
         if mask.sum() < 9:
             mask[:] = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    drawn = visualization.draw_instances(image, masks)
-    _, encoded = cv2.imencode('.jpg', drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return encoded.tobytes()
+    return render.encode_image(visualization.draw_instances(image, masks))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every data set is: class names, splits, and examples that can be read in any order.
 
-Records, caching, progress, checks and pictures build on this alone (`records.py`, `check.py`).
-Imports nothing heavy: the processes that convert pictures would each pay for it.
+Records, caching and checks build on this alone (`records.py`, `check.py`). Imports nothing heavy:
+each process that converts images would pay for it.
 
-Shapes: N objects in a picture of H x W pixels.
+Shapes: N objects in an image of H x W pixels.
 """
 
 import abc
@@ -21,7 +21,7 @@ from gan_mrcnn.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Which picture to read. Cheap and picklable; a data set adds fields in a subclass.
+    """Which image to read. Cheap and picklable; a data set adds fields in a subclass.
 
     image_id: 0 or more, unique in its split, the same on every machine.
     file_name: as the data set names it.
@@ -45,7 +45,7 @@ class Example:
       of fractions of a pixel, are what its AP is defined by).
     classes: [N] int32, 1 for the first class; 0 is the background.
     is_crowd: [N] bool, groups that are neither learnt nor held against a prediction.
-    encoded: the picture's own file, where it is a JPEG or PNG that TensorFlow decodes to `image`
+    encoded: the image's own file, where it is a JPEG or PNG that TensorFlow decodes to `image`
       (8 bits, grey or RGB, not turned by EXIF): it goes into the records as it is, since a JPEG
       becomes several times larger as a PNG. None: a PNG of `image` is written.
     """
@@ -59,7 +59,7 @@ class Example:
     encoded: Optional[bytes] = None
 
     def decode_masks(self) -> np.ndarray:
-        """All masks at once, [N, H, W] uint8: for few objects or small pictures."""
+        """All masks at once, [N, H, W] uint8: for few objects or small images."""
         masks = [mask_api.decode(rle) for rle in self.rles]
         return np.array(masks, np.uint8).reshape(-1, *self.image.shape[:2])
 
@@ -69,7 +69,7 @@ class Problem(NamedTuple):
 
     file_name: where it is.
     text: what it is and what to do, in one line without the file's name.
-    severity: 'error' where training would stop or go wrong (`Dataset.read` refuses such a picture),
+    severity: 'error' where training would stop or go wrong (`Dataset.read` refuses such an image),
       'warning' where it goes on.
     """
 
@@ -96,7 +96,7 @@ class Dataset(abc.ABC):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Splits that share no picture, the one to train on first; others are made of them."""
+        """Splits that share no image, the one to train on first; others are made of them."""
         return self.splits
 
     @property
@@ -106,7 +106,7 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def items(self, split: str) -> Sequence[Item]:
-        """What there is to read in `split`, in a fixed order, the bad ones among them."""
+        """All that `split` has, in a fixed order, unusable ones included."""
 
     @abc.abstractmethod
     def read(self, item: Item) -> Example:
@@ -121,25 +121,24 @@ class Dataset(abc.ABC):
         """Hex SHA-256 of everything that the examples of `split` depend on."""
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """What is wrong with `split` as far as it shows without decoding pictures.
+        """What is wrong with `split` as far as it shows without decoding images.
 
-        A data set that is described by a file looks at it here: ids, boxes, polygons, and whether
-        the pictures that it names are there.
+        A data set that is described by a file checks it here: ids, boxes, polygons, and whether the
+        images that it names exist.
         """
         yield from ()
 
     def stop_at_problems(self, split: str) -> None:
-        """Raises UserError where `problems` has an error, before the first picture is converted."""
+        """Raises UserError where `problems` has an error, before the first image is converted."""
         errors = [problem for problem in self.problems(split) if problem.severity == 'error']
         if errors:
             others = f', and {len(errors) - 1} more in {split}' if len(errors) > 1 else ''
             raise UserError(
-                f'{errors[0].file_name}: {errors[0].text}{others}; --skip_bad leaves such pictures '
-                'out'
+                f'{errors[0].file_name}: {errors[0].text}{others}; --skip_bad skips such images'
             )
 
     def num_examples(self, split: str) -> int:
-        """Number of images in `split`, the bad ones among them."""
+        """Number of images in `split`, unusable ones included."""
         return len(self.items(split))
 
     def examples(self, split: str, skip_bad: bool = False) -> Iterator[Example]:
@@ -149,23 +148,23 @@ class Dataset(abc.ABC):
           UserError: one cannot be used, and `skip_bad` is False; the message names the file.
         """
         for item in self.items(split):
-            left_out: list[str] = []
-            example = self.read_or_leave_out(item, left_out if skip_bad else None)
-            for text in left_out:
-                logging.warning('left out: %s', text)
+            skipped: list[str] = []
+            example = self.read_or_skip(item, skipped if skip_bad else None)
+            for text in skipped:
+                logging.warning('skipped: %s', text)
             if example is not None:
                 yield example
 
-    def read_or_leave_out(self, item: Item, left_out: Optional[list[str]]) -> Optional[Example]:
-        """Reads `item`; None where it cannot be used, and the reason is added to `left_out`.
+    def read_or_skip(self, item: Item, skipped: Optional[list[str]]) -> Optional[Example]:
+        """Reads `item`; None where it cannot be used, and the reason is added to `skipped`.
 
         Raises:
-          UserError: it cannot be used, and `left_out` is None.
+          UserError: it cannot be used, and `skipped` is None.
         """
         try:
             return self.read(item)
         except UserError as error:
-            if left_out is None:
-                raise UserError(f'{error}; --skip_bad leaves such pictures out') from error
-            left_out.append(str(error))
+            if skipped is None:
+                raise UserError(f'{error}; --skip_bad skips such images') from error
+            skipped.append(str(error))
             return None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cityscapes as it is downloaded, the fine annotations (paper, section 4.4): 2,975 train, 500 val.
 
-Every picture has a 16-bit label image that holds, for each object, 1000 times the class's id plus a
-number; the id alone marks a group whose members nobody told apart, such as `cargroup`: a crowd. Ids
-and names are those of `cityscapesscripts`. The ten classes are all that have instances, as in the
-paper (the official benchmark leaves caravan and trailer out). The labels of the 1,525 test pictures
-are not public.
+Every image has a 16-bit label image that holds, for each object, 1000 times the class's id plus a
+number; the id alone marks a group that is not annotated object by object, such as `cargroup`: a
+crowd. Ids and names are those of `cityscapesscripts`. The ten classes are all that have instances,
+as in the paper (the official benchmark excludes caravan and trailer). The labels of the 1,525 test
+images are not public.
 
 Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding (2016).
 """
@@ -22,9 +22,9 @@ from gan_mrcnn.data.readers import base, fingerprints, images, options
 from gan_mrcnn.utils import run_lengths
 from gan_mrcnn.utils.errors import UserError
 
-_PICTURE, _LABELS = '_leftImg8bit.png', '_gtFine_instanceIds.png'
+_IMAGE, _LABELS = '_leftImg8bit.png', '_gtFine_instanceIds.png'
 _EXPECTED = (
-    f'expected there: leftImg8bit/train/CITY/*{_PICTURE} and gtFine/train/CITY/*{_LABELS}, the '
+    f'expected there: leftImg8bit/train/CITY/*{_IMAGE} and gtFine/train/CITY/*{_LABELS}, the '
     'same for val'
 )
 _COUNTS = {'train': 2975, 'val': 500}
@@ -35,7 +35,7 @@ _CLASSES = [label for label in cityscapes_labels.labels if label.hasInstances]
 
 @dataclasses.dataclass(frozen=True)
 class Item(base.Item):
-    """A picture and its label image."""
+    """An image and its label image."""
 
     path: pathlib.Path
     labels_path: pathlib.Path
@@ -51,13 +51,13 @@ def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
 
 
 class Cityscapes(base.Dataset):
-    """Splits: 'train' and 'val', the official ones, as far as their pictures are there."""
+    """Splits: 'train' and 'val', the official ones, as far as their images exist."""
 
     name = 'cityscapes'
     class_names = tuple(label.name for label in _CLASSES)
 
     def __init__(self, folder: pathlib.Path):
-        """Lists the pictures.
+        """Lists the images.
 
         Raises:
           UserError: there are none.
@@ -67,13 +67,13 @@ class Cityscapes(base.Dataset):
         if not self._items:
             inner = [path.parent for path in sorted(folder.glob('*/leftImg8bit'))]
             hint = f'did you mean {inner[0]}? ' if inner else ''
-            raise UserError(f'--data_dir {folder} has no pictures; {hint}{_EXPECTED}')
+            raise UserError(f'--data_dir {folder} has no images; {hint}{_EXPECTED}')
         self.splits = tuple(self._items)
         counts = {split: len(self._items.get(split, ())) for split in _COUNTS}
         if counts != _COUNTS:
             parts = [f'{n} of {_COUNTS[split]} {split}' for split, n in counts.items()]
             self.notice = (
-                f'PART OF CITYSCAPES: {" and ".join(parts)} pictures are there. Figures do not '
+                f'PART OF CITYSCAPES: {" and ".join(parts)} images found. Figures do not '
                 'compare with those of all.'
             )
 
@@ -96,11 +96,11 @@ class Cityscapes(base.Dataset):
                 yield base.Problem(str(item.labels_path), 'is missing', 'error')
         for path in sorted(self._folder.glob(f'gtFine/{split}/*/*{_LABELS}')):
             if path not in expected:
-                yield base.Problem(str(path), 'has no picture in leftImg8bit', 'warning')
+                yield base.Problem(str(path), 'has no image in leftImg8bit', 'warning')
 
     def read(self, item: Item) -> base.Example:
         labels = images.read_labels(item.labels_path)
-        picture = images.read_picture(item.path, labels.shape[::-1])
+        image = images.read_image(item.path, labels.shape[::-1])
         numbers = run_lengths.numbers_in(labels)
         ids = np.where(numbers < 1000, numbers, numbers // 1000)
         for number, label_id in zip(numbers, ids):
@@ -112,23 +112,23 @@ class Cityscapes(base.Dataset):
         return base.Example(
             image_id=item.image_id,
             file_name=item.file_name,
-            image=picture.pixels,
+            image=image.pixels,
             rles=run_lengths.encode_labels(labels, numbers),
             classes=np.searchsorted(self.category_ids, ids).astype(np.int32) + 1,
             is_crowd=numbers < 1000,
-            encoded=picture.encoded,
+            encoded=image.encoded,
         )
 
     def _list(self, split: str) -> list[Item]:
-        pictures = sorted(self._folder.glob(f'leftImg8bit/{split}/*/*{_PICTURE}'))
+        paths = sorted(self._folder.glob(f'leftImg8bit/{split}/*/*{_IMAGE}'))
         return [
             Item(
                 image_id=_FIRST_IDS[split] + number,
                 file_name=path.name,
                 path=path,
                 labels_path=self._folder.joinpath(
-                    'gtFine', split, path.parent.name, path.name[: -len(_PICTURE)] + _LABELS
+                    'gtFine', split, path.parent.name, path.name[: -len(_IMAGE)] + _LABELS
                 ),
             )
-            for number, path in enumerate(pictures)
+            for number, path in enumerate(paths)
         ]

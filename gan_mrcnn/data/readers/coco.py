@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO 2017 as it is downloaded (paper, section 4.5): 118,287 pictures to train on, 5,000 for val.
+"""COCO 2017 as it is downloaded (paper, section 4.5): 118,287 images to train on, 5,000 for val.
 
 Lin et al., Microsoft COCO: Common Objects in Context (2014). The 80 classes are taken from the
 annotation file, in the order of COCO's ids, which have gaps.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotations in COCO's format, whoever made them; COCO itself and the phones are special cases.
+"""Annotations in COCO's format from any tool; COCO itself and the phones are special cases.
 
-A mistake in the frame of an annotation file (ids, sizes, categories) ends with an error at once;
-one in an annotation or a picture makes that picture unusable.
+An error in the structure of an annotation file (ids, sizes, categories) ends the program at once;
+an error in an annotation or an image makes that image unusable.
 """
 
 import collections
@@ -27,16 +27,16 @@ _EXPECTED = (
 )
 # Of an annotation; the rest would only fill the memory.
 _KEPT = ('id', 'category_id', 'segmentation', 'bbox', 'area', 'iscrowd')
-# Pictures by which their folder is found.
+# Images by which their folder is found.
 _TRIED = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Item(base.Item):
-    """A picture with its annotations, so that a process that reads it needs no annotation file.
+    """An image with its annotations, so that a process that reads it needs no annotation file.
 
     width, height: in pixels, as the annotations have them.
-    path: of the picture.
+    path: of the image.
     source: the annotation file.
     packed: `annotations`, in JSON: COCO's 860,000 as Python's lists would fill 2 GB while a run
       trains, and would be slow to send to another process.
@@ -66,10 +66,10 @@ def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
     """A folder with any COCO-style annotations.
 
     Raises:
-      UserError: the folder holds no such files, or their frame is damaged.
+      UserError: the folder holds no such files, or one is not valid.
     """
     folder = options.existing_folder(data_dir, 'coco_format', _EXPECTED)
-    paths = [_given(folder, name) for name in chosen.annotations] or _look_for_files(folder)
+    paths = [_given(folder, name) for name in chosen.annotations] or _find_files(folder)
     return CocoFormat('coco_format', folder, dict(zip(SPLITS, paths)), chosen)
 
 
@@ -80,7 +80,7 @@ def _given(folder: pathlib.Path, name: str) -> pathlib.Path:
     raise UserError(f'--annotations {name}: there is no file {folder / name}')
 
 
-def _look_for_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def _find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     found = [*sorted(folder.glob('*.json')), *sorted(folder.glob('annotations/*.json'))]
     if len(found) == 1:
         return found
@@ -93,7 +93,7 @@ def _look_for_files(folder: pathlib.Path) -> list[pathlib.Path]:
     names = ', '.join(str(path.relative_to(folder)) for path in found)
     raise UserError(
         f'--data_dir {folder} has {len(found)} JSON files ({names}); name by --annotations the '
-        'one for training, the one for validation and, if there is one, that for test'
+        'one for training, the one for validation and, if any, the one for test'
     )
 
 
@@ -115,14 +115,14 @@ class CocoFormat(base.Dataset):
 
         Args:
           name: as `--dataset` has it.
-          folder: where pictures are looked for, see `_picture_folder`.
+          folder: where images are searched, see `_image_folder`.
           files: annotation file of each split.
           chosen: how to divide.
           categories_from: the split whose file has all categories. The others are read when asked
             for: COCO's training file takes a while and gigabytes. None: all are read at once.
 
         Raises:
-          UserError: a file cannot be read, its frame is damaged, or files disagree on categories.
+          UserError: a file cannot be read or is not valid, or files disagree on categories.
         """
         self.name = name
         self._folder = folder
@@ -162,9 +162,9 @@ class CocoFormat(base.Dataset):
         return self._items[split]
 
     def fingerprint(self, split: str) -> str:
-        """Of the annotation files' content, and of the pictures' names, sizes and times of change.
+        """Of the annotation files' content, and of the images' names, sizes and times of change.
 
-        To read all pictures at each start would take minutes for COCO.
+        To read all images at each start would take minutes for COCO.
         """
         items = self.items(split)
         return fingerprints.of_stats(
@@ -185,18 +185,18 @@ class CocoFormat(base.Dataset):
                 text = f'{count} annotations have the id {number}'
                 yield base.Problem(str(source), text, 'warning')
         for item in progress_bar.Bar(
-            items, desc=f'look at {self.name}/{split}', unit='image', delay=2
+            items, desc=f'check {self.name}/{split}', unit='image', delay=2
         ):
             if not _is_file(item.path):
                 yield base.Problem(str(item.path), 'is missing', 'error')
             if names[item.path] > 1:
-                text = f'is there as image {item.image_id} and under another id, too; keep one'
+                text = f'is listed as image {item.image_id} and under another id; keep one'
                 yield base.Problem(str(item.path), text, 'warning')
             for annotation in item.annotations:
                 yield from self._problems_of(annotation, item)
 
     def read(self, item: Item) -> base.Example:
-        picture = images.read_picture(item.path, (item.width, item.height))
+        image = images.read_image(item.path, (item.width, item.height))
         numbers = {category_id: n for n, category_id in enumerate(self._categories, start=1)}
         rles, classes, crowds = [], [], []
         for annotation in item.annotations:
@@ -204,26 +204,25 @@ class CocoFormat(base.Dataset):
                 if problem.severity == 'error':
                     raise UserError(f'{problem.file_name}: {problem.text}')
             rle = coco_annotations.to_rle(annotation, item.height, item.width)
-            rles.append(
-                {**rle, **coco_annotations.own_measures(annotation, rle, item.height, item.width)}
-            )
+            measured = coco_annotations.box_and_area(annotation, rle, item.height, item.width)
+            rles.append({**rle, **measured})
             classes.append(numbers[annotation['category_id']])
             crowds.append(annotation.get('iscrowd', 0))
         return base.Example(
             image_id=item.image_id,
             file_name=item.file_name,
-            image=picture.pixels,
+            image=image.pixels,
             rles=rles,
             classes=np.array(classes, np.int32),
             is_crowd=np.array(crowds, bool),
-            encoded=picture.encoded,
+            encoded=image.encoded,
         )
 
     def _problems_of(self, annotation, item) -> Iterator[base.Problem]:
         size = item.height, item.width
-        text, severity = coco_annotations.mistake(annotation, *size, self._categories), 'error'
+        text, severity = coco_annotations.error_in(annotation, *size, self._categories), 'error'
         if not text:
-            text, severity = coco_annotations.oddity(annotation, *size), 'warning'
+            text, severity = coco_annotations.warning_about(annotation, *size), 'warning'
         if text:
             subject = (
                 f'annotation {coco_annotations.short(annotation.get("id"))} of {item.file_name}'
@@ -237,7 +236,7 @@ class CocoFormat(base.Dataset):
         return [split]
 
     def _divide(self) -> dict[str, list[Item]]:
-        """Items of 'train' and 'val', from all pictures of both."""
+        """Items of 'train' and 'val', from all images of both."""
         items: list[Item] = []
         groups: list[str] = []
         for source in self._sources('train'):
@@ -247,7 +246,7 @@ class CocoFormat(base.Dataset):
         held_out = set(self._hold_out(items, groups))
         if not held_out:
             raise UserError(
-                f'{self._paths["train"]} has too few pictures ({len(items)}) to hold one out for '
+                f'{self._paths["train"]} has too few images ({len(items)}) to hold one out for '
                 'validation'
             )
         return {
@@ -256,7 +255,7 @@ class CocoFormat(base.Dataset):
         }
 
     def _hold_out(self, items: Sequence[Item], groups: Sequence[str]) -> list[int]:
-        """Indices of the pictures for validation."""
+        """Indices of the images for validation."""
         share = self._chosen.share or splitting.DEFAULT_SHARE
         return splitting.hold_out_groups(groups, share, self._chosen.split_seed)
 
@@ -297,22 +296,22 @@ class CocoFormat(base.Dataset):
         for annotation in content['annotations']:
             kept = {key: annotation[key] for key in _KEPT if key in annotation}
             annotations[annotation['image_id']].append(kept)
-        folder = self._picture_folder(split, content['images'])
+        folder = self._image_folder(split, content['images'])
         return [
             Item(
                 image_id=entry['id'],
                 file_name=entry['file_name'],
                 width=entry['width'],
                 height=entry['height'],
-                path=self._picture_path(split, folder, entry),
+                path=self._image_path(split, folder, entry),
                 source=self._paths[split],
                 packed=json.dumps(annotations[entry['id']]),
             )
             for entry in content['images']
         ]
 
-    def _picture_folder(self, split: str, entries: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-        """Where the pictures are, by trying some of them.
+    def _image_folder(self, split: str, entries: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+        """Where the images are, by trying some of them.
 
         DIR/X, DIR/images/X, DIR, DIR/images or beside the annotations; X is the split or the end
         of the annotation file's name, such as train2017.
@@ -331,19 +330,19 @@ class CocoFormat(base.Dataset):
         ]
         if not any(found):
             raise UserError(
-                f'{path}: none of its pictures, such as {coco_annotations.short(tried[0])}, is in '
+                f'{path}: none of its images, such as {coco_annotations.short(tried[0])}, is in '
                 f'{", ".join(map(str, places))}'
             )
         return places[found.index(max(found))]
 
-    def _picture_path(self, split: str, folder: pathlib.Path, entry) -> pathlib.Path:
+    def _image_path(self, split: str, folder: pathlib.Path, entry) -> pathlib.Path:
         name = entry['file_name']
         path = self._inside(split, folder, name)
         if path is None:
             raise UserError(
                 f'{self._paths[split]}: image {entry["id"]} has the file_name '
                 f'{coco_annotations.short(name)}, which leads out of {self._folder}; move the '
-                'picture in, or link its folder from there, and name it from there'
+                'image in, or link its folder from there, and name it from there'
             )
         return path
 

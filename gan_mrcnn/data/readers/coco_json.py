@@ -30,7 +30,7 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
         encoded = path.read_bytes()
         if len(encoded) > _LARGE:
             print(f'reading {path}, {len(encoded) / 1e6:.0f} MB', flush=True)
-        # There are no cycles in it, and to look for some takes longer than to read COCO's file.
+        # JSON has no cycles, and searching for some takes longer than reading COCO's file.
         gc.disable()
         content = json.loads(encoded)
     except FileNotFoundError as error:
@@ -75,7 +75,7 @@ def _check_images(path, entries) -> None:
                     f'{path}: image {image_id} ({image["file_name"]}) has the {side} '
                     f'{short(image.get(side))}; a number of pixels is wanted'
                 )
-        too_large = images.size_mistake(image['width'], image['height'])
+        too_large = images.size_error(image['width'], image['height'])
         if too_large:
             raise UserError(f'{path}: image {image_id} ({image["file_name"]}) {too_large}')
 
@@ -103,7 +103,7 @@ def _check_ids(path, kind, entries) -> list[int]:
                 'is wanted'
             )
         if entry_id in seen:
-            raise UserError(f'{path}: {kind} id {entry_id} is there twice; ids must differ')
+            raise UserError(f'{path}: {kind} id {entry_id} is used twice; ids must differ')
         seen.add(entry_id)
     return ids
 

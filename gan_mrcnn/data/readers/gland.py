@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gland segmentation contest of MICCAI 2015 (GlaS, Warwick-QU), as its folder is downloaded.
 
-Paper, section 4.6: 85 training and 80 test images of H&E-stained tissue; one class. Every picture
+Paper, section 4.6: 85 training and 80 test images of H&E-stained tissue; one class. Every image
 (`train_1.bmp`) has a label image (`train_1_anno.bmp`) that holds a number per gland, and
 `Grade.csv` the patient and the grade of each. BMP and PNG are read.
 
@@ -32,7 +32,7 @@ VALIDATION_SHARE = 1 / 6
 
 
 class Case(NamedTuple):
-    """A row of Grade.csv: name of the picture, patient, 'benign' or 'malignant'."""
+    """A row of Grade.csv: name of the image, patient, 'benign' or 'malignant'."""
 
     name: str
     patient: int
@@ -61,10 +61,10 @@ class Glands(base.Dataset):
     parts = ('train', 'val', 'testA', 'testB')
 
     def __init__(self, data_dir: str):
-        """Reads Grade.csv and looks which pictures there are.
+        """Reads Grade.csv and lists the images.
 
         Raises:
-          UserError: the folder, Grade.csv or all of the pictures are missing.
+          UserError: the folder, Grade.csv or all of the images are missing.
         """
         self._dir = pathlib.Path(data_dir).expanduser()
         if not self._dir.is_dir():
@@ -76,7 +76,7 @@ class Glands(base.Dataset):
         self.cases = {case.name: case for case in read_grades(self._dir / 'Grade.csv')}
         if not any(self._find(name) for name in self.cases):
             raise UserError(
-                f'--data_dir {data_dir} has none of the pictures that its Grade.csv names; '
+                f'--data_dir {data_dir} has none of the images that its Grade.csv names; '
                 f'{_EXPECTED}'
             )
         validation = validation_patients(self._part('train'))
@@ -92,7 +92,7 @@ class Glands(base.Dataset):
         }
 
     def grade(self, name: str) -> str:
-        """'benign' or 'malignant', of a picture's name without suffix."""
+        """'benign' or 'malignant', of an image's name without suffix."""
         return self.cases[name].grade
 
     def patients(self, split: str) -> set:
@@ -143,23 +143,23 @@ class Glands(base.Dataset):
     def read(self, item: base.Item) -> base.Example:
         name = pathlib.Path(item.file_name).stem
         image_path, labels_path = self._path(name), self._path(f'{name}_anno')
-        picture = images.read_picture(image_path)
-        labels = images.read_labels(labels_path, picture.pixels.shape[1::-1])
+        image = images.read_image(image_path)
+        labels = images.read_labels(labels_path, image.pixels.shape[1::-1])
         numbers = [number for number in run_lengths.numbers_in(labels) if number]
         if not len(numbers):
             raise UserError(f'{labels_path} has no gland in it')
         return base.Example(
             image_id=item.image_id,
             file_name=image_path.name,
-            image=picture.pixels,
+            image=image.pixels,
             rles=run_lengths.encode_labels(labels, numbers),
             classes=np.ones(len(numbers), np.int32),
             is_crowd=np.zeros(len(numbers), bool),
-            encoded=picture.encoded,
+            encoded=image.encoded,
         )
 
 
-# Pictures in each part; a file that lists fewer would pass for the paper's 85 and 80.
+# Images in each part; a file that lists fewer would pass for the paper's 85 and 80.
 _COUNTS = {'train': 85, 'testA': 60, 'testB': 20}
 _EXPECTED = (
     'expected there: Grade.csv, train_1.bmp and train_1_anno.bmp to train_85, testA_1 to testA_60 '
@@ -168,7 +168,7 @@ _EXPECTED = (
 
 
 def image_id(name: str) -> int:
-    """A number for a picture: 1 to 85 for train, from 1001 for testA, from 2001 for testB."""
+    """A number for an image: 1 to 85 for train, from 1001 for testA, from 2001 for testB."""
     part, number = name.split('_')
     return PARTS[part] + int(number)
 
@@ -177,7 +177,7 @@ def read_grades(path: pathlib.Path) -> list[Case]:
     """Rows of Grade.csv, whatever its line ends (the contest's are bare carriage returns).
 
     Raises:
-      UserError: unreadable, a line without name, patient and grade, or not the 165 pictures.
+      UserError: unreadable, a line without name, patient and grade, or not the 165 images.
     """
     try:
         lines = re.split(r'[\r\n]+', path.read_text(encoding='utf-8-sig').strip())
@@ -194,11 +194,11 @@ def read_grades(path: pathlib.Path) -> list[Case]:
         cases.append(Case(row[0], int(row[1]), row[2]))
     names = [case.name for case in cases]
     wanted = [f'{part}_{k}' for part, count in _COUNTS.items() for k in range(1, count + 1)]
-    odd = [n for n in wanted if names.count(n) != 1] + [n for n in names if n not in wanted]
-    if odd:
+    wrong = [n for n in wanted if names.count(n) != 1] + [n for n in names if n not in wanted]
+    if wrong:
         raise UserError(
-            f'{path} has {names.count(odd[0])} rows of {odd[0]}, unlike the file of the contest; '
-            'download it again'
+            f'{path} has {names.count(wrong[0])} rows of {wrong[0]}, unlike the file of the '
+            'contest; download it again'
         )
     return cases
 

@@ -3,8 +3,8 @@
 
 Not in the paper. Each image is drawn from a seed and its number: stroma with fibres and nuclei, and
 glands as a ring of dark nuclei around a pale lumen, benign-like (smooth, a layer of nuclei, a wide
-lumen) or malignant-like (ragged, crowded nuclei in several layers, small odd lumens). Some glands
-touch. Nothing about the figures on it is medical.
+lumen) or malignant-like (ragged, crowded nuclei in several layers, small irregular lumens). Some
+glands touch. Nothing about the figures on it is medical.
 
 Shapes: H x W = 256 x 384, about half of the real images' resolution; drawing is done at twice that.
 """
@@ -261,7 +261,7 @@ def _draw_benign_inside(rng, gland, depth) -> None:
 
 
 def _draw_malignant_inside(rng, gland, depth) -> None:
-    """Small odd lumens with debris, and crowded nuclei in layers that have lost their order."""
+    """Small irregular lumens with debris, and crowded nuclei in layers without order."""
     wall = min(rng.uniform(24, 34), 0.66 * depth.max())
     lumen = (depth > wall) & (_small_noise(rng, depth, 9) > rng.uniform(-0.7, 0.5))
     _draw_lumen(rng, gland, lumen)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and label images from files of any common kind, or one line that says what is wrong.
+"""Reads images and label images from files of any common kind, or says in one line what is wrong.
 
-Pillow and not OpenCV: OpenCV fills up a picture that was cut short with grey and goes on, and turns
-the numbers of a palette into colours.
+Pillow and not OpenCV: OpenCV fills an image that was cut short with grey and goes on, and turns the
+numbers of a palette into colours.
 
-A few kilobytes can claim to be a picture of gigabytes. So a picture's size is looked at before its
-pixels are decoded, and `max_pixels` is the one limit for all ways that a picture comes in.
+A few kilobytes can claim to be an image of gigabytes. So an image's size is checked before its
+pixels are decoded, and `max_pixels` is the one limit for all ways that an image comes in.
 
 Shapes: H x W pixels.
 """
@@ -21,15 +21,15 @@ from PIL import Image, ImageOps
 
 from gan_mrcnn.utils.errors import UserError
 
-PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
 LABEL_SUFFIXES = ('.bmp', '.png', '.tif', '.tiff')
 # A JPEG of many cameras is an MPO: a JPEG with a second, small one behind it.
 _PASSED_ON = ('JPEG', 'MPO', 'PNG')
-# Kinds of files that are looked for in a file of any name. Pillow knows others, one of which, EPS,
-# is a program that it would have Ghostscript run.
+# File formats that are read, whatever the name. Pillow knows others, one of which, EPS, is a
+# program that it would have Ghostscript run.
 _KINDS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 MAX_PIXELS = 1 << 28
-# Of either side: a JPEG's limit. An outline along a picture of 1 x 2^28 would take gigabytes.
+# Of either side: a JPEG's limit. An outline along an image of 1 x 2^28 would take gigabytes.
 MAX_SIDE = (1 << 16) - 1
 _VARIABLE = 'GAN_MRCNN_MAX_PIXELS'
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 2 to 8 are to be turned or mirrored.
@@ -39,8 +39,8 @@ _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 2 to 8 are to be turned or mi
 Image.MAX_IMAGE_PIXELS = None
 
 
-class Picture(NamedTuple):
-    """A picture.
+class DecodedImage(NamedTuple):
+    """What an image file holds.
 
     pixels: [H, W, 3] uint8, RGB.
     encoded: the file itself, where TensorFlow decodes it to `pixels` (`base.Example.encoded`).
@@ -51,19 +51,21 @@ class Picture(NamedTuple):
 
 
 def max_pixels() -> int:
-    """Pixels that a picture may have: `MAX_PIXELS`, or GAN_MRCNN_MAX_PIXELS of the environment.
+    """Pixels that an image may have: `MAX_PIXELS`, or GAN_MRCNN_MAX_PIXELS of the environment.
 
     Raises:
       UserError: the variable is not a number.
     """
     given = os.environ.get(_VARIABLE, str(MAX_PIXELS))
     if not given.isdecimal() or not 0 < len(given) < 16:
-        raise UserError(f'{_VARIABLE}={given[:40]!r} is no number of pixels; give one or unset it')
+        raise UserError(
+            f'{_VARIABLE}={given[:40]!r} is not a number of pixels; correct or unset it'
+        )
     return int(given)
 
 
-def size_mistake(width: int, height: int) -> str:
-    """Why a picture of that size is not read, '' where it is."""
+def size_error(width: int, height: int) -> str:
+    """Why an image of that size is not read, '' where it is."""
     if width * height > max_pixels():
         return (
             f'has {width}x{height} pixels, more than {max_pixels()}; make it smaller, or set '
@@ -74,12 +76,12 @@ def size_mistake(width: int, height: int) -> str:
     return ''
 
 
-def read_picture(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> Picture:
-    """Reads a picture of any kind as RGB: grey and palette are spread, transparency is dropped.
+def read_image(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> DecodedImage:
+    """Reads an image of any kind as RGB: grey and palette are spread, transparency is dropped.
 
     Of 16 bits the upper 8 are kept, as OpenCV and TensorFlow do.
 
-    A camera may store a picture lying on its side and say by EXIF how to turn it. Annotations
+    A camera may store an image lying on its side and say by EXIF how to turn it. Annotations
     follow what the annotator's tool showed, which need not be what is stored: `size` decides. Where
     it fits both (turned by 180 degrees, or square) the displayed one is taken, as browsers show it.
 
@@ -101,10 +103,10 @@ def read_picture(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> 
         turned = ', turned by EXIF' if displayed.size != image.size else ''
         raise UserError(
             f'{path} is {_text(displayed.size)}{turned}, but its annotations are for '
-            f'{_text(size)}; give the picture that was annotated'
+            f'{_text(size)}; give the image that was annotated'
         )
     as_stored = chosen is image and image.format in _PASSED_ON and image.mode in ('L', 'RGB')
-    return Picture(_to_rgb(chosen, path), path.read_bytes() if as_stored else None)
+    return DecodedImage(_to_rgb(chosen, path), path.read_bytes() if as_stored else None)
 
 
 def read_labels(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> np.ndarray:
@@ -114,11 +116,11 @@ def read_labels(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> n
 
     Args:
       path: of the file.
-      size: (width, height) of the picture; None for any.
+      size: (width, height) of the image; None for any.
 
     Raises:
       UserError: the file cannot be read, is too large (`max_pixels`), has more than one channel or
-        page, holds anything but whole numbers, or is of another size than its picture.
+        page, holds anything but whole numbers, or is of another size than its image.
     """
     image = _open(path)
     labels = np.asarray(image)
@@ -127,7 +129,7 @@ def read_labels(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> n
     if labels.dtype.kind == 'f' or labels.min(initial=0) < 0:
         raise UserError(f'{path} holds fractions or negative numbers; 0, 1, 2, ... are wanted')
     if size not in (None, image.size):
-        raise UserError(f'{path} is {_text(image.size)}, but its picture is {_text(size)}')
+        raise UserError(f'{path} is {_text(image.size)}, but its image is {_text(size)}')
     return labels.astype(np.int32)
 
 
@@ -139,17 +141,17 @@ def find(folder: pathlib.Path, stem: str, suffixes: Collection[str]) -> Optional
     """
     found = [path for s in suffixes if (path := folder / f'{stem}{s}').is_file()]
     if len(found) > 1:
-        raise UserError(f'{found[0]} and {found[1].name} are both there; remove one')
+        raise UserError(f'{found[0]} and {found[1].name} both exist; remove one')
     return found[0] if found else None
 
 
 def _open(path: pathlib.Path) -> Image.Image:
     try:
         image = Image.open(path, formats=_KINDS)
-        mistake = size_mistake(*image.size)
-        if mistake:
+        too_large = size_error(*image.size)
+        if too_large:
             image.close()
-            raise UserError(f'{path} {mistake}')
+            raise UserError(f'{path} {too_large}')
         num_pages = image.n_frames if image.format in ('GIF', 'TIFF') else 1
         image.load()
         image.getexif()
@@ -187,7 +189,7 @@ def _text(size: tuple[int, int]) -> str:
     return f'{size[0]}x{size[1]}'
 
 
-def as_png(pixels: np.ndarray) -> bytes:
-    """A PNG of [H, W, 3] RGB; made fast, for it is read once."""
-    level = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+def as_png(pixels: np.ndarray, compression: int = 1) -> bytes:
+    """A PNG of [H, W, 3] uint8, RGB; `compression` from 0 to 9, where 1 is fast."""
+    level = [cv2.IMWRITE_PNG_COMPRESSION, compression]
     return cv2.imencode('.png', pixels[..., ::-1], level)[1].tobytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with a label image each, as tools for microscopy write them: a number per object.
+"""Images with a label image each, as tools for microscopy write them: a number per object.
 
     DIR/images/a.jpg  b.tif ...
     DIR/labels/a.png  b.tif ...    0 background, 1, 2, 3, ... the objects, 8 or 16 bits
@@ -7,7 +7,7 @@
     DIR/pictures.csv               file and what --group_by may name, such as patient
 
 Folders `train`, `val` and `test` inside images/ and labels/ are the splits. Without `val` the
-pictures to train on are divided. Numbers need not follow each other, and one number is one object
+images to train on are divided. Numbers need not follow each other, and one number is one object
 even in several pieces.
 """
 
@@ -26,12 +26,12 @@ from gan_mrcnn.utils.errors import UserError
 
 OPTIONS = ('share', 'split_seed', 'group_by')
 _SPLITS = ('train', 'val', 'test')
-_EXPECTED = 'expected there: images/ with pictures and labels/ with a label image of each'
+_EXPECTED = 'expected there: the images in images/ and a label image of each in labels/'
 
 
 @dataclasses.dataclass(frozen=True)
 class Item(base.Item):
-    """A picture, its label image, and the class of each object by its number (None: all 1)."""
+    """An image, its label image, and the class of each object by its number (None: all 1)."""
 
     path: pathlib.Path
     labels_path: pathlib.Path
@@ -39,7 +39,7 @@ class Item(base.Item):
 
 
 def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
-    """A folder of pictures and label images.
+    """A folder of images and label images.
 
     Raises:
       UserError: the folder does not hold them, or a CSV file is damaged.
@@ -53,21 +53,21 @@ class LabelImages(base.Dataset):
     name = 'label_images'
 
     def __init__(self, folder: pathlib.Path, chosen: options.Options = options.DEFAULT):
-        """Lists the pictures and reads the CSV files.
+        """Lists the images and reads the CSV files.
 
         Raises:
-          UserError: there are no pictures, or a CSV file is damaged.
+          UserError: there are no images, or a CSV file is damaged.
         """
-        pictures = _list_pictures(folder / 'images')
-        if not pictures:
-            raise UserError(f'--data_dir {folder} has no pictures in images/; {_EXPECTED}')
+        image_paths = _list_images(folder / 'images')
+        if not image_paths:
+            raise UserError(f'--data_dir {folder} has no images in images/; {_EXPECTED}')
         self._labels_folder = folder / 'labels'
-        classes = _read_classes(folder / 'classes.csv', pictures)
+        classes = _read_classes(folder / 'classes.csv', image_paths)
         names = sorted({name for by_number in classes.values() for name in by_number.values()})
         self.class_names = tuple(names) or ('object',)
         items = {
             key: self._make_item(number, key, path, classes)
-            for number, (key, path) in enumerate(pictures.items(), start=1)
+            for number, (key, path) in enumerate(image_paths.items(), start=1)
         }
         self._items = _own_splits(items)
         is_divided = chosen.share is not None or 'val' not in self._items
@@ -95,7 +95,7 @@ class LabelImages(base.Dataset):
 
     def read(self, item: Item) -> base.Example:
         labels = images.read_labels(item.labels_path)
-        picture = images.read_picture(item.path, labels.shape[::-1])
+        image = images.read_image(item.path, labels.shape[::-1])
         numbers = [int(number) for number in run_lengths.numbers_in(labels) if number]
         if item.classes is None:
             _check_not_binary(item.labels_path, labels, numbers)
@@ -106,11 +106,11 @@ class LabelImages(base.Dataset):
         return base.Example(
             image_id=item.image_id,
             file_name=item.file_name,
-            image=picture.pixels,
+            image=image.pixels,
             rles=run_lengths.encode_labels(labels, numbers),
             classes=np.array(classes, np.int32),
             is_crowd=np.zeros(len(numbers), bool),
-            encoded=picture.encoded,
+            encoded=image.encoded,
         )
 
     def _make_item(self, number: int, key: str, path: pathlib.Path, classes) -> Item:
@@ -153,21 +153,21 @@ def _check_same_objects(path: pathlib.Path, classes: Mapping[int, int], numbers:
             )
 
 
-def _list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Pictures by key: the path in `folder` without suffix, in the order of the keys."""
+def _list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Images by key: the path in `folder` without suffix, in the order of the keys."""
     found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.rglob('*')):
-        if path.suffix.lower() in images.PICTURE_SUFFIXES and not path.name.startswith('.'):
+        if path.suffix.lower() in images.IMAGE_SUFFIXES and not path.name.startswith('.'):
             key = _key(path.relative_to(folder).as_posix())
             if key in found:
-                raise UserError(f'{found[key]} and {path.name} are both there; remove one')
+                raise UserError(f'{found[key]} and {path.name} both exist; remove one')
             found[key] = path
     return dict(sorted(found.items()))
 
 
 def _key(file_name: str) -> str:
     stem, dot, suffix = file_name.rpartition('.')
-    return stem if f'{dot}{suffix}'.lower() in images.PICTURE_SUFFIXES else file_name
+    return stem if f'{dot}{suffix}'.lower() in images.IMAGE_SUFFIXES else file_name
 
 
 def _own_splits(items: Mapping[str, Item]) -> dict[str, list[Item]]:
@@ -182,7 +182,7 @@ def _own_splits(items: Mapping[str, Item]) -> dict[str, list[Item]]:
 
 
 def _divide(folder, items, own, chosen) -> dict[str, list[Item]]:
-    """'train' and 'val' from the pictures of both."""
+    """'train' and 'val' from the images of both."""
     keys = {item.image_id: key for key, item in items.items()}
     pooled = [*own.get('train', []), *own.get('val', [])]
     names = [keys[item.image_id] for item in pooled]
@@ -198,15 +198,15 @@ def _divide(folder, items, own, chosen) -> dict[str, list[Item]]:
     }
 
 
-def _read_classes(path: pathlib.Path, pictures) -> dict[str, dict[int, str]]:
-    """Class names by object number, by picture; empty without the file."""
+def _read_classes(path: pathlib.Path, image_paths) -> dict[str, dict[int, str]]:
+    """Class names by object number, by image; empty without the file."""
     found: dict[str, dict[int, str]] = {}
     for place, row in _read_csv(path, ('file', 'object', 'class')) if path.exists() else ():
         key, number, name = _key(row['file']), row['object'], row['class']
-        if key not in pictures:
-            raise UserError(f'{place}: there is no picture {row["file"]} in images/')
+        if key not in image_paths:
+            raise UserError(f'{place}: there is no image {row["file"]} in images/')
         if not number.isdecimal() or not int(number):
-            raise UserError(f'{place}: {number!r} is no number of an object; 1, 2, 3, ... are')
+            raise UserError(f'{place}: {number!r} is not an object number; use 1, 2, 3, ...')
         if not name:
             raise UserError(f'{place}: the class of object {number} is empty')
         by_number = found.setdefault(key, {})
@@ -215,12 +215,12 @@ def _read_classes(path: pathlib.Path, pictures) -> dict[str, dict[int, str]]:
     return found
 
 
-def _read_groups(path: pathlib.Path, column: str, pictures) -> dict[str, str]:
-    """What `column` says of each picture."""
+def _read_groups(path: pathlib.Path, column: str, image_paths) -> dict[str, str]:
+    """What `column` says of each image."""
     if not path.exists():
         raise UserError(f'--group_by {column} wants {path}, with columns file and {column}')
     found = {_key(row['file']): row[column] for _, row in _read_csv(path, ('file', column))}
-    for key in pictures:
+    for key in image_paths:
         if not found.get(key):
             raise UserError(f'{path} does not give the {column} of {key}')
     return found

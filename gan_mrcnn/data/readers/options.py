@@ -16,11 +16,11 @@ from gan_mrcnn.utils.errors import UserError
 class Options:
     """How a data set is divided.
 
-    share: of the pictures, to be trained on; None for what is usual for the data set.
+    share: of the images, to be trained on; None for what is usual for the data set.
     split_seed: another one gives another division of the same share.
-    group_by: what must not be on both sides: a field of the pictures, such as 'patient'; '' none.
+    group_by: what must not be on both sides: a field of the images, such as 'patient'; '' none.
     annotations: annotation files for training, validation and test, relative to the folder; one is
-      divided, none are looked for.
+      divided, without any they are searched.
     """
 
     share: Optional[float] = None
@@ -58,7 +58,8 @@ def check(options: Options, dataset: str, taken: tuple[str, ...]) -> None:
             )
     if options.share is not None and not 0 < options.share < 1:
         raise UserError(
-            f'--split {options.share:g} is no share of the pictures to train on; 0.9 is one'
+            f'--split {options.share:g} is not a share of the images to train on; give a number '
+            'between 0 and 1, such as 0.9'
         )
     if len(options.annotations) > 3:
         raise UserError(
@@ -71,8 +72,8 @@ def check_not_divided(options: Options) -> None:
     """Raises UserError where an option says how to divide what is divided already."""
     if options.group_by or options.split_seed:
         raise UserError(
-            '--group_by and --split_seed say how to divide pictures, but these are divided into '
-            'train and val already; give --split, too, to divide them anew'
+            '--group_by and --split_seed say how to divide images, but these are divided into '
+            'train and val already; add --split to divide them anew'
         )
 
 

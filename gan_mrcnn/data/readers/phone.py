@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's phones (section 4.3): 533 pictures of ten models taken apart, 11 classes.
+"""The paper's phones (section 4.3): 533 images of ten models taken apart, 11 classes.
 
-Pictures and annotations in COCO's format. The paper trains on 90% and holds at least one picture
-of each model out; `--split 0.9` divides the pictures anew like that, by their names.
+Images and annotations in COCO's format. The paper trains on 90% and holds at least one image
+of each model out; `--split 0.9` divides the images anew like that, by their names.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
 
 
 class Phones(coco_format.CocoFormat):
-    """As `CocoFormat`, but a division holds pictures of each phone model out."""
+    """As `CocoFormat`, but a division holds images of each phone model out."""
 
     def _hold_out(self, items: Sequence[coco_format.Item], groups: Sequence[str]) -> list[int]:
         names = [item.file_name for item in items]

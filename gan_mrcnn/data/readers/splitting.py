@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures are held out of training, where a data set has no splits of its own.
+"""Which images are held out of training, where a data set has no splits of its own.
 
 The choice is an order of hashes, not a generator's stream: it is the same on every machine, and a
-picture that is added does not move all the others to another side.
+image that is added does not move all the others to another side.
 """
 
 import hashlib
@@ -11,23 +11,23 @@ from collections.abc import Sequence
 
 from gan_mrcnn.utils.errors import UserError
 
-# Trained on, of all pictures, unless `--split` says otherwise: the paper's share for its phones.
+# Trained on, of all images, unless `--split` says otherwise: the paper's share for its phones.
 DEFAULT_SHARE = 0.9
 
 
 def hold_out_groups(groups: Sequence[str], share: float, seed: int) -> list[int]:
     """Holds whole groups out, so that no patient, scene or video is on both sides.
 
-    Groups are taken in the order of their hash; each is held out while the pictures held out stay
-    within the wanted number. Without groups, every picture is given a group of its own.
+    Groups are taken in the order of their hash; each is held out while the images held out stay
+    within the wanted number. Without groups, every image is given a group of its own.
 
     Args:
-      groups: of each picture.
-      share: of all pictures, to be trained on.
+      groups: of each image.
+      share: of all images, to be trained on.
       seed: another one gives another choice.
 
     Returns:
-      Sorted indices of the pictures held out, at least one.
+      Sorted indices of the images held out, at least one.
 
     Raises:
       UserError: there is one group only.
@@ -35,7 +35,7 @@ def hold_out_groups(groups: Sequence[str], share: float, seed: int) -> list[int]
     members = _members(groups)
     if len(members) < 2:
         raise UserError(
-            f'all {len(groups)} pictures are of one group ({groups[0]!r}), so that nothing can be '
+            f'all {len(groups)} images are of one group ({groups[0]!r}), so that nothing can be '
             'held out of training; give another --group_by or a validation file'
         )
     order = sorted(members, key=lambda group: _hash(group, seed))
@@ -50,18 +50,18 @@ def hold_out_groups(groups: Sequence[str], share: float, seed: int) -> list[int]
 def hold_out_of_each(
     names: Sequence[str], groups: Sequence[str], share: float, seed: int
 ) -> list[int]:
-    """Holds at least one picture of each group out (and leaves one to train on).
+    """Holds at least one image of each group out (and leaves one to train on).
 
-    Groups of a single picture are put together, and count as one.
+    Groups of a single image are put together, and count as one.
 
     Args:
-      names: of each picture, all different.
-      groups: of each picture.
-      share: of each group's pictures, to be trained on.
+      names: of each image, all different.
+      groups: of each image.
+      share: of each group's images, to be trained on.
       seed: another one gives another choice.
 
     Returns:
-      Sorted indices of the pictures held out.
+      Sorted indices of the images held out.
     """
     members = _members(groups)
     single = [i for indices in members.values() if len(indices) == 1 for i in indices]
@@ -75,7 +75,7 @@ def hold_out_of_each(
 
 
 def series_of(file_name: str) -> str:
-    """The name without its last number: what pictures of one thing share.
+    """The name without its last number: what images of one thing share.
 
     'iphone_6_012.jpg', 'Mate 8 (3).jpg' and 'pixel/4.jpg' are of 'iphone_6', 'Mate 8' and 'pixel'.
     """

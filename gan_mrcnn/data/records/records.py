@@ -3,13 +3,14 @@
 
 A cache folder is named after all that its records depend on: the data, by the data set's own
 fingerprint, and the settings of the conversion. It is written under another name, shard by shard,
-and renamed when whole. What is there can therefore be read, a second run starts at once, and an
-interrupted one goes on with the shards that are missing.
+and renamed when whole. A folder of the final name can therefore be read, a second run starts at
+once, and an interrupted one goes on with the shards that are missing.
 
 Disks lose bits, and copies end early. The manifest has the SHA-256 of every file; a shard that is
 not as it was written is written again, alone.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -66,7 +67,7 @@ class RecordSet:
         params.num_examples = self.num_examples
 
     def crowded(self, max_instances: int) -> str:
-        """What is not learnt of pictures with more objects than that, '' where there is none."""
+        """What is not learnt of images with more objects than that, '' where there is none."""
         beyond = [number - max_instances for number in self.objects_per_image]
         beyond = [number for number in beyond if number > 0]
         if not beyond:
@@ -91,11 +92,11 @@ def ensure_records(
       dataset: what to convert; picklable where several processes do it.
       split: one of its splits.
       cache_dir: where caches are kept, one folder each.
-      skip_bad: leave out examples that cannot be used, and name them.
+      skip_bad: skip examples that cannot be used, and name them.
       num_processes: that convert; None for as many as there are cores. The records are the same.
 
     Raises:
-      UserError: an example cannot be used, none is left, or the cache cannot be written.
+      UserError: an example cannot be used, all are skipped, or the cache cannot be written.
     """
     settings = {'format_version': FORMAT_VERSION, 'skip_bad': skip_bad}
     data = dataset.fingerprint(split)
@@ -113,7 +114,7 @@ def ensure_records(
                 'permission by --cache_dir'
             ) from error
         manifest = _read_manifest(folder)
-        _say_what_was_left_out(dataset, split, manifest)
+        _say_what_was_skipped(dataset, split, manifest)
     return RecordSet(
         input_path=f'{glob.escape(str(folder))}/records-*.tfrecord',
         num_examples=len(manifest['image_ids']),
@@ -143,7 +144,7 @@ def ensure_splits(dataset: base.Dataset, splits: list[str], task) -> list[Record
 
 
 def set_damaged_aside(record_set: RecordSet) -> list[str]:
-    """Looks for files of a cache that are not as they were written, and renames them to *.damaged.
+    """Finds files of a cache that are not as they were written, and renames them to *.damaged.
 
     To be called where TensorFlow finds a record damaged (`tf.errors.DataLossError`). It reads all
     of the cache. The next `ensure_records` writes again what is then missing: those shards alone,
@@ -221,7 +222,7 @@ def _say_what_changed(folder: pathlib.Path, data: str, settings: dict[str, Any])
         manifest = _read_manifest(folder)
         damaged = _find_damaged(folder, manifest) if manifest else [_MANIFEST]
         print(
-            f'{name}: in {folder} are damaged or missing: {", ".join(damaged)}; rebuilding',
+            f'{name}: damaged or missing in {folder}: {", ".join(damaged)}; rebuilding',
             flush=True,
         )
         return
@@ -247,8 +248,8 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
         dataset.stop_at_problems(split)
     unfinished = folder.with_name(f'{folder.name}.unfinished')
     with _only_one_at_a_time(unfinished):
-        # Another process may have been at it, and was waited for.
-        if _is_mended(dataset, split, folder, skip_bad, num_processes):
+        # Another process may have written it while this one waited.
+        if _is_repaired(dataset, split, folder, skip_bad, num_processes):
             with contextlib.suppress(OSError):  # It holds what an interrupted call has written.
                 unfinished.rmdir()
             return
@@ -262,7 +263,7 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
         except shards.KilledError:
             raise
         except UserError:
-            # The data will be another after this is mended.
+            # Once the user has fixed this, the data have another fingerprint.
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -270,8 +271,8 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
     _remove_markers(jobs, folder)
 
 
-def _is_mended(dataset, split, folder, skip_bad, num_processes) -> bool:
-    """Whether `folder` is whole, once those of its shards that are damaged are written again."""
+def _is_repaired(dataset, split, folder, skip_bad, num_processes) -> bool:
+    """Writes damaged shards of `folder` again; whether it is whole then."""
     manifest = _read_manifest(folder)
     if manifest is None:
         return False
@@ -324,7 +325,7 @@ def _write(dataset, split, jobs, missing, skip_bad, num_processes) -> None:
     total = sum(len(job.items) for job in jobs)
     left = sum(len(job.items) for job in missing)
     if left < total:
-        print(f'{dataset.name}/{split}: {total - left} of {total} images are there already')
+        print(f'{dataset.name}/{split}: {total - left} of {total} images are converted already')
     with progress_bar.Bar(
         total=total, initial=total - left, desc=f'convert {dataset.name}/{split}', unit='image'
     ) as bar:
@@ -350,55 +351,57 @@ def _finish(dataset, split, jobs, about, folder) -> None:
 def _merge_annotations(dataset, split, jobs, path) -> dict[str, Any]:
     """Writes the COCO file, with one shard in memory at a time; gives the counts."""
     images: list[dict[str, Any]] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     empty_masks: dict[str, int] = {}
-    objects = {image_class: 0 for image_class in range(1, len(dataset.class_names) + 1)}
-    per_image: dict[int, int] = {}
-    number = num_crowds = 0
+    per_class = dict.fromkeys(range(1, len(dataset.class_names) + 1), 0)
+    per_image: collections.Counter[int] = collections.Counter()
+    number = 0
     with open(path, 'w', encoding='utf-8') as file:
         file.write('{"annotations": [')
         for job in jobs:
-            truth = job.read_ground_truth()
-            images += truth['images']
-            left_out += truth['left_out']
-            empty_masks.update(truth['empty_masks'])
-            per_image.update((image['id'], 0) for image in truth['images'])
-            for annotation in truth['annotations']:
+            ground_truth = job.read_ground_truth()
+            images += ground_truth['images']
+            skipped += ground_truth['left_out']
+            empty_masks.update(ground_truth['empty_masks'])
+            for annotation in ground_truth['annotations']:
                 number += 1
                 file.write((',' if number > 1 else '') + json.dumps({'id': number, **annotation}))
-                if annotation['iscrowd']:
-                    num_crowds += 1
-                else:
-                    objects[annotation['category_id']] += 1
+                if not annotation['iscrowd']:
+                    per_class[annotation['category_id']] += 1
                     per_image[annotation['image_id']] += 1
-        rest = {
-            'info': {'description': f'{dataset.name} {split} {dataset.notice}'.strip()},
-            'images': images,
-            'categories': [
-                {'id': i, 'name': name} for i, name in enumerate(dataset.class_names, start=1)
-            ],
-        }
-        file.write('], ' + json.dumps(rest)[1:])
+        file.write('], ' + json.dumps(_about_annotations(dataset, split, images))[1:])
+    num_objects = sum(per_class.values())
     return {
         'num_images': len(images),
-        'num_objects': number - num_crowds,
-        'num_crowds': num_crowds,
-        'objects_per_class': dict(zip(dataset.class_names, objects.values())),
+        'num_objects': num_objects,
+        'num_crowds': number - num_objects,
+        'objects_per_class': dict(zip(dataset.class_names, per_class.values())),
         'image_ids': [image['id'] for image in images],
         'objects_per_image': [per_image[image['id']] for image in images],
-        'left_out': left_out,
+        'left_out': skipped,
         'empty_masks': empty_masks,
     }
 
 
-def _say_what_was_left_out(dataset, split, manifest) -> None:
+def _about_annotations(dataset, split, images) -> dict[str, Any]:
+    """All of a COCO file but the annotations."""
+    return {
+        'info': {'description': f'{dataset.name} {split} {dataset.notice}'.strip()},
+        'images': images,
+        'categories': [
+            {'id': i, 'name': name} for i, name in enumerate(dataset.class_names, start=1)
+        ],
+    }
+
+
+def _say_what_was_skipped(dataset, split, manifest) -> None:
     name = f'{dataset.name}/{split}'
     for text in manifest['left_out']:
-        print(f'{name}: left out: {text}', flush=True)
+        print(f'{name}: skipped: {text}', flush=True)
     empty = manifest['empty_masks']
     if empty:
         print(
-            f'{name}: objects without a pixel are left out: {sum(empty.values())}, in '
+            f'{name}: objects without a pixel are skipped: {sum(empty.values())}, in '
             f'{len(empty)} of {manifest["num_images"]} images, such as {next(iter(empty))}',
             flush=True,
         )

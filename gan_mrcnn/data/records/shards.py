@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to TFRecord shards, by as many processes as there are cores.
+"""Writes images to TFRecord shards, by as many processes as there are cores.
 
 One shard is one job: a TFRecord file in the Model Garden's format and, written last, a JSON file
 with its COCO ground truth, which marks the shard as finished. Bytes depend on the data alone, not
 on the number of processes.
 
-TensorFlow is imported where a shard is written and not before: a process that only reads pictures
+TensorFlow is imported where a shard is written and not before: a process that only reads images
 (`check.py`) is spared the 3 s and 0.5 GB that it costs.
 """
 
@@ -26,8 +26,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_api
 
-from gan_mrcnn.data.readers import base, fingerprints
-from gan_mrcnn.utils import cli, files
+from gan_mrcnn.data.readers import base, fingerprints, images
+from gan_mrcnn.utils import cli, files, run_lengths
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class KilledError(UserError):
 
 
 class Shard(NamedTuple):
-    """A job: `items` go to `path`, `ground_truth_path` says that they are there."""
+    """A job: `items` go to `path`; `ground_truth_path` exists once they are written."""
 
     items: Sequence[base.Item]
     path: pathlib.Path
@@ -49,7 +49,7 @@ class Shard(NamedTuple):
         return json.loads(self.ground_truth_path.read_text())
 
     def is_finished(self) -> bool:
-        """Whether both files are there and as they were written.
+        """Whether both files exist and are as they were written.
 
         After a power cut a file may have its name and its size, but not its content.
         """
@@ -66,12 +66,12 @@ def write_shards(
     num_processes: int,
     progress: Callable[[int], Any],
 ) -> None:
-    """Writes all `shards`; each is there whole or not at all, whatever happens in between.
+    """Writes all `shards`; each exists whole or not at all, whatever happens in between.
 
     Args:
       dataset: what they are read from.
       shards: what to write.
-      skip_bad: leave out examples that cannot be used.
+      skip_bad: skip examples that cannot be used.
       num_processes: at most; with one the work is done in this process.
       progress: called now and then with the number of examples done since the last call.
 
@@ -86,7 +86,6 @@ def write_shards(
         return
     context = multiprocessing.get_context('spawn')
     done, stop = context.Value('q', 0), context.Event()
-    reported = 0
     with concurrent.futures.ProcessPoolExecutor(
         min(num_processes, len(shards)), context, _start_worker, (dataset, skip_bad, done, stop)
     ) as pool:
@@ -94,29 +93,34 @@ def write_shards(
         try:
             with interrupts_held():
                 futures += [pool.submit(_work, shard) for shard in shards]
-            pending = set(futures)
-            while pending and not stop.is_set():
-                finished, pending = concurrent.futures.wait(
-                    pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
-                )
-                now = done.value
-                progress(now - reported)
-                reported = now
-                if any(future.exception() for future in finished):
-                    stop.set()
+            _wait(futures, done, stop, progress)
         finally:
             stop.set()
             for future in futures:
                 future.cancel()
-    for future in futures:
-        if not future.cancelled():
-            try:
+    try:
+        for future in futures:
+            if not future.cancelled():
                 future.result()
-            except process.BrokenProcessPool as error:
-                raise KilledError(
-                    'a process that converts pictures was killed, most likely for lack of memory; '
-                    'the same command goes on with what is missing'
-                ) from error
+    except process.BrokenProcessPool as error:
+        raise KilledError(
+            'a process that converts images was killed, most likely for lack of memory; the same '
+            'command goes on with what is missing'
+        ) from error
+
+
+def _wait(futures, done, stop, progress) -> None:
+    """Reports progress until all `futures` are finished or one of them has failed."""
+    pending, reported = set(futures), 0
+    while pending and not stop.is_set():
+        finished, pending = concurrent.futures.wait(
+            pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
+        )
+        now = done.value
+        progress(now - reported)
+        reported = now
+        if any(future.exception() for future in finished):
+            stop.set()
 
 
 @contextlib.contextmanager
@@ -155,7 +159,7 @@ def _start_worker(dataset, skip_bad, done, stop) -> None:
 
 
 def settle_in() -> None:
-    """What a process that reads pictures does first."""
+    """What a process that reads images does first."""
     # A parent that was killed cannot say so.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # One thread per process: the processes are as many as the cores.
@@ -185,26 +189,25 @@ def write_shard(
     """Writes one shard; `on_example` is called after each of its examples."""
     import tensorflow as tf
 
-    left_out: Optional[list[str]] = [] if skip_bad else None
+    skipped: Optional[list[str]] = [] if skip_bad else None
     ground_truth: dict[str, Any] = {'images': [], 'annotations': [], 'empty_masks': {}}
     with files.named_when_whole(shard.path) as path:
         try:
-            _write_records(dataset, shard.items, path, left_out, ground_truth, on_example)
+            _write_records(dataset, shard.items, path, skipped, ground_truth, on_example)
         except tf.errors.OpError as error:
             raise OSError(' '.join(str(error.message).split())) from error
         ground_truth['sha256'] = fingerprints.of_file(path)
-    ground_truth['left_out'] = left_out or []
-    with files.named_when_whole(shard.ground_truth_path) as path:
-        path.write_text(json.dumps(ground_truth))
+    ground_truth['left_out'] = skipped or []
+    files.write_json(shard.ground_truth_path, ground_truth, indent=None)
 
 
-def _write_records(dataset, items, path, left_out, ground_truth, on_example) -> None:
-    """Writes the examples of `items`; adds to `left_out` and `ground_truth` what is found."""
+def _write_records(dataset, items, path, skipped, ground_truth, on_example) -> None:
+    """Writes the examples of `items`; adds to `skipped` and `ground_truth` what they hold."""
     import tensorflow as tf
 
     with tf.io.TFRecordWriter(str(path)) as writer:
         for item in items:
-            example = dataset.read_or_leave_out(item, left_out)
+            example = dataset.read_or_skip(item, skipped)
             if example is not None:
                 example, num_empty = _without_empty_masks(example)
                 if num_empty:
@@ -227,7 +230,7 @@ def _coco_image(example: base.Example) -> dict[str, Any]:
 
 
 def _without_empty_masks(example: base.Example) -> tuple[base.Example, int]:
-    """Leaves out objects without a pixel, whose box has no size to learn; and how many."""
+    """Drops objects without a pixel, whose box has no size to learn; and how many there were."""
     kept = [i for i, rle in enumerate(example.rles) if mask_api.area(rle)]
     num_empty = len(example.rles) - len(kept)
     if num_empty:
@@ -249,7 +252,7 @@ def coco_annotations(example: base.Example) -> list[dict[str, Any]]:
             'bbox': [float(x) for x in rle.get('bbox', mask_api.toBbox(rle))],
             'area': float(rle.get('area', mask_api.area(rle))),
             'iscrowd': int(example.is_crowd[i]),
-            'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()},
+            'segmentation': run_lengths.to_json(rle),
         }
         for i, rle in enumerate(example.rles)
     ]
@@ -264,7 +267,8 @@ def tf_example(example: base.Example, annotations: list[dict[str, Any]]) -> byte
     x, y, w, h = np.array([a['bbox'] for a in annotations]).reshape(-1, 4).T
     feature = tfrecord_lib.convert_to_feature
     features = {
-        'image/encoded': feature(example.encoded or encode_image(example.image)),
+        # Written once and read in each epoch: smaller than the default of `as_png`.
+        'image/encoded': feature(example.encoded or images.as_png(example.image, compression=3)),
         'image/source_id': feature(str(example.image_id).encode()),
         'image/height': feature(height),
         'image/width': feature(width),
@@ -282,12 +286,6 @@ def tf_example(example: base.Example, annotations: list[dict[str, Any]]) -> byte
     return message.SerializeToString(deterministic=True)
 
 
-def encode_image(image: np.ndarray) -> bytes:
-    """A PNG of [H, W, 3] uint8, RGB."""
-    _, encoded = cv2.imencode('.png', image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    return encoded.tobytes()
-
-
 # One bit a pixel and runs alone: ten times faster than eight bits, and a third of the size.
 _MASK_PNG = [
     *(cv2.IMWRITE_PNG_BILEVEL, 1),
@@ -297,7 +295,7 @@ _MASK_PNG = [
 
 
 def encode_mask(rle: dict[str, Any]) -> bytes:
-    """A black and white PNG, as large as the picture, of a mask in COCO's run lengths.
+    """A black and white PNG, as large as the image, of a mask in COCO's run lengths.
 
     Read as 8 bits, as TensorFlow does, an object's pixels are 255.
     """

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs side by side: `gan-mrcnn compare RUN_A RUN_B [...] --report DIR`.
 
-Answers whether one system is better than another on the same images, or whether other images would
+Answers whether one system is better than another on the same images, or whether other images could
 have said the opposite. A RUN is a folder of train.py that evaluate.py has evaluated. Runs that
-differ in nothing but their seed are one system, whose figures are means; the first system given is
-the one that others are compared with.
+differ only in their seed are one system, whose figures are means; the other systems are compared
+with the first one given.
 
 The interval of a difference comes from resampling images, the same ones for both systems (a paired
-bootstrap, Efron and Tibshirani 1993). It says nothing about other seeds: their spread stands
-beside.
+bootstrap, Efron and Tibshirani 1993). It says nothing about other seeds: the standard deviation
+over seeds does. `compare.html.j2` has the words of the page.
 """
 
 import argparse
 import dataclasses
-import html
+import functools
 import os
 import pathlib
 import re
@@ -31,11 +31,14 @@ from gan_mrcnn.evaluation.report import charts
 from gan_mrcnn.evaluation.report import page as report_page
 from gan_mrcnn.metrics import coco, error_types, predictions
 from gan_mrcnn.metrics import gland as gland_metrics
-from gan_mrcnn.utils import html_page, progress_bar, yaml_files
+from gan_mrcnn.utils import files, progress_bar, yaml_files
 from gan_mrcnn.utils.errors import UserError
+from gan_mrcnn.utils.html import render
 
-NUM_PICTURES = 3
-# What does not make another system of a run.
+_TEMPLATE = pathlib.Path(__file__).with_name('compare.html.j2')
+# Images on each side of where two systems differ most.
+_NUM_IMAGES = 3
+# Settings that may differ between runs of one system.
 _NO_SETTINGS = ('seed', 'data_dir', 'cache_dir')
 # Name of a figure: kind and name in `coco.figures`.
 _AP = {
@@ -50,7 +53,7 @@ _GLANDS = {'gland F1': 'F1', 'gland Dice': 'dice', 'gland Hausdorff': 'hausdorff
 
 @dataclasses.dataclass
 class Run:
-    """An evaluated run: its name, settings without those that make no other system, and scores."""
+    """An evaluated run: its name, settings that define its system, and scores."""
 
     name: str
     settings: dict[str, Any]
@@ -65,12 +68,12 @@ class Run:
             kind: coco.figures(self.scored.matches[kind], weights, wanted)[0]
             for kind, wanted in names.items()
         }
-        found = {figure: by_kind[kind][name] for figure, (kind, name) in _AP.items()}
+        figures = {figure: by_kind[kind][name] for figure, (kind, name) in _AP.items()}
         scores = self.scored.gland_scores
         if scores:
             summary = gland_metrics.summarize([scores[i] for i in sorted(scores)], weights)
-            found.update({figure: summary[name] for figure, name in _GLANDS.items()})
-        return found
+            figures.update({figure: summary[name] for figure, name in _GLANDS.items()})
+        return figures
 
     def qualities(self) -> dict[int, float]:
         """Panoptic quality by image id."""
@@ -92,27 +95,27 @@ class System:
 
     def mean(self, weights: Optional[np.ndarray] = None) -> dict[str, Optional[float]]:
         """Means of the runs' figures; None where one has none."""
-        found = [run.figures(weights) for run in self.runs]
-        return {
-            name: None
-            if any(x[name] is None for x in found)
-            else float(np.mean([x[name] for x in found]))
-            for name in found[0]
-        }
+        return self._reduce([run.figures(weights) for run in self.runs], np.mean)
 
     def spread(self) -> dict[str, Optional[float]]:
         """Standard deviation over seeds; None for a single run."""
-        found = [run.figures() for run in self.runs]
+        if len(self.runs) == 1:
+            return dict.fromkeys(self.runs[0].figures())
+        std = functools.partial(np.std, ddof=1)
+        return self._reduce([run.figures() for run in self.runs], std)
+
+    @staticmethod
+    def _reduce(figures, function) -> dict[str, Optional[float]]:
+        values = {name: [one[name] for one in figures] for name in figures[0]}
         return {
-            name: None
-            if len(found) < 2 or any(x[name] is None for x in found)
-            else float(np.std([x[name] for x in found], ddof=1))
-            for name in found[0]
+            name: None if None in column else float(function(column))
+            for name, column in values.items()
         }
 
     def qualities(self) -> dict[int, float]:
-        found = [run.qualities() for run in self.runs]
-        return {i: float(np.mean([one[i] for one in found])) for i in found[0]}
+        """Mean of the runs' panoptic quality by image id."""
+        qualities = [run.qualities() for run in self.runs]
+        return {i: float(np.mean([one[i] for one in qualities])) for i in qualities[0]}
 
 
 def group(runs: Sequence[Run]) -> list[System]:
@@ -176,40 +179,43 @@ def load_runs(
       cache_dir: of records.
 
     Raises:
-      UserError: a folder is none, is not evaluated, or is of another data set.
+      UserError: a folder is not that of a run, is not evaluated, or is of another data set.
     """
     settings = [_settings(folder) for folder in folders]
     dataset = _load_dataset(settings[0], data_dir)
     if split not in dataset.splits:
         raise UserError(
-            f'--split {split}: {dataset.name} has no such split; there are '
-            f'{", ".join(dataset.splits)}'
+            f'--split {split}: {dataset.name} has the splits {", ".join(dataset.splits)} only'
         )
     cache_dir = str(pathlib.Path(cache_dir).expanduser())
     skip_bad = bool(settings[0].get('skip_bad'))
     record_set = records.ensure_records(dataset, split, cache_dir, skip_bad=skip_bad)
-    truth = coco.load_annotations(record_set.annotation_file)
+    ground_truth = coco.load_annotations(record_set.annotation_file)
     runs = []
     for folder, own in zip(folders, settings):
-        path = str(pathlib.Path(folder) / 'eval' / split / 'predictions.json')
-        if not os.path.exists(path):
-            raise UserError(
-                f'{path} is missing; evaluate the run first: evaluate.py --split {split}'
-            )
-        manifest = predictions.load_manifest(path)
-        predictions.check_manifest(path, manifest, scoring.manifest(dataset, split, record_set))
-        found = predictions.load_predictions(path, truth, dataset.category_ids)
-        threshold = manifest.get('score_threshold', scoring.DEFAULT_THRESHOLD)
-        scored = scoring.score(dataset, split, record_set, found, threshold)
+        scored = _score(folder, dataset, split, record_set, ground_truth)
         kept = {key: value for key, value in own.items() if key not in _NO_SETTINGS}
         runs.append(Run(pathlib.Path(folder).resolve().name, kept, scored))
     return runs
 
 
+def _score(folder, dataset, split, record_set, ground_truth) -> scoring.Scored:
+    path = str(pathlib.Path(folder) / 'eval' / split / 'predictions.json')
+    if not os.path.exists(path):
+        raise UserError(
+            f'{path} does not exist; evaluate the run first: evaluate.py --split {split}'
+        )
+    manifest = predictions.load_manifest(path)
+    predictions.check_manifest(path, manifest, scoring.manifest(dataset, split, record_set))
+    results = predictions.load_predictions(path, ground_truth, dataset.category_ids)
+    threshold = manifest.get('score_threshold', scoring.DEFAULT_THRESHOLD)
+    return scoring.score(dataset, split, record_set, results, threshold)
+
+
 def _settings(folder: str) -> Mapping[str, Any]:
     path = pathlib.Path(folder) / 'params.yaml'
     if not path.is_file():
-        raise UserError(f'{folder} has no params.yaml: not the folder of a run')
+        raise UserError(f'{folder} has no params.yaml; give a folder that train.py wrote')
     return yaml_files.read_task(path)
 
 
@@ -264,50 +270,52 @@ def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
 
 
 def write(systems: Sequence[System], result: Mapping[str, Any], folder: str) -> str:
-    """Writes FOLDER/index.html and FOLDER/comparison.json; gives the path of the page."""
+    """Writes FOLDER/index.html and FOLDER/comparison.json; returns the path of the page."""
     scored = systems[0].runs[0].scored
-    title = f'{scored.dataset.name}/{scored.split}: {", ".join(s.name for s in systems)}'
-    notice = scored.dataset.notice
-    sections = [html_page.paragraph(notice, 'notice') if notice else '']
-    sections += [_figures(result), _charts(systems)]
-    sections += [_pictures(systems[0], system) for system in systems[1:]]
-    predictions.write_json(os.path.join(folder, 'comparison.json'), result, indent=1)
-    return html_page.write(folder, title, [section for section in sections if section])
+    path = pathlib.Path(folder) / 'index.html'
+    files.write_json(path.with_name('comparison.json'), result)
+    render.write(
+        path,
+        _TEMPLATE,
+        title=f'{scored.dataset.name}/{scored.split}: {", ".join(s.name for s in systems)}',
+        notice=scored.dataset.notice,
+        samples=result['samples'],
+        figures=_figures(result),
+        runs=_runs(result),
+        curves=charts.lines(_curves(systems), 'recall', 'precision'),
+        errors=charts.bars(_costs(systems), 'AP50 lost'),
+        pairs=[_differences(systems[0], system) for system in systems[1:]],
+        outline_colours=report_page.OUTLINE_COLOURS,
+    )
+    return str(path)
 
 
-def _figures(result) -> str:
-    first = result['compared_with']
+def _figures(result) -> render.Table:
+    """Mean, spread and difference of each figure; bold where an interval does not hold zero."""
+    first, differences = result['compared_with'], result['differences']
     header = ['', *(f'{one["name"]} (n = {len(one["runs"])})' for one in result['systems'])]
-    header += [f'{name} minus {first}' for name in result['differences']]
-    rows = []
+    header += [f'{name} minus {first}' for name in differences]
+    rows, bold = [], []
     for figure in result['systems'][0]['mean']:
         cells = [figure]
         for one in result['systems']:
             spread = one['spread'][figure]
             plus = '' if spread is None else f' \N{PLUS-MINUS SIGN} {number(spread, figure)}'
             cells.append(number(one['mean'][figure], figure) + plus)
-        cells += [describe(one[figure], figure) for one in result['differences'].values()]
-        clear = any(is_clear(one[figure]) for one in result['differences'].values())
-        rows.append((cells, clear))
-    runs = [
-        (
-            [name, *(number(value, figure) for figure, value in figures.items())],
-            False,
-        )
+        cells += [describe(one[figure], figure) for one in differences.values()]
+        if any(is_clear(one[figure]) for one in differences.values()):
+            bold.append(len(rows))
+        rows.append(cells)
+    return render.Table(header, rows, bold)
+
+
+def _runs(result) -> render.Table:
+    rows = [
+        [name, *(number(value, figure) for figure, value in figures.items())]
         for one in result['systems']
         for name, figures in one['runs'].items()
     ]
-    return html_page.section(
-        'Figures',
-        'Mean and standard deviation over seeds. Of each difference the 95% interval over '
-        f'{result["samples"]} resamplings of the images, the same for both: an interval that holds '
-        'zero (rows that are not bold) means that other images could have said the opposite. It '
-        'says nothing of other seeds; the standard deviation does. Hausdorff distances are in '
-        'pixels, where less is better.',
-        html_page.table(header, rows),
-        '<h3>Each run</h3>',
-        html_page.table(['', *result['systems'][0]['mean']], runs),
-    )
+    return render.Table(['', *result['systems'][0]['mean']], rows)
 
 
 def number(value: Optional[float], figure: str) -> str:
@@ -331,67 +339,53 @@ def is_clear(one: Mapping[str, Any]) -> bool:
     return one['interval'] is not None and one['interval'][0] * one['interval'][1] > 0
 
 
-def _charts(systems) -> str:
-    curves: dict[str, Any] = {}
+def _curves(systems) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Precision over recall by system, means over seeds."""
+    curves = {}
     for name in ('mask at 0.5', 'boundary at 0.5'):
         for system in systems:
-            found = [report_page.precision_recall(run.scored.matches) for run in system.runs]
-            if all(name in one for one in found):
-                mean = np.mean([one[name][1] for one in found], axis=0)
-                curves[f'{system.name}, {name}'] = (found[0][name][0], mean)
-    costs: dict[str, dict[str, Optional[float]]] = {}
+            of_runs = [report_page.precision_recall(run.scored.matches) for run in system.runs]
+            if all(name in one for one in of_runs):
+                mean = np.mean([one[name][1] for one in of_runs], axis=0)
+                curves[f'{system.name}, {name}'] = (of_runs[0][name][0], mean)
+    return curves
+
+
+def _costs(systems) -> dict[str, dict[str, Optional[float]]]:
+    """AP50 lost by kind of error and system, means over seeds; names fit below narrow bars."""
+    short = {'classification': 'class', 'localization': 'local.', 'background': 'backgr.'}
+    costs = {}
     for kind in error_types.KINDS:
         for system in systems:
             values = [run.scored.figures['errors']['costs'][kind] for run in system.runs]
             mean = None if None in values else float(np.mean(values))
-            costs.setdefault(kind, {})[system.name] = mean
-    short = {'classification': 'class', 'localization': 'place', 'background': 'backgr.'}
-    return html_page.section(
-        'Curves and errors',
-        'Means over seeds.',
-        html_page.grid(
-            [
-                html_page.figure(
-                    charts.lines(curves, 'recall', 'precision'), 'Precision over recall.'
-                ),
-                html_page.figure(
-                    charts.bars({short.get(k, k): v for k, v in costs.items()}, 'AP50 lost'),
-                    'AP50 of masks that each kind of error costs.',
-                ),
-            ]
-        ),
-    )
+            costs.setdefault(short.get(kind, kind), {})[system.name] = mean
+    return costs
 
 
-def _pictures(first: System, second: System) -> str:
+def _differences(first: System, second: System) -> dict[str, Any]:
+    """The images on which two systems differ most, by name of the better one."""
     before, after = first.qualities(), second.qualities()
     ranked = sorted(before, key=lambda i: (after[i] - before[i], i))
-    better = [i for i in ranked[::-1] if after[i] > before[i]][:NUM_PICTURES]
-    worse = [i for i in ranked if after[i] < before[i]][:NUM_PICTURES]
+    chosen = {
+        second.name: [i for i in ranked[::-1] if after[i] > before[i]][:_NUM_IMAGES],
+        first.name: [i for i in ranked if after[i] < before[i]][:_NUM_IMAGES],
+    }
     scored = first.runs[0].scored
-    images = report_page.read_pictures(scored.dataset, scored.split, [*better, *worse])
-    parts = [html_page.swatches(report_page.OUTLINE_COLOURS)]
-    for name, ids in ((f'{second.name} is better', better), (f'{first.name} is better', worse)):
-        shown = [
-            _show(system, images[image_id], image_id)
-            for image_id in ids
-            for system in (first, second)
-        ]
-        if shown:
-            parts.append(f'<h3>{html.escape(name)}</h3>' + html_page.grid(shown))
-    return html_page.section(
-        f'Where {first.name} and {second.name} differ most',
-        'By panoptic quality, the mean over seeds. Shown is the run of each that is nearest to its '
-        'mean.',
-        *parts,
-    )
+    images = report_page.read_images(scored.dataset, scored.split, sum(chosen.values(), []))
+    shown = {
+        name: [_show(system, images[i], i) for i in ids for system in (first, second)]
+        for name, ids in chosen.items()
+    }
+    return {'first': first.name, 'second': second.name, 'images': shown}
 
 
-def _show(system: System, image: np.ndarray, image_id: int) -> str:
+def _show(system: System, image: np.ndarray, image_id: int) -> report_page.Shown:
+    """The image with the predictions of the run that is nearest to the system's mean quality."""
     qualities = [run.qualities()[image_id] for run in system.runs]
     nearest = int(np.argmin(np.abs(np.array(qualities) - np.mean(qualities))))
     run = system.runs[nearest]
-    return report_page.show_picture(
+    return report_page.show_image(
         run.scored, image, image_id, run.threshold, qualities[nearest], run.name
     )
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page about one system on one split: tables, charts, errors, pictures, outlines.
+"""The HTML report of one evaluation: values and images for `page.html.j2`, which has the words.
 
-Says what AP hides: whether scores can be believed, which kind of error costs most, on which
-pictures it fails, and what its outlines look like from near.
+Tables as in the terminal, curves, kinds of error, the best and the worst images, and outlines
+enlarged where they are farthest from the ground truth.
 """
 
 import os
+import pathlib
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -15,12 +16,18 @@ from pycocotools import mask as mask_api
 from gan_mrcnn.evaluation import paper, scoring
 from gan_mrcnn.evaluation.report import charts
 from gan_mrcnn.metrics import boundary, error_types, matching, parallel
-from gan_mrcnn.utils import html_page, visualization
+from gan_mrcnn.utils import visualization
+from gan_mrcnn.utils.html import render
 
-# Pictures on each side of best and worst; zooms of worst and of typical outlines.
-NUM_PICTURES = 4
-NUM_ZOOMS = 4
-# Found objects whose outlines are looked at, the best-scored ones: COCO has a hundred thousand.
+OUTLINE_COLOURS = {
+    'ground truth': visualization.GROUND_TRUTH,
+    'prediction': visualization.PREDICTION,
+}
+_TEMPLATE = pathlib.Path(__file__).with_name('page.html.j2')
+# Images on each side of best and worst; enlarged parts of worst and of typical outlines.
+_NUM_IMAGES = 4
+_NUM_ZOOMS = 4
+# Detected objects whose outlines are compared, the best-scored ones: COCO has a hundred thousand.
 _MOST_OUTLINES = 1000
 _GOOD_OVERLAP = 0.75
 _ZOOM_SIDE, _ZOOM_SCALE = 112, 4
@@ -29,28 +36,50 @@ _MOST_BARS = 25
 _CURVES = (('mask', 0.5), ('mask', 0.75), ('mask', 0.9), ('boundary', 0.5), ('boundary', 0.75))
 
 
+class Shown(NamedTuple):
+    """An image of the page and what stands below it."""
+
+    image: render.Image
+    caption: str
+
+
 def write(scored: scoring.Scored, results: dict[str, Any], folder: str) -> str:
     """Writes FOLDER/index.html.
 
     Args:
-      scored: the predictions and what was found out.
+      scored: the predictions and their figures.
       results: what results.json holds.
-      folder: made where it is not there.
+      folder: made where it does not exist.
 
     Returns:
       Path of the page.
     """
-    title = f'{scored.dataset.name}/{scored.split}: {_system(results)}'
-    sections = [
-        _facts(results),
-        _headline(scored),
-        _charts(scored),
-        _classes(scored),
-        _errors(scored),
-        _pictures(scored),
-        _outlines(scored),
-    ]
-    return html_page.write(folder, title, [section for section in sections if section])
+    path = pathlib.Path(folder) / 'index.html'
+    figures = scored.figures
+    compare = scored.table is not None
+    render.write(
+        path,
+        _TEMPLATE,
+        title=f'{scored.dataset.name}/{scored.split}: {_system(results)}',
+        notice=results['notice'],
+        facts=_facts(results),
+        threshold=figures['score_threshold'],
+        headline=_headline(scored),
+        has_misprint=compare and any(m[0] == scored.table.number for m in paper.MISPRINTS),
+        glands=_glands(figures, compare) if 'glands' in figures else None,
+        cityscapes=_cityscapes(figures, scored.table) if 'cityscapes' in figures else None,
+        curves=charts.lines(precision_recall(scored.matches), 'recall', 'precision'),
+        sizes=_sizes(figures),
+        calibration=_calibration(scored.matches['mask']),
+        classes=_classes(figures['per_class']),
+        errors=_errors(figures['errors']),
+        images=_best_and_worst(scored),
+        outlines=_outlines(scored),
+        outline_colours=OUTLINE_COLOURS,
+        good_overlap=_GOOD_OVERLAP,
+        zoom_scale=_ZOOM_SCALE,
+    )
+    return str(path)
 
 
 def _system(results) -> str:
@@ -61,112 +90,69 @@ def _system(results) -> str:
     return results['predictions']
 
 
-def _facts(results) -> str:
+def _facts(results) -> list[str]:
     facts = [f'{results["num_images"]} images', f'data {results["data_fingerprint"][:12]}']
     for key in ('checkpoint', 'step', 'seed', 'date_utc'):
         if results.get(key) is not None:
             facts.append(f'{key.replace("_utc", "")} {results[key]}')
-    notice = html_page.paragraph(results['notice'], 'notice') if results['notice'] else ''
-    return notice + html_page.paragraph(', '.join(facts), 'facts')
+    return facts
 
 
 # Tables.
 
 
-def _headline(scored) -> str:
-    figures, table = scored.figures, scored.table
-    columns = paper.columns_for(scored.dataset.name)
-    rows = []
-    for kind in paper.KINDS:
-        rows.append(([f'{kind}, this system', *(_cell(figures[kind][c]) for c in columns)], True))
-        for system, row in (table.rows.get(kind, {}) if table else {}).items():
-            cells = [_cell(row.get(column)) for column in columns]
-            for place, column in enumerate(columns):
-                if (table.number, kind, system, column) in paper.MISPRINTS:
-                    cells[place] += '*'
-            rows.append(([f'{kind}, paper: {system}', *cells], False))
-    text = (
-        'Average precision as COCO defines it. For boundary AP only the band inside the outline '
-        'counts, 2% of the diagonal wide. AR is the average recall.'
+def _table(header, rows) -> render.Table:
+    """A table of (what, system, cells); rows of this system, which has no name, are bold."""
+    return render.Table(
+        ['', *header],
+        [[f'{what}, {system or "this system"}', *cells] for what, system, cells in rows],
+        [place for place, (_, system, _) in enumerate(rows) if not system],
     )
-    parts = [html_page.table(['', *columns], rows)]
-    if table and table.number == 4:
-        parts.append(html_page.paragraph('* a misprint: AP75 cannot exceed AP50', 'note'))
-    if 'glands' in figures:
-        parts.append(_glands(figures, table is not None))
-    if 'cityscapes' in figures:
-        parts.append(_cityscapes(figures, table))
-    return html_page.section('Figures', text, *parts)
 
 
-def _glands(figures, compare) -> str:
-    rows = []
-    cells = lambda one: [_cell(one['F1']), _cell(one['dice']), f'{one["hausdorff"]:.1f}']  # noqa: E731
-    for part, one in figures['glands'].items():
-        rows.append(([f'{part}, this system', *cells(one)], True))
-        for system, parts in paper.CONTEST.items() if compare else ():
-            if part in parts:
-                rows.append(([f'{part}, {system}', *cells(parts[part])], False))
-    threshold = figures['score_threshold']
-    text = (
-        'The gland contest on label maps, at object level: a gland is found if half of it is '
-        'covered; Hausdorff distance in pixels, where less is better. Painted from a score of '
-        f'{threshold["value"]:.2f} on: {threshold["origin"]}.'
-    )
-    return html_page.paragraph(text) + html_page.table(['', 'F1', 'Dice', 'Hausdorff'], rows)
+def _headline(scored) -> render.Table:
+    rows = [
+        (kind, system and f'paper: {system}', cells)
+        for kind, system, cells in paper.figure_rows(
+            scored.figures, scored.dataset.name, scored.table
+        )
+    ]
+    return _table(paper.columns_for(scored.dataset.name), rows)
 
 
-def _cityscapes(figures, table) -> str:
+def _glands(figures, compare) -> render.Table:
+    return _table(paper.CONTEST_COLUMNS, paper.contest_rows(figures['glands'], compare))
+
+
+def _cityscapes(figures, table) -> render.Table:
     masks = figures['cityscapes']
     names = list(masks['per_class'])
     rows = []
     for level in ('AP', 'AP50', 'AP75'):
-        cells = [_cell(masks['per_class'][name][level]) for name in names]
-        rows.append(([f'{level}, this system', _cell(masks[level]), *cells], True))
+        cells = [paper.cell(masks['per_class'][name][level]) for name in names]
+        rows.append((level, '', [paper.cell(masks[level]), *cells]))
         for system, levels in (table.per_class['mask'] if table else {}).items():
-            cells = [_cell(value) for value in levels[level]]
-            rows.append(([f'{level}, paper: {system}', '', *cells], False))
-    text = 'Masks by the official code of Cityscapes; its average is of eight of the ten classes.'
-    return html_page.paragraph(text) + html_page.table(['', 'official', *names], rows)
-
-
-def _cell(value: Optional[float]) -> str:
-    return '-' if value is None else f'{value:.4f}'
+            rows.append((level, f'paper: {system}', ['', *map(paper.cell, levels[level])]))
+    return _table(['official', *names], rows)
 
 
 # Charts.
 
 
-def _charts(scored) -> str:
-    figures = scored.figures
+def _sizes(figures):
     sizes = {
         size: {kind: figures[kind][name] for kind in paper.KINDS}
         for size, name in (('small', 'APS'), ('medium', 'APM'), ('large', 'APL'))
     }
-    shown = [
-        html_page.figure(
-            charts.lines(precision_recall(scored.matches), 'recall', 'precision'),
-            'Precision over recall at several overlaps.',
-        ),
-        html_page.figure(charts.bars(sizes, 'AP'), 'AP by size of the object.'),
-        _calibration_chart(scored.matches['mask']),
-    ]
-    return html_page.section(
-        'Precision, size, scores',
-        'Curves are means of the classes. Small is below 32 x 32 pixels, large above 96 x 96.',
-        html_page.grid(shown),
-    )
+    return charts.bars(sizes, 'AP')
 
 
-def _calibration_chart(matches) -> str:
+def _calibration(matches) -> Optional[dict[str, Any]]:
     if len(matches.score) and not 0 <= matches.score.min() <= matches.score.max() <= 1:
-        return html_page.paragraph('Scores are not between 0 and 1: no probabilities to look at.')
+        return None
     curve, error = calibration(matches)
-    return html_page.figure(
-        charts.lines({'predictions': curve}, 'score', 'share that is right', True, True),
-        'Are scores what they say? On the dotted line, of predictions with a score of .7 seven in '
-        f'ten find an object (mask overlap of .5). Mean distance: {error:.3f}.',
-    )
+    chart = charts.lines({'predictions': curve}, 'score', 'share of true positives', True, True)
+    return {'chart': chart, 'error': error}
 
 
 def precision_recall(matches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -174,8 +160,8 @@ def precision_recall(matches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     curves = {}
     for kind, threshold in _CURVES:
         place = int(np.flatnonzero(np.isclose(matching.THRESHOLDS, threshold))[0])
-        found = [matches[kind].curve(k) for k in matches[kind].class_ids]
-        precisions = [curve[0][place] for curve in found if curve is not None]
+        per_class = [matches[kind].curve(class_id) for class_id in matches[kind].class_ids]
+        precisions = [curve[0][place] for curve in per_class if curve is not None]
         if precisions:
             name = f'{kind} at {threshold:g}'
             curves[name] = (matching.RECALLS, np.mean(precisions, axis=0))
@@ -183,92 +169,68 @@ def precision_recall(matches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def calibration(matches, num_bins=10) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-    """Mean score and share of right ones in each bin of scores; the mean distance of the two.
+    """Mean score and share of true positives in each bin of scores; the mean distance of the two.
 
-    Right is what finds an object with an overlap of at least 0.5. Scores are from 0 to 1. Naeini et
-    al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (2015).
+    True positives match an object with an overlap of at least 0.5. Scores are from 0 to 1. Naeini
+    et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (2015).
     """
     kept = ~matches.ignored[0, 0]
-    scores, right = matches.score[kept], matches.matched[0, 0][kept]
+    scores, correct = matches.score[kept], matches.matched[0, 0][kept]
     if not len(scores):
         return (np.zeros(0), np.zeros(0)), 0.0
     bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
-    there = np.unique(bins)
-    mean_scores = np.array([scores[bins == k].mean() for k in there])
-    shares = np.array([right[bins == k].mean() for k in there])
-    sizes = np.array([np.count_nonzero(bins == k) for k in there])
+    filled = np.unique(bins)
+    mean_scores = np.array([scores[bins == k].mean() for k in filled])
+    shares = np.array([correct[bins == k].mean() for k in filled])
+    sizes = np.array([np.count_nonzero(bins == k) for k in filled])
     error = float(np.abs(mean_scores - shares) @ sizes / sizes.sum())
     return (mean_scores, shares), error
 
 
-def _classes(scored) -> str:
-    per_class = scored.figures['per_class']
+def _classes(per_class) -> Optional[dict[str, Any]]:
+    """Table and, for few classes, chart of classes, the best first; None for a single class."""
     names = list(per_class['mask'])
     if len(names) == 1:
-        return ''
+        return None
     ranked = sorted(names, key=lambda name: -(per_class['mask'][name]['AP'] or 0))
-    header = ['class', *(f'{kind} {level}' for kind in paper.KINDS for level in ('AP', 'AP50'))]
+    columns = [(kind, level) for kind in paper.KINDS for level in ('AP', 'AP50')]
     rows = [
-        (
-            [name]
-            + [_cell(per_class[k][name][level]) for k in paper.KINDS for level in ('AP', 'AP50')],
-            False,
-        )
+        [name, *(paper.cell(per_class[kind][name][level]) for kind, level in columns)]
         for name in ranked
     ]
-    text = 'From the best to the worst by mask AP.'
+    chart = None
     if len(names) <= _MOST_BARS:
-        bars = charts.rows({name: per_class['mask'][name]['AP'] for name in ranked}, {})
-        chart = html_page.figure(bars, 'Mask AP by class.')
-        return html_page.section(
-            'Classes', text, html_page.grid([chart]), html_page.table(header, rows)
-        )
-    return html_page.section('Classes', text, html_page.table(header, rows))
+        chart = charts.rows({name: per_class['mask'][name]['AP'] for name in ranked}, {})
+    return {'table': render.Table(['class', *map(' '.join, columns)], rows), 'chart': chart}
 
 
-def _errors(scored) -> str:
-    errors = scored.figures['errors']
+def _errors(errors):
     notes = {kind: f'({count})' for kind, count in errors['counts'].items()}
-    return html_page.section(
-        'Errors',
-        'AP50 of masks that would be gained if one kind of error alone were mended, and in '
-        'brackets how many there are (TIDE). Localization: the overlap with an object of the class '
-        'is .1 to .5. Classification: it would be right in another class. Both: both of these. '
-        'Duplicate: a second find. Background: on nothing. Missed: no prediction meant the object.',
-        html_page.grid([html_page.figure(charts.rows(errors['costs'], notes), 'Cost in AP50.')]),
-    )
+    return charts.rows(errors['costs'], notes)
 
 
-# Pictures.
+# Images.
 
 
-def _pictures(scored) -> str:
+def _best_and_worst(scored) -> dict[str, list[Shown]]:
     threshold = scored.figures['score_threshold']['value']
     ids = scored.record_set.image_ids
     qualities = error_types.image_qualities(scored.errors, ids, threshold)
     ranked = sorted(ids, key=lambda image_id: (-qualities[image_id], image_id))
-    count = min(NUM_PICTURES, (len(ranked) + 1) // 2)
-    best, worst = ranked[:count], ranked[::-1][: min(count, len(ranked) - count)]
-    pictures = read_pictures(scored.dataset, scored.split, [*best, *worst])
-    show = lambda image_id: show_picture(  # noqa: E731
-        scored, pictures[image_id], image_id, threshold, qualities[image_id]
-    )
-    return html_page.section(
-        'Best and worst pictures',
-        f'Predictions with a score of at least {threshold:.2f}. Ranked by panoptic quality: the '
-        'overlaps of the found objects, over the found ones plus half of the false and half of the '
-        'missed ones.',
-        html_page.swatches(OUTLINE_COLOURS),
-        '<h3>Best</h3>' + html_page.grid(map(show, best)),
-        '<h3>Worst</h3>' + html_page.grid(map(show, worst)) if worst else '',
-    )
+    count = min(_NUM_IMAGES, (len(ranked) + 1) // 2)
+    chosen = {'Best': ranked[:count], 'Worst': ranked[::-1][: min(count, len(ranked) - count)]}
+    images = read_images(scored.dataset, scored.split, sum(chosen.values(), []))
+    return {
+        name: [
+            show_image(scored, images[image_id], image_id, threshold, qualities[image_id])
+            for image_id in group
+        ]
+        for name, group in chosen.items()
+    }
 
 
-OUTLINE_COLOURS = {'truth': visualization.TRUTH, 'prediction': visualization.FOUND}
-
-
-def read_pictures(dataset, split: str, image_ids: Sequence[int]) -> dict[int, np.ndarray]:
-    """Pictures, uint8 [H, W, 3] RGB, by id, from the data set itself."""
+def read_images(dataset, split: str, image_ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Images, uint8 [H, W, 3] RGB, by id, from the data set itself."""
     wanted = set(image_ids)
     return {
         item.image_id: dataset.read(item).image
@@ -277,83 +239,89 @@ def read_pictures(dataset, split: str, image_ids: Sequence[int]) -> dict[int, np
     }
 
 
-def show_picture(scored, image, image_id, threshold, quality, system='') -> str:
-    """One picture with both kinds of outlines; its caption says what was found, by which system."""
+def show_image(scored, image, image_id, threshold, quality, system='') -> Shown:
+    """An image with both kinds of outlines; the caption counts true and false positives.
+
+    Args:
+      scored: the predictions.
+      image: uint8 [H, W, 3], RGB.
+      image_id: its id.
+      threshold: predictions from this score on are drawn.
+      quality: panoptic quality, for the caption.
+      system: whose predictions, for the caption; '' for none.
+    """
     errors = scored.errors
     own = (errors.image == image_id) & (errors.score >= threshold)
-    right = np.count_nonzero(own & (errors.kind == error_types.RIGHT))
+    correct = np.count_nonzero(own & (errors.kind == error_types.CORRECT))
     false = np.count_nonzero(own & (errors.kind >= 0))
-    total = np.count_nonzero(errors.truth_image == image_id)
-    objects = parallel.by_image(scored.truth['annotations'])[image_id]
-    found = [scored.predictions[place] for place in errors.prediction[own]]
-    drawn = visualization.draw_outlines(image, map(decode, objects), map(decode, found))
-    name = next(i['file_name'] for i in scored.truth['images'] if i['id'] == image_id)
-    caption = f'{name}: quality {quality:.2f}, {right} of {total} found, {false} false'
-    caption = f'{system}, {caption}' if system else caption
-    return html_page.figure(html_page.picture(drawn, caption), caption)
+    total = np.count_nonzero(errors.gt_image == image_id)
+    objects = parallel.by_image(scored.ground_truth['annotations'])[image_id]
+    predictions = [scored.predictions[place] for place in errors.prediction[own]]
+    drawn = visualization.draw_outlines(image, map(_decode, objects), map(_decode, predictions))
+    caption = (
+        f'{_file_name(scored, image_id)}: quality {quality:.2f}, {correct} of {total} detected, '
+        f'false positives: {false}'
+    )
+    return Shown(render.encode_image(drawn), f'{system}, {caption}' if system else caption)
 
 
-def decode(entry) -> np.ndarray:
+def _file_name(scored, image_id) -> str:
+    return next(i['file_name'] for i in scored.ground_truth['images'] if i['id'] == image_id)
+
+
+def _decode(entry) -> np.ndarray:
     """The mask of an annotation or result, bool [H, W]."""
     return mask_api.decode(entry['segmentation']).astype(bool)
 
 
-def _outlines(scored) -> str:
+def _outlines(scored) -> Optional[dict[str, list[Shown]]]:
     pairs = _boundary_overlaps(scored)
     if not pairs:
-        return ''
+        return None
     middle = len(pairs) // 2
     chosen = {
-        'Farthest off': pairs[:NUM_ZOOMS],
-        'Typical': pairs[max(NUM_ZOOMS, middle - NUM_ZOOMS // 2) :][:NUM_ZOOMS],
+        'Largest distance': pairs[:_NUM_ZOOMS],
+        'Typical': pairs[max(_NUM_ZOOMS, middle - _NUM_ZOOMS // 2) :][:_NUM_ZOOMS],
     }
-    places = [pair for group in chosen.values() for pair in group]
-    ids = [int(scored.errors.image[row]) for _, row in places]
-    pictures = read_pictures(scored.dataset, scored.split, ids)
-    parts = [html_page.swatches(OUTLINE_COLOURS)]
-    for name, group in chosen.items():
-        if group:
-            shown = [_zoom(scored, pictures, overlap, row) for overlap, row in group]
-            parts.append(f'<h3>{name}</h3>' + html_page.grid(shown, small=True))
-    return html_page.section(
-        'Outlines from near',
-        f'Objects that are found with a mask overlap of at least {_GOOD_OVERLAP}: by area all is '
-        f'well. Shown is where the two outlines are farthest apart, {_ZOOM_SCALE} times enlarged.',
-        *parts,
-    )
+    ids = [int(scored.errors.image[row]) for group in chosen.values() for _, row in group]
+    images = read_images(scored.dataset, scored.split, ids)
+    return {
+        name: [_zoom(scored, images, overlap, row) for overlap, row in group]
+        for name, group in chosen.items()
+    }
 
 
 def _boundary_overlaps(scored) -> list[tuple[float, int]]:
-    """Boundary IoU and row of `Errors` of well-found objects, the smallest first."""
+    """Boundary IoU and row of `Errors` of objects detected well by area, the smallest first."""
     errors = scored.errors
     rows = np.flatnonzero(
-        (errors.kind == error_types.RIGHT)
+        (errors.kind == error_types.CORRECT)
         & (errors.overlap >= _GOOD_OVERLAP)
         & (errors.score >= scored.figures['score_threshold']['value'])
     )
     rows = rows[np.argsort(-errors.score[rows], kind='stable')][:_MOST_OUTLINES]
     pairs = []
     for row in rows:
-        bands = [boundary.encode_band(one['segmentation']) for one in _pair(scored, row)]
+        bands = [boundary.encode_band(one['segmentation']) for one in _matched_pair(scored, row)]
         pairs.append((float(mask_api.iou(bands[:1], bands[1:], [0])[0, 0]), int(row)))
     return sorted(pairs)
 
 
-def _pair(scored, row):
-    """Annotation and result of a found object."""
+def _matched_pair(scored, row):
+    """Annotation and result of a detected object."""
     errors = scored.errors
     return (
-        scored.truth['annotations'][errors.truth[errors.target[row]]],
+        scored.ground_truth['annotations'][errors.gt[errors.target[row]]],
         scored.predictions[errors.prediction[row]],
     )
 
 
-def _zoom(scored, pictures, overlap, row) -> str:
+def _zoom(scored, images, overlap, row) -> Shown:
     image_id = int(scored.errors.image[row])
-    truth, found = (decode(one) for one in _pair(scored, row))
-    shown = visualization.zoom(pictures[image_id], truth, found, _ZOOM_SIDE, _ZOOM_SCALE)
-    name = next(i['file_name'] for i in scored.truth['images'] if i['id'] == image_id)
+    masks = [_decode(one) for one in _matched_pair(scored, row)]
+    enlarged = visualization.zoom(images[image_id], *masks, _ZOOM_SIDE, _ZOOM_SCALE)
     caption = (
-        f'{name}: overlap of masks {scored.errors.overlap[row]:.2f}, of boundaries {overlap:.2f}'
+        f'{_file_name(scored, image_id)}: overlap of masks {scored.errors.overlap[row]:.2f}, '
+        f'of boundaries {overlap:.2f}'
     )
-    return html_page.figure(html_page.picture(shown, caption), caption)
+    return Shown(render.encode_image(enlarged), caption)

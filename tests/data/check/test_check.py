@@ -1,4 +1,4 @@
-"""What the check counts, what it finds, and how it ends."""
+"""What the check counts, which problems it lists, and how it ends."""
 
 import base64
 import dataclasses
@@ -92,7 +92,7 @@ def test_small_is_below_and_medium_from_1024_pixels_on():
     assert (found.small, found.medium, found.large) == (2, 4, 2)
 
 
-def test_an_unreadable_picture_is_an_error_and_the_others_are_still_read():
+def test_an_unreadable_image_is_an_error_and_the_others_are_still_read():
     report = check.check(Split(bad=(2,)))
     assert [(s, *p) for s, p in report.problems] == [
         ('train', '2.png', '2.png cannot be read', 'error')
@@ -132,14 +132,14 @@ def test_an_object_without_a_pixel_is_a_warning():
     assert 'objects without a pixel (1)' in problem[2]
 
 
-def test_the_same_picture_in_two_splits_is_an_error_and_twice_in_one_a_warning():
+def test_the_same_image_in_two_splits_is_an_error_and_twice_in_one_a_warning():
     def same_pixels(k, example):
         return dataclasses.replace(make_example({4: 1, 3: 0}.get(k, k)), file_name=f'{k}.png')
 
     first, second = problems_of(Split(same_pixels))
-    assert first == ('train', '3.png', 'is the same picture as 0.png', 'warning')
+    assert first == ('train', '3.png', 'is the same image as 0.png', 'warning')
     assert second[:2] == ('val', '4.png') and second[3] == 'error'
-    assert 'same picture as 1.png of train' in second[2]
+    assert 'same image as 1.png of train' in second[2]
 
 
 def test_ids_that_are_there_twice_are_an_error():
@@ -150,7 +150,7 @@ def test_ids_that_are_there_twice_are_an_error():
 
     found = [problem for problem in problems_of(Twice()) if problem[1].startswith('image id')]
     assert [(p[1], p[3]) for p in found] == [('image id 101', 'error'), ('image id 105', 'error')]
-    assert 'is there 2 times in train' in found[0][2]
+    assert 'is in train 2 times' in found[0][2]
 
 
 def test_files_of_two_splits_may_each_count_from_one():
@@ -193,16 +193,16 @@ def test_several_processes_find_what_one_finds():
 
 
 class Page(HTMLParser):
-    """Collects text and pictures, and complains about tags that are not closed."""
+    """Collects text and images, and complains about tags that are not closed."""
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.text, self.pictures = [], [], []
+        self.open, self.text, self.images = [], [], []
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):
         if tag == 'img':
-            self.pictures.append(dict(attributes)['src'])
+            self.images.append(dict(attributes)['src'])
         if tag not in ('img', 'meta'):
             self.open.append(tag)
 
@@ -213,18 +213,20 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_is_whole_has_the_pictures_and_nothing_from_elsewhere():
+def test_the_page_is_whole_has_the_images_and_nothing_from_elsewhere(tmp_path):
     def name(k, example):
         return dataclasses.replace(example, file_name=f'<b>{k} & co</b>.png')
 
-    page = check_page.to_html(check.check(Split(name, bad=(1,))))
+    path = tmp_path / 'new' / 'page.html'
+    check_page.write(check.check(Split(name, bad=(1,))), str(path))
+    page = path.read_text()
     parsed = Page(page)
     assert parsed.open == []
     text = ''.join(parsed.text)
     assert '<b>3 & co</b>.png: 2 objects' in text and '1.png cannot be read' in text
     assert '1 error, 0 warnings: training would go wrong' in text
-    assert len(parsed.pictures) == 5
-    for source in parsed.pictures:
+    assert len(parsed.images) == 5
+    for source in parsed.images:
         kind, data = source.split(',')
         assert kind == 'data:image/jpeg;base64'
         # The size of the images: they are smaller than a thumbnail may be.
@@ -232,7 +234,7 @@ def test_the_page_is_whole_has_the_pictures_and_nothing_from_elsewhere():
     assert not re.search(r'(src|href)="(?!data:)|url\(|@import|<script', page)
 
 
-def test_a_thumbnail_of_a_large_picture_shows_even_the_smallest_object():
+def test_a_thumbnail_of_a_large_image_shows_even_the_smallest_object():
     image = np.full((1024, 2048, 3), 90, np.uint8)
     masks = np.zeros((2, 1024, 2048), np.uint8)
     masks[0, 100:300, 200:600] = 1
@@ -244,7 +246,8 @@ def test_a_thumbnail_of_a_large_picture_shows_even_the_smallest_object():
         classes=np.array([1, 1]),
         is_crowd=np.zeros(2, bool),
     )
-    thumbnail = cv2.imdecode(np.frombuffer(check._thumbnail(example), np.uint8), cv2.IMREAD_COLOR)
+    jpeg = check._thumbnail(example).jpeg
+    thumbnail = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert thumbnail.shape == (240, 480, 3)
     differs = np.abs(thumbnail.astype(int) - 90).max(-1) > 12
     assert differs[40, 100] and differs[208:214, 442:450].any() and not differs[100:200, :400].any()
@@ -258,7 +261,7 @@ def test_training_is_told_of_classes_and_stopped_by_what_would_go_wrong():
     train, val = record_set([1, 2], [5, 0]), record_set([3], [1, 4])
     (warning,) = check.quick(Split(), {'train': train, 'val': val})
     assert warning.startswith('class other: is in val, but not in train')
-    with pytest.raises(UserError, match='image id 2: is there 2 times in val'):
+    with pytest.raises(UserError, match='image id 2: is in val 2 times'):
         check.quick(Split(), {'train': train, 'val': record_set([2, 2], [1, 1])})
     with pytest.raises(UserError, match='no object to learn'):
         check.quick(Split(), {'train': record_set([1], [0, 0]), 'val': val})
@@ -280,15 +283,15 @@ def run(*arguments):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures and label images of one class."""
+    """Images and label images of one class."""
     for k in range(12):
         rng = np.random.default_rng(k)
         labels = np.zeros((40, 50), np.uint8)
         labels[5:20, 5:20], labels[25:35, 30:45] = 1, 2
         for name in ('images', 'labels'):
             (tmp_path / 'set' / name).mkdir(parents=True, exist_ok=True)
-        picture = rng.integers(0, 256, (40, 50, 3), np.uint8)
-        cv2.imwrite(str(tmp_path / 'set/images' / f'{k}.png'), picture)
+        image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / 'set/images' / f'{k}.png'), image)
         cv2.imwrite(str(tmp_path / 'set/labels' / f'{k}.png'), labels)
     return tmp_path / 'set'
 
@@ -318,8 +321,8 @@ def test_the_command_ends_with_zero_one_or_two(folder, tmp_path):
     page = tmp_path / 'new' / 'page.html'
     good = run(*options, '--html', str(page))
     assert good.returncode == 0, good.stderr
-    assert 'No problem was found.' in good.stdout and page.read_text().count('<img') == 12
-    (folder / 'images/3.png').write_bytes(b'not a picture')
+    assert 'No problems.' in good.stdout and page.read_text().count('<img') == 12
+    (folder / 'images/3.png').write_bytes(b'not an image')
     bad = run(*options)
     assert bad.returncode == 1 and 'Traceback' not in bad.stderr
     assert '3.png cannot be read' in bad.stdout and 'training would go wrong' in bad.stdout

@@ -39,9 +39,9 @@ def load(folder):
 
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_what_is_read_back_is_what_was_put_in(streets, split, tmp_path):
-    folder, truths = streets
-    assert {False, True} == {thing.is_crowd for t in truths[split] for thing in t.objects}
-    round_trip.check(load(folder), split, truths[split], tmp_path)
+    folder, ground_truths = streets
+    assert {False, True} == {thing.is_crowd for t in ground_truths[split] for thing in t.objects}
+    round_trip.check(load(folder), split, ground_truths[split], tmp_path)
 
 
 def test_the_papers_ten_classes_with_their_own_ids(streets):
@@ -65,7 +65,7 @@ def test_a_part_alone_will_do(streets):
     assert len(load(folder).items('val')) == 2
 
 
-def test_pictures_go_into_the_records_as_they_are(streets):
+def test_images_go_into_the_records_as_they_are(streets):
     dataset = load(streets[0])
     for item, example in zip(dataset.items('val'), dataset.examples('val')):
         assert example.encoded == item.path.read_bytes()
@@ -108,7 +108,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('case', DAMAGE)
-def test_damage_is_named_and_can_be_left_out(streets, case):
+def test_damage_is_named_and_can_be_skipped(streets, case):
     folder, _ = streets
     damage, said = DAMAGE[case]
     damage(folder)
@@ -117,7 +117,7 @@ def test_damage_is_named_and_can_be_left_out(streets, case):
     assert len(list(load(folder).examples('train', skip_bad=True))) == 3
 
 
-def test_a_picture_of_another_size_is_named(streets):
+def test_an_image_of_another_size_is_named(streets):
     folder, _ = streets
     path = folder / f'leftImg8bit/train/aachen/{STREET}_leftImg8bit.png'
     cv2.imwrite(str(path), np.zeros((16, 24, 3), np.uint8))
@@ -125,7 +125,7 @@ def test_a_picture_of_another_size_is_named(streets):
     assert f'{path} is 24x16, but its annotations are for 48x32' in message
 
 
-def test_labels_without_a_picture_are_a_warning(streets):
+def test_labels_without_an_image_are_a_warning(streets):
     folder, _ = streets
     (folder / f'leftImg8bit/train/aachen/{STREET}_leftImg8bit.png').unlink()
     (problem,) = load(folder).problems('train')

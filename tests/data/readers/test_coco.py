@@ -1,4 +1,4 @@
-"""COCO 2017 in its official layout: every encoding and kind of picture, and COCO's own ids."""
+"""COCO 2017 in its official layout: every encoding and kind of image, and COCO's own ids."""
 
 import json
 
@@ -22,12 +22,12 @@ def coco_2017(tmp_path_factory):
 
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_what_is_read_back_is_what_was_put_in(coco_2017, split, tmp_path):
-    folder, truths = coco_2017
+    folder, ground_truths = coco_2017
     dataset = readers.load_dataset('coco', str(folder))
     assert dataset.splits == ('train', 'val')
-    # As many as there are, each with its own picture; one of them has no object.
-    assert [truth.objects for truth in truths[split]].count([]) == 1
-    round_trip.check(dataset, split, truths[split], tmp_path)
+    # As many as there are, each with its own image; one of them has no object.
+    assert [gt.objects for gt in ground_truths[split]].count([]) == 1
+    round_trip.check(dataset, split, ground_truths[split], tmp_path)
 
 
 def test_ids_have_no_gaps_inside_and_are_cocos_own_outside(coco_2017):
@@ -38,7 +38,7 @@ def test_ids_have_no_gaps_inside_and_are_cocos_own_outside(coco_2017):
     assert example.classes.tolist() == [4, 4]
 
 
-def test_pictures_may_be_below_images(coco_2017, tmp_path):
+def test_images_may_be_below_images(coco_2017, tmp_path):
     folder, _ = coco_2017
     (tmp_path / 'images').mkdir()
     (tmp_path / 'annotations').symlink_to(folder / 'annotations')
@@ -123,14 +123,14 @@ def fractional(seed):
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_ap_is_that_by_the_official_file(seed, tmp_path):
     """The paper's gain in box AP is 0.0002: boxes of whole pixels would drown it."""
-    truth, results = fractional(seed)
+    gt, results = fractional(seed)
     for split in ('train', 'val'):
         path = tmp_path / f'annotations/instances_{split}2017.json'
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(truth))
-        for image in truth['images']:
-            layouts.save_picture(tmp_path / f'{split}2017' / image['file_name'], 'rgb', 0)
-    official = evaluate_coco(truth, results)
+        path.write_text(json.dumps(gt))
+        for image in gt['images']:
+            layouts.save_image(tmp_path / f'{split}2017' / image['file_name'], 'rgb', 0)
+    official = evaluate_coco(gt, results)
     dataset = readers.load_dataset('coco', str(tmp_path))
     record_set = records.ensure_records(dataset, 'val', str(tmp_path / 'cache'), num_processes=1)
     inside = [

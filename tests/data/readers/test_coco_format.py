@@ -1,4 +1,4 @@
-"""Any COCO-style file: which files are taken, how pictures are divided, what damage is called."""
+"""Any COCO-style file: which files are taken, how images are divided, what damage is called."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.data.round_trip import error_of, read_all
 
 @pytest.fixture
 def own(tmp_path):
-    """A folder with one annotation file of twelve pictures of four patients, and the truth."""
+    """A folder with an annotation file of twelve images of four patients, and ground truth."""
     folder = tmp_path / 'own'
     folder.mkdir()
     return folder, layouts.write_own_coco(folder)
@@ -39,21 +39,21 @@ def change(path, edit):
 
 
 def test_what_is_read_back_is_what_was_put_in(own, tmp_path):
-    folder, truths = own
+    folder, ground_truths = own
     dataset = load(folder)
     # The order of the ids, which is not that of the file.
     assert dataset.class_names == ('nucleus', 'cell') and dataset.category_ids == (2, 7)
     for split in ('train', 'val'):
         inside = set(names(dataset, split))
-        wanted = [truth for truth in truths if truth.file_name in inside]
+        wanted = [gt for gt in ground_truths if gt.file_name in inside]
         round_trip.check(dataset, split, wanted, tmp_path / split)
 
 
 def test_one_file_is_divided_the_same_way_each_time(own):
-    folder, truths = own
+    folder, ground_truths = own
     dataset = load(folder)
     train, val = names(dataset, 'train'), names(dataset, 'val')
-    assert sorted(train + val) == sorted(truth.file_name for truth in truths)
+    assert sorted(train + val) == sorted(gt.file_name for gt in ground_truths)
     # A tenth of twelve is one.
     assert len(val) == 1
     assert names(load(folder), 'val') == val
@@ -78,11 +78,11 @@ def test_an_unknown_key_is_named_with_those_there_are(own):
 
 
 def test_train_val_and_test_files_are_found_or_given(own, tmp_path):
-    folder, truths = own
-    pictures = [('t.png', 'rgb', 50, layouts.blocks(50, 'cell'), {})]
+    folder, ground_truths = own
+    specs = [('t.png', 'rgb', 50, layouts.blocks(50, 'cell'), {})]
     ids = {'cell': 7, 'nucleus': 2}
     for name in ('my_val', 'my_test'):
-        layouts.write_coco(folder / f'annotations/{name}.json', folder / name[3:], pictures, ids)
+        layouts.write_coco(folder / f'annotations/{name}.json', folder / name[3:], specs, ids)
     (folder / 'all.json').rename(folder / 'annotations/my_train.json')
     dataset = load(folder)
     assert dataset.splits == ('train', 'val', 'test')
@@ -92,7 +92,7 @@ def test_train_val_and_test_files_are_found_or_given(own, tmp_path):
     for last in ('my_test.json', 'annotations/my_test.json', place):
         given = load(folder, annotations=('my_train.json', last))
         assert given.splits == ('train', 'val') and names(given, 'val') == ['t.png']
-    # A share divides the pictures of both anew; the test pictures stay where they are.
+    # A share divides the images of both anew; the test images stay where they are.
     again = load(folder, share=0.5)
     assert len(names(again, 'train')) == 7 and len(names(again, 'val')) == 6
     assert names(again, 'test') == ['t.png']
@@ -153,7 +153,7 @@ def test_workers_get_their_items_one_by_one(own):
     assert one.classes.tolist() == other.classes.tolist()
 
 
-def test_fingerprint_follows_annotations_pictures_and_division(own):
+def test_fingerprint_follows_annotations_images_and_division(own):
     folder, _ = own
     first = load(folder).fingerprint('train')
     assert load(folder).fingerprint('train') == first
@@ -190,7 +190,7 @@ FRAME = {
     'empty images': (lambda content: content['images'].clear(), 'empty list of images'),
     'images by name': (lambda content: content.update(images={'a': 1}), 'no list of images'),
     'image a word': (lambda content: content['images'].append('a.png'), 'no list of images'),
-    'image id twice': (repeat('images'), 'image id 100 is there twice'),
+    'image id twice': (repeat('images'), 'image id 100 is used twice'),
     'image id a word': (setting('images', 2, id='7'), "image number 3 has the id '7'"),
     'image without id': (setting('images', 2, id=None), 'image number 3 has the id None'),
     'negative image id': (setting('images', 2, id=-4), 'image number 3 has the id -4'),
@@ -203,7 +203,7 @@ FRAME = {
     'no width': (setting('images', 0, width=None), 'the width None'),
     'height zero': (setting('images', 0, height=0), 'the height 0'),
     'width a word': (setting('images', 0, width='48'), "the width '48'"),
-    'category id twice': (setting('categories', 0, id=2), 'category id 2 is there twice'),
+    'category id twice': (setting('categories', 0, id=2), 'category id 2 is used twice'),
     'category name twice': (
         setting('categories', 0, name='nucleus'),
         "two categories are named 'nucleus'",
@@ -239,9 +239,9 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(own, name):
 
 
 def test_a_name_that_stays_inside_may_go_up(own):
-    folder, truths = own
+    folder, ground_truths = own
     before = load(folder)
-    name = truths[0].file_name
+    name = ground_truths[0].file_name
     change(folder / 'all.json', setting('images', 0, file_name=f'../images/{name}'))
     assert {item.path for item in load(folder).items('train')} | {
         item.path for item in load(folder).items('val')
@@ -250,15 +250,15 @@ def test_a_name_that_stays_inside_may_go_up(own):
 
 def test_links_of_the_user_are_followed_and_names_do_not_leave_by_them(own, tmp_path):
     """`link/..` is the folder above the link's target for the system, and not for us."""
-    folder, truths = own
+    folder, ground_truths = own
     (tmp_path / 'disk').mkdir()
-    (folder / 'images').rename(tmp_path / 'disk/pictures')
-    (folder / 'images').symlink_to(tmp_path / 'disk/pictures')
+    (folder / 'images').rename(tmp_path / 'disk/images')
+    (folder / 'images').symlink_to(tmp_path / 'disk/images')
     (tmp_path / 'data').symlink_to(folder)
     assert len(read_all(load(tmp_path / 'data'), 'train')) == 11
-    name = truths[0].file_name
-    shutil.copy(tmp_path / 'disk/pictures' / name, tmp_path / 'disk/secret.png')
-    (tmp_path / 'disk/pictures/link').symlink_to(tmp_path / 'disk/pictures')
+    name = ground_truths[0].file_name
+    shutil.copy(tmp_path / 'disk/images' / name, tmp_path / 'disk/secret.png')
+    (tmp_path / 'disk/images/link').symlink_to(tmp_path / 'disk/images')
     change(folder / 'all.json', setting('images', 0, file_name='link/../secret.png'))
     message = error_of(lambda: [read_all(load(folder), split) for split in ('train', 'val')])
     assert 'images/secret.png' in message and 'is missing' in message
@@ -287,7 +287,7 @@ def test_a_file_that_is_no_json_is_named(own, text):
     assert str(own[0] / 'all.json') in message and 'cannot be read as JSON' in message
 
 
-def test_pictures_that_are_not_there_at_all(own):
+def test_images_that_are_not_there_at_all(own):
     folder, _ = own
     (folder / 'images').rename(folder / 'photos')
     message = error_of(lambda: load(folder))
@@ -305,7 +305,7 @@ def test_files_with_other_categories(own):
     assert len(load(folder, annotations=('all.json', 'val.json')).class_names) == 2
 
 
-# Damage of one picture: it is named, and the rest can be used.
+# Damage of one image: it is named, and the rest can be used.
 
 
 def cut_short(path):
@@ -325,7 +325,7 @@ PICTURE = {
 
 
 @pytest.mark.parametrize('case', PICTURE)
-def test_a_damaged_picture_is_named_and_can_be_left_out(own, case):
+def test_a_damaged_image_is_named_and_can_be_skipped(own, case):
     folder, _ = own
     damage, said = PICTURE[case]
     dataset = load(folder)
@@ -342,7 +342,7 @@ def test_a_damaged_picture_is_named_and_can_be_left_out(own, case):
     [
         ({'category_id': 3}, 'category id 3'),
         ({'segmentation': [[1, 1, 9, 9]]}, 'polygon of 2 points'),
-        ({'segmentation': [[100, 1, 109, 9, 100, 9]]}, 'outside its picture'),
+        ({'segmentation': [[100, 1, 109, 9, 100, 9]]}, 'outside its image'),
     ],
 )
 def test_a_damaged_annotation_is_named_with_its_file(own, edit, said):

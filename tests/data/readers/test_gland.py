@@ -126,16 +126,16 @@ def cut_short(folder):
     path.write_bytes(path.read_bytes()[:-300])
 
 
-def cut_picture_short(folder):
+def cut_image_short(folder):
     path = folder / 'testB_4.bmp'
     path.write_bytes(path.read_bytes()[:-300])
 
 
 BAD = {
     'label image missing': (lambda f: (f / 'testB_4_anno.bmp').unlink(), 'testB_4_anno'),
-    'picture missing': (lambda f: (f / 'testB_4.bmp').unlink(), 'testB_4.bmp'),
+    'image missing': (lambda f: (f / 'testB_4.bmp').unlink(), 'testB_4.bmp'),
     'label image cut short': (cut_short, 'testB_4_anno.bmp cannot be read'),
-    'picture cut short': (cut_picture_short, 'testB_4.bmp cannot be read'),
+    'image cut short': (cut_image_short, 'testB_4.bmp cannot be read'),
     'not an image': (
         lambda f: (f / 'testB_4_anno.bmp').write_text('x' * 99),
         'testB_4_anno.bmp cannot be read',
@@ -146,7 +146,7 @@ BAD = {
     ),
     'another size': (
         lambda f: cv2.imwrite(str(f / 'testB_4_anno.bmp'), np.ones((32, 24), np.uint8)),
-        'testB_4_anno.bmp is 24x32, but its picture is 32x24',
+        'testB_4_anno.bmp is 24x32, but its image is 32x24',
     ),
     'no object': (
         lambda f: cv2.imwrite(str(f / 'testB_4_anno.bmp'), np.zeros((24, 32), np.uint8)),
@@ -199,7 +199,7 @@ def test_a_wrong_data_dir_never_falls_back(tmp_path, folder, monkeypatch):
 
 def test_grades_without_images_are_a_wrong_folder(tmp_path):
     (tmp_path / 'Grade.csv').write_text(grade_text('\n'))
-    assert 'none of the pictures' in error_of(lambda: readers.load_dataset('gland', str(tmp_path)))
+    assert 'none of the images' in error_of(lambda: readers.load_dataset('gland', str(tmp_path)))
 
 
 def test_without_data_dir_the_default_place_then_the_demo_set(tmp_path, folder, monkeypatch):

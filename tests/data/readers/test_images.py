@@ -1,4 +1,4 @@
-"""Pictures and label images of every kind: the right pixels, or one line."""
+"""Images and label images of every kind: the right pixels, or one line."""
 
 import struct
 import zlib
@@ -27,15 +27,15 @@ KINDS = {
 @pytest.mark.parametrize(
     'kind, suffix', [(kind, suffix) for kind, suffixes in KINDS.items() for suffix in suffixes]
 )
-def test_a_picture_is_what_was_saved(kind, suffix, tmp_path):
-    path = tmp_path / f'picture.{suffix}'
-    pixels, tolerance = layouts.save_picture(path, kind, 5)
-    found = images.read_picture(path)
+def test_an_image_is_what_was_saved(kind, suffix, tmp_path):
+    path = tmp_path / f'image.{suffix}'
+    pixels, tolerance = layouts.save_image(path, kind, 5)
+    found = images.read_image(path)
     assert found.pixels.dtype == np.uint8 and found.pixels.shape == pixels.shape
     tolerance = tolerance or (3 if suffix == 'jpg' else 0)
     assert np.abs(found.pixels.astype(int) - pixels.astype(int)).max() <= tolerance
     if found.encoded is not None:
-        # What goes into the records as it is must give TensorFlow the same picture.
+        # What goes into the records as it is must give TensorFlow the same image.
         decoded = tf.io.decode_image(found.encoded, channels=3).numpy()
         assert np.abs(decoded.astype(int) - pixels.astype(int)).max() <= tolerance
     assert (found.encoded is None) == (
@@ -68,7 +68,7 @@ def test_annotations_follow_what_is_displayed(orientation, tmp_path):
     turned(path, orientation, stored)
     view = VIEWS[orientation](stored)
     for size in (None, view.shape[1::-1]):
-        found = images.read_picture(path, size)
+        found = images.read_image(path, size)
         assert np.abs(found.pixels.astype(int) - view).max() <= 6
         assert (found.encoded is not None) == (orientation == 1)
 
@@ -77,12 +77,12 @@ def test_annotations_follow_what_is_displayed(orientation, tmp_path):
 def test_unless_their_size_says_that_they_follow_what_is_stored(orientation, tmp_path):
     path, stored = tmp_path / 'a.jpg', layouts.smooth(3)
     turned(path, orientation, stored)
-    found = images.read_picture(path, (48, 32))
+    found = images.read_image(path, (48, 32))
     assert np.abs(found.pixels.astype(int) - stored).max() <= 6
     # TensorFlow does not turn either.
     decoded = tf.io.decode_image(found.encoded).numpy()
     assert np.abs(decoded.astype(int) - stored).max() <= 6
-    message = error_of(lambda: images.read_picture(path, (48, 33)))
+    message = error_of(lambda: images.read_image(path, (48, 33)))
     assert 'a.jpg is 32x48, turned by EXIF, but its annotations are for 48x33' in message
 
 
@@ -93,16 +93,16 @@ def test_a_jpeg_with_a_second_one_behind_it(tmp_path):
     Image.fromarray(pixels).save(
         path, 'MPO', save_all=True, append_images=[small], quality=100, subsampling=0
     )
-    found = images.read_picture(path)
+    found = images.read_image(path)
     decoded = tf.io.decode_image(found.encoded, channels=3).numpy()
-    for picture in (found.pixels, decoded):
-        assert np.abs(picture.astype(int) - pixels).max() <= 6
+    for image in (found.pixels, decoded):
+        assert np.abs(image.astype(int) - pixels).max() <= 6
 
 
 def test_a_jpeg_of_four_inks_is_not_passed_on(tmp_path):
     path, pixels = tmp_path / 'a.jpg', layouts.smooth(4)
     Image.fromarray(pixels).convert('CMYK').save(path, quality=100)
-    found = images.read_picture(path)
+    found = images.read_image(path)
     assert found.encoded is None
     assert np.abs(found.pixels.astype(int) - pixels).max() <= 8
 
@@ -112,7 +112,7 @@ def test_of_16_bits_the_upper_8_are_kept(tmp_path):
     for suffix in ('png', 'tif'):
         path = tmp_path / f'a.{suffix}'
         cv2.imwrite(str(path), deep)
-        assert images.read_picture(path).pixels[0, :, 0].tolist() == [0, 0, 1, 15, 255]
+        assert images.read_image(path).pixels[0, :, 0].tolist() == [0, 0, 1, 15, 255]
 
 
 def pages(path):
@@ -123,7 +123,7 @@ def pages(path):
 BAD = {
     'missing': (lambda path: None, 'is missing'),
     'empty': (lambda path: path.write_bytes(b''), 'cannot be read'),
-    'text': (lambda path: path.write_text('no picture'), 'cannot be read'),
+    'text': (lambda path: path.write_text('no image'), 'cannot be read'),
     'folder': (lambda path: path.mkdir(), 'cannot be read'),
     'several pages': (pages, 'has 2 pages'),
     'fractions': (
@@ -133,7 +133,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize('read', [images.read_picture, images.read_labels])
+@pytest.mark.parametrize('read', [images.read_image, images.read_labels])
 @pytest.mark.parametrize('case', BAD)
 def test_a_file_that_cannot_be_used_is_named(case, read, tmp_path):
     make, said = BAD[case]
@@ -146,23 +146,23 @@ def test_a_file_that_cannot_be_used_is_named(case, read, tmp_path):
 def test_pixels_of_32_bits_are_named(tmp_path):
     path = tmp_path / 'a.tif'
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path)
-    assert '32 bits' in error_of(lambda: images.read_picture(path))
+    assert '32 bits' in error_of(lambda: images.read_image(path))
     assert images.read_labels(path).tolist() == [[70000] * 4] * 4
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp', 'tif'])
-def test_a_file_cut_short_is_never_half_a_picture(suffix, tmp_path):
+def test_a_file_cut_short_is_never_half_an_image(suffix, tmp_path):
     """OpenCV would fill up the rest with grey."""
     whole = tmp_path / f'whole.{suffix}'
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(whole)
     content = whole.read_bytes()
-    pixels = images.read_picture(whole).pixels
+    pixels = images.read_image(whole).pixels
     for share in (0.1, 0.5, 0.9):
         path = tmp_path / f'cut.{suffix}'
         path.write_bytes(content[: int(share * len(content))])
         try:
-            found = images.read_picture(path).pixels
+            found = images.read_image(path).pixels
         except Exception as error:
             assert type(error).__name__ == 'UserError' and str(path) in str(error)
         else:
@@ -170,7 +170,7 @@ def test_a_file_cut_short_is_never_half_a_picture(suffix, tmp_path):
 
 
 def write_bomb(path, width, height):
-    """A PNG of a few bytes with the header of a picture of that size."""
+    """A PNG of a few bytes with the header of an image of that size."""
     chunks = [
         (b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)),
         (b'IDAT', zlib.compress(bytes(1000))),
@@ -182,7 +182,7 @@ def write_bomb(path, width, height):
     path.write_bytes(b'\x89PNG\r\n\x1a\n' + body)
 
 
-@pytest.mark.parametrize('read', [images.read_picture, images.read_labels])
+@pytest.mark.parametrize('read', [images.read_image, images.read_labels])
 @pytest.mark.parametrize(
     'size, said',
     [
@@ -204,11 +204,11 @@ def test_the_limit_is_ours_to_raise_and_to_lower(tmp_path, monkeypatch):
     path = tmp_path / 'a.png'
     Image.new('L', (20, 20)).save(path)
     monkeypatch.setenv('GAN_MRCNN_MAX_PIXELS', '399')
-    assert 'has 20x20 pixels, more than 399' in error_of(lambda: images.read_picture(path))
+    assert 'has 20x20 pixels, more than 399' in error_of(lambda: images.read_image(path))
     monkeypatch.setenv('GAN_MRCNN_MAX_PIXELS', '400')
-    assert images.read_picture(path).pixels.shape == (20, 20, 3)
+    assert images.read_image(path).pixels.shape == (20, 20, 3)
     monkeypatch.setenv('GAN_MRCNN_MAX_PIXELS', 'many')
-    assert "GAN_MRCNN_MAX_PIXELS='many'" in error_of(lambda: images.read_picture(path))
+    assert "GAN_MRCNN_MAX_PIXELS='many'" in error_of(lambda: images.read_image(path))
 
 
 @pytest.mark.filterwarnings('error')
@@ -224,4 +224,4 @@ def test_a_program_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_: pytest.fail('run'))
     path = tmp_path / 'a.png'
     path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
-    assert f'{path} cannot be read' in error_of(lambda: images.read_picture(path))
+    assert f'{path} cannot be read' in error_of(lambda: images.read_image(path))

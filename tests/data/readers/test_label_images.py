@@ -1,4 +1,4 @@
-"""Pictures with a label image each: what is read, classes from the CSV, divisions, damage."""
+"""Images with a label image each: what is read, classes from the CSV, divisions, damage."""
 
 import shutil
 
@@ -17,7 +17,7 @@ from tests.data.round_trip import error_of, read_all
 
 @pytest.fixture
 def cells(tmp_path):
-    """A folder with pictures and label images of every kind, each object with its class."""
+    """A folder with images and label images of every kind, each object with its class."""
     folder = tmp_path / 'cells'
     return folder, layouts.write_label_images(folder)
 
@@ -32,15 +32,15 @@ def names(dataset, split):
 
 @pytest.mark.parametrize('classes', [True, False])
 def test_what_is_read_back_is_what_was_put_in(classes, tmp_path):
-    truths = layouts.write_label_images(tmp_path / 'cells', classes)
+    ground_truths = layouts.write_label_images(tmp_path / 'cells', classes)
     dataset = load(tmp_path / 'cells', share=0.7)
     assert dataset.class_names == (('gland', 'vessel') if classes else ('object',))
     seen = []
     for split in ('train', 'val'):
-        wanted = [truths[name] for name in names(dataset, split)]
+        wanted = [ground_truths[name] for name in names(dataset, split)]
         round_trip.check(dataset, split, wanted, tmp_path / 'cache')
         seen += names(dataset, split)
-    assert sorted(seen) == sorted(truths)
+    assert sorted(seen) == sorted(ground_truths)
 
 
 @settings(deadline=None, derandomize=True, max_examples=15)
@@ -66,11 +66,11 @@ def test_a_label_image_comes_back_through_the_records_unchanged(tmp_path_factory
     objects = [layouts.Object('object', labels == number) for number in numbers]
     dataset = load(folder)
     (name,) = names(dataset, 'val')
-    truth = layouts.Truth(name, pixels, objects)
-    round_trip.check(dataset, 'val', [truth], folder / 'cache')
+    gt = layouts.GroundTruth(name, pixels, objects)
+    round_trip.check(dataset, 'val', [gt], folder / 'cache')
 
 
-def move_into_splits(folder, truths):
+def move_into_splits(folder, ground_truths):
     parts = {'train': ['a.jpg', 'b.png', 'c.tif'], 'val': ['d.png'], 'test': ['f.bmp']}
     for split, inside in parts.items():
         for kind in ('images', 'labels'):
@@ -85,8 +85,8 @@ def move_into_splits(folder, truths):
 
 
 def test_folders_train_and_val_are_the_splits(cells):
-    folder, truths = cells
-    parts = move_into_splits(folder, truths)
+    folder, ground_truths = cells
+    parts = move_into_splits(folder, ground_truths)
     dataset = load(folder)
     assert dataset.splits == ('train', 'val', 'test')
     for split, inside in parts.items():
@@ -98,8 +98,8 @@ def test_folders_train_and_val_are_the_splits(cells):
 
 
 def test_a_test_folder_does_not_need_the_others(cells):
-    folder, truths = cells
-    parts = move_into_splits(folder, truths)
+    folder, ground_truths = cells
+    parts = move_into_splits(folder, ground_truths)
     shutil.rmtree(folder / 'images/val')
     dataset = load(folder, share=0.7)
     assert dataset.splits == ('train', 'val', 'test')
@@ -113,9 +113,9 @@ def test_a_test_folder_does_not_need_the_others(cells):
     assert alone.splits == ('test',) and names(alone, 'test') == ['test/f.bmp']
 
 
-def test_pictures_of_a_patient_stay_together(cells):
-    folder, truths = cells
-    patient = {name: f'P{i % 3}' for i, name in enumerate(truths)}
+def test_images_of_a_patient_stay_together(cells):
+    folder, ground_truths = cells
+    patient = {name: f'P{i % 3}' for i, name in enumerate(ground_truths)}
     lines = ['file;patient;age', *(f'{name};{who};7' for name, who in patient.items())]
     # As a spreadsheet writes it: semicolons, a byte order mark, other line ends.
     (folder / 'pictures.csv').write_bytes('\ufeff'.encode() + '\r\n'.join(lines).encode())
@@ -177,16 +177,22 @@ def label_image(array, name='labels/b.tif'):
 
 
 FRAME = {
-    'two pictures of a name': (write('images/a.png', b'x'), 'a.jpg'),
+    'two images of a name': (write('images/a.png', b'x'), 'a.jpg'),
     'two label images of a name': (write('labels/a.bmp', b'x'), 'a.bmp'),
     'empty csv': (write('classes.csv', b''), 'classes.csv cannot be read'),
     'csv of another encoding': (write('classes.csv', b'file,\xff\xfe'), 'cannot be read'),
     'column missing': (edit_csv('object', 'number'), "has no column 'object'"),
     'cells missing': (edit_csv('a.jpg,1,gland', 'a.jpg,1'), 'line 2: 2 cells'),
-    'number a word': (edit_csv('a.jpg,1,gland', 'a.jpg,one,gland'), "line 2: 'one' is no number"),
-    'number zero': (edit_csv('a.jpg,1,gland', 'a.jpg,0,gland'), "line 2: '0' is no number"),
+    'number a word': (
+        edit_csv('a.jpg,1,gland', 'a.jpg,one,gland'),
+        "line 2: 'one' is not an object number",
+    ),
+    'number zero': (
+        edit_csv('a.jpg,1,gland', 'a.jpg,0,gland'),
+        "line 2: '0' is not an object number",
+    ),
     'class empty': (edit_csv('a.jpg,1,gland', 'a.jpg,1,'), 'class of object 1 is empty'),
-    'no such picture': (edit_csv('a.jpg,1', 'z.jpg,1'), 'no picture z.jpg'),
+    'no such image': (edit_csv('a.jpg,1', 'z.jpg,1'), 'no image z.jpg'),
     'two classes': (edit_csv('a.jpg,2,vessel', 'a.jpg,1,vessel'), 'has another class above'),
 }
 
@@ -225,17 +231,17 @@ PICTURE = {
     ),
     'object without a class': (edit_csv('b.png,1,gland\n', ''), 'an object 1, of which classes'),
     'class of no object': (edit_csv('b.png,1,gland', 'b.png,9,gland'), 'has no object 9'),
-    'picture cut short': (
+    'image cut short': (
         lambda f: (f / 'images/b.png').write_bytes((f / 'images/b.png').read_bytes()[:-40]),
         'images/b.png cannot be read',
     ),
-    'picture without a byte': (write('images/b.png', b''), 'images/b.png cannot be read'),
+    'image without a byte': (write('images/b.png', b''), 'images/b.png cannot be read'),
 }
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
 @pytest.mark.parametrize('case', PICTURE)
-def test_a_damaged_picture_is_named_and_can_be_left_out(cells, case):
+def test_a_damaged_image_is_named_and_can_be_skipped(cells, case):
     folder, _ = cells
     damage, said = PICTURE[case]
     damage(folder)

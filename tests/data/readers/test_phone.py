@@ -21,10 +21,10 @@ def load(folder, **chosen):
 
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_what_is_read_back_is_what_was_put_in(phones, split, tmp_path):
-    folder, truths = phones
+    folder, ground_truths = phones
     dataset = load(folder)
     assert dataset.class_names == tuple(f'part {i}' for i in range(1, 12))
-    round_trip.check(dataset, split, truths[split], tmp_path)
+    round_trip.check(dataset, split, ground_truths[split], tmp_path)
 
 
 def test_the_folder_above_will_do(phones):
@@ -34,28 +34,28 @@ def test_the_folder_above_will_do(phones):
 @pytest.mark.parametrize('share', [0.9, 0.5])
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_a_division_holds_each_model_out_and_trains_on_it(phones, share, seed, tmp_path):
-    folder, truths = phones
+    folder, ground_truths = phones
     dataset = load(folder, share=share, split_seed=seed)
     sides = {s: [item.file_name for item in dataset.items(s)] for s in ('train', 'val')}
-    every = [truth.file_name for part in truths.values() for truth in part]
+    every = [gt.file_name for part in ground_truths.values() for gt in part]
     assert sorted(sides['train'] + sides['val']) == sorted(every)
     for model in layouts.PHONE_MODELS:
         held_out = sum(name.startswith(model) for name in sides['val'])
         # Of four: one at 90%, two at 50%.
         assert held_out == (1 if share == 0.9 else 2)
     if seed == 0:
-        both = [truth for part in truths.values() for truth in part]
-        wanted = [truth for truth in both if truth.file_name in sides['val']]
+        both = [gt for part in ground_truths.values() for gt in part]
+        wanted = [gt for gt in both if gt.file_name in sides['val']]
         round_trip.check(dataset, 'val', wanted, tmp_path)
 
 
-def test_pictures_of_both_parts_keep_different_ids(phones):
+def test_images_of_both_parts_keep_different_ids(phones):
     dataset = load(phones[0], share=0.9)
     ids = [item.image_id for split in ('train', 'val') for item in dataset.items(split)]
     assert len(ids) == len(set(ids)) == 13
 
 
-def test_the_papers_copies_have_the_objects_of_their_picture(phones, tmp_path):
+def test_the_papers_copies_have_the_objects_of_their_image(phones, tmp_path):
     dataset = augment.Expanded(load(phones[0], share=0.9), 30, 0)
     record_set = records.ensure_records(dataset, 'train', str(tmp_path), num_processes=1)
     assert record_set.num_examples == 30

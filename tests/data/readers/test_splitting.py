@@ -1,4 +1,4 @@
-"""Which pictures are held out: whole groups, the wanted share, some of each series."""
+"""Which images are held out: whole groups, the wanted share, some of each series."""
 
 import collections
 
@@ -32,12 +32,12 @@ def test_groups_stay_whole_and_both_sides_have_some(members, share, seed):
 
 
 @pytest.mark.parametrize('count, share, wanted', [(100, 0.9, 10), (533, 0.9, 53), (5, 0.5, 2)])
-def test_pictures_on_their_own_are_held_out_to_the_share(count, share, wanted):
+def test_images_on_their_own_are_held_out_to_the_share(count, share, wanted):
     names = [f'{i}.png' for i in range(count)]
     chosen = splitting.hold_out_groups(names, share, 0)
     assert len(chosen) == wanted
     assert chosen != splitting.hold_out_groups(names, share, 1)
-    # Another order of the same pictures holds the same ones out.
+    # Another order of the same images holds the same ones out.
     names.reverse()
     again = splitting.hold_out_groups(names, share, 0)
     assert {names[i] for i in again} == {f'{i}.png' for i in chosen}

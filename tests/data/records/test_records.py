@@ -84,17 +84,17 @@ def test_the_model_gardens_decoder_gives_back_the_source(tmp_path):
 
 def test_coco_ground_truth(tmp_path):
     record_set = convert(Blocks(), tmp_path)
-    truth = load_coco(record_set.annotation_file)
-    assert truth.getImgIds() == record_set.image_ids == list(range(100, 140))
-    assert truth.loadCats([1, 2]) == [{'id': 1, 'name': 'gland'}, {'id': 2, 'name': 'other'}]
-    assert 'NOTICE' in truth.dataset['info']['description']
-    assert sorted(truth.anns) == list(range(1, 121))
+    gt = load_coco(record_set.annotation_file)
+    assert gt.getImgIds() == record_set.image_ids == list(range(100, 140))
+    assert gt.loadCats([1, 2]) == [{'id': 1, 'name': 'gland'}, {'id': 2, 'name': 'other'}]
+    assert 'NOTICE' in gt.dataset['info']['description']
+    assert sorted(gt.anns) == list(range(1, 121))
     for k in range(40):
         source = make_example(k)
         height, width = source.image.shape[:2]
-        image = truth.imgs[100 + k]
+        image = gt.imgs[100 + k]
         assert (image['height'], image['width']) == (height, width)
-        found = truth.loadAnns(truth.getAnnIds(imgIds=[100 + k]))
+        found = gt.loadAnns(gt.getAnnIds(imgIds=[100 + k]))
         assert [a['category_id'] for a in found] == [1, 2, 1]
         assert [a['iscrowd'] for a in found] == [0, 0, 1]
         assert [a['area'] for a in found] == [35, (height - 10) * 11, 4]
@@ -159,13 +159,13 @@ def test_a_shard_of_other_data_is_not_taken_over(tmp_path):
     assert second.reads == list(range(40))
 
 
-def test_a_damaged_picture_is_named_and_leaves_nothing(tmp_path):
+def test_a_damaged_image_is_named_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match='^35.png cannot be read; --skip_bad') as caught:
         convert(Blocks(bad=(35, 36)), tmp_path)
     assert '\n' not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
-def test_what_is_left_out_is_said(tmp_path, capsys):
+def test_what_is_skipped_is_said(tmp_path, capsys):
     record_set = convert(Blocks(bad=(3, 35)), tmp_path, skip_bad=True)
     said = capsys.readouterr().out
     assert '3.png cannot be read' in said and '35.png cannot be read' in said
@@ -372,26 +372,25 @@ def test_a_killed_conversion_leaves_no_process_and_the_next_call_goes_on(tmp_pat
     assert not list(tmp_path.rglob('*.tmp'))
 
 
-def test_a_damaged_picture_in_another_process_is_one_line(tmp_path):
-    process = run_program(
-        "records.ensure_records(Blocks(64, bad=(5, 40)), 'train', sys.argv[1], num_processes=2)",
-        str(tmp_path),
-    )
+def last_line_of_failure(blocks, folder):
+    """What a program says at last that cannot convert `blocks` by two processes."""
+    call = f"records.ensure_records({blocks}, 'train', sys.argv[1], num_processes=2)"
+    process = run_program(call, str(folder))
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2 and 'Traceback' not in said
-    assert 'cannot be read; --skip_bad leaves such pictures out' in said.splitlines()[-1]
+    return said.splitlines()[-1]
+
+
+def test_a_damaged_image_in_another_process_is_one_line(tmp_path):
+    said = last_line_of_failure('Blocks(64, bad=(5, 40))', tmp_path)
+    assert 'cannot be read; --skip_bad skips such images' in said
     assert [path.name for path in tmp_path.iterdir()] == ['program.py']
 
 
 def test_a_process_that_is_killed_is_one_line_and_the_next_call_goes_on(tmp_path):
     """As the system does where memory is short."""
-    process = run_program(
-        "records.ensure_records(Blocks(64, dies_at=60), 'train', sys.argv[1], num_processes=2)",
-        str(tmp_path),
-    )
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 2 and 'Traceback' not in said
-    assert 'was killed, most likely for lack of memory' in said.splitlines()[-1]
+    said = last_line_of_failure('Blocks(64, dies_at=60)', tmp_path)
+    assert 'was killed, most likely for lack of memory' in said
     second = Blocks(64)
     assert convert(second, tmp_path).num_examples == 64
     # At least: the first shard may not have been ready.
@@ -454,7 +453,7 @@ def test_manifest_tells_what_is_inside(tmp_path):
     folder = pathlib.Path(record_set.annotation_file).parent
     manifest = json.loads((folder / 'manifest.json').read_text())
     assert manifest['classes'] == ['gland', 'other']
-    # The third object of each picture, of the first class, is a crowd.
+    # The third object of each image, of the first class, is a crowd.
     assert manifest['objects_per_class'] == {'gland': 40, 'other': 40}
     counts = manifest['num_images'], manifest['num_objects'], manifest['num_crowds']
     assert counts == (40, 80, 40)
@@ -463,7 +462,7 @@ def test_manifest_tells_what_is_inside(tmp_path):
     assert manifest['fingerprint'] == record_set.fingerprint
 
 
-def test_an_object_without_a_pixel_is_left_out_and_counted(tmp_path, capsys):
+def test_an_object_without_a_pixel_is_skipped_and_counted(tmp_path, capsys):
     class Empty(Blocks):
         def read(self, item):
             example = super().read(item)
@@ -474,7 +473,7 @@ def test_an_object_without_a_pixel_is_left_out_and_counted(tmp_path, capsys):
             return example
 
     record_set = convert(Empty(4), tmp_path)
-    assert 'objects without a pixel are left out: 1, in 1 of 4 images, such as 1.png' in (
+    assert 'objects without a pixel are skipped: 1, in 1 of 4 images, such as 1.png' in (
         capsys.readouterr().out
     )
     assert record_set.objects_per_image == [2, 1, 2, 2]
@@ -483,7 +482,7 @@ def test_an_object_without_a_pixel_is_left_out_and_counted(tmp_path, capsys):
     np.testing.assert_array_equal(data['groundtruth_instance_masks'] > 0, make_masks(1)[[0, 2]])
 
 
-def test_what_is_not_learnt_of_crowded_pictures_is_counted():
+def test_what_is_not_learnt_of_crowded_images_is_counted():
     crowded = records.RecordSet('', 4, '', '', [1, 2, 3, 4], [3, 9, 4, 6], [22]).crowded
     assert crowded(9) == ''
     said = crowded(4)
@@ -494,7 +493,7 @@ def test_what_is_not_learnt_of_crowded_pictures_is_counted():
     assert '--max_instances' in said
 
 
-def test_a_picture_without_objects(tmp_path):
+def test_an_image_without_objects(tmp_path):
     class Plain(Blocks):
         def read(self, item):
             nothing = np.zeros(0, int)
@@ -510,7 +509,7 @@ def test_a_picture_without_objects(tmp_path):
     assert load_coco(record_set.annotation_file).getAnnIds() == []
 
 
-def test_the_pictures_own_file_goes_into_the_records(tmp_path):
+def test_the_images_own_file_goes_into_the_records(tmp_path):
     class Photos(Blocks):
         def read(self, item):
             example = super().read(item)

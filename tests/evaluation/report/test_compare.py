@@ -127,5 +127,5 @@ def test_what_cannot_be_compared_is_named(world, tmp_path):
         load(world, 'good-0', 'data')
     with pytest.raises(UserError, match='evaluate the run first'):
         compare.load_runs([str(world / 'good-0')], 'val', None, str(world / 'cache'))
-    with pytest.raises(UserError, match='no such split'):
+    with pytest.raises(UserError, match='has the splits train, val only'):
         compare.load_runs([str(world / 'good-0')], 'test', None, str(world / 'cache'))

@@ -1,4 +1,4 @@
-"""The report as a reader meets it: figures, pictures, captions; and evaluate.py on a file."""
+"""The report as a reader sees it: figures, images, captions; and evaluate.py on a file."""
 
 import base64
 import json
@@ -37,9 +37,11 @@ def case(folder, tmp_path_factory):
         return dataset, record_set, json.load(file)
 
 
-def as_predictions(truth, score=1.0):
+def as_predictions(ground_truth, score=1.0):
     keys = ('image_id', 'category_id', 'bbox', 'segmentation')
-    return [{**{key: one[key] for key in keys}, 'score': score} for one in truth['annotations']]
+    return [
+        {**{key: one[key] for key in keys}, 'score': score} for one in ground_truth['annotations']
+    ]
 
 
 def write(case, found, path):
@@ -55,7 +57,7 @@ def write(case, found, path):
     return scored, (path / 'index.html').read_text()
 
 
-def test_the_truth_scores_one_in_everything(case, tmp_path):
+def test_the_ground_truth_scores_one_in_everything(case, tmp_path):
     scored, text = write(case, as_predictions(case[2]), tmp_path)
     for kind in ('box', 'mask', 'boundary'):
         assert scored.figures[kind]['AP'] == pytest.approx(1)
@@ -67,14 +69,14 @@ def test_the_truth_scores_one_in_everything(case, tmp_path):
         assert name in text
 
 
-def test_pictures_are_inside_and_small(case, tmp_path):
+def test_images_are_inside_and_small(case, tmp_path):
     _, text = write(case, as_predictions(case[2]), tmp_path)
-    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
-    assert pictures
-    for picture in pictures:
-        pixels = cv2.imdecode(np.frombuffer(base64.b64decode(picture), np.uint8), cv2.IMREAD_COLOR)
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    assert images
+    for image in images:
+        pixels = cv2.imdecode(np.frombuffer(base64.b64decode(image), np.uint8), cv2.IMREAD_COLOR)
         assert pixels is not None and pixels.shape[1] <= 720
-    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
 
 
 def test_no_predictions_are_a_report_too(case, tmp_path):
@@ -85,32 +87,32 @@ def test_no_predictions_are_a_report_too(case, tmp_path):
 
 
 def test_calibration_by_hand():
-    # Three predictions of .91 on average of which two are right, one of .25 that is right.
+    # Three predictions of .91 on average of which two are correct, one of .25 that is correct.
     gland, far = shapes.rectangle(10, 10, 30, 30), shapes.rectangle(40, 50, 60, 70)
-    truth = shapes.truth([[(gland, 1), (far, 1)], [(gland, 1)]])
+    ground_truth = shapes.ground_truth([[(gland, 1), (far, 1)], [(gland, 1)]])
     results = [
         shapes.result(1, gland, 0.92),
         shapes.result(1, far, 0.90),
         shapes.result(1, shapes.rectangle(0, 60, 8, 70), 0.91),
         shapes.result(2, gland, 0.25),
     ]
-    (scores, shares), error = report_page.calibration(matching.match(truth, results)['mask'])
+    (scores, shares), error = report_page.calibration(matching.match(ground_truth, results)['mask'])
     assert scores == pytest.approx([0.25, 0.91])
     assert shares == pytest.approx([1, 2 / 3])
     assert error == pytest.approx((3 * (0.91 - 2 / 3) + 0.75) / 4)
 
 
-def test_quality_is_overlap_over_finds_and_half_of_mistakes():
+def test_quality_is_overlap_over_matches_and_half_of_errors():
     gland, far = shapes.rectangle(10, 10, 30, 30), shapes.rectangle(40, 50, 60, 70)
-    truth = shapes.truth([[(gland, 1), (far, 1)], [], [(gland, 1)]])
-    # In the first image one is found with an overlap of 16 / 24, one is missed, one is false.
+    ground_truth = shapes.ground_truth([[(gland, 1), (far, 1)], [], [(gland, 1)]])
+    # In the first image one is detected with an overlap of 16 / 24, one is missed, one is false.
     results = [
         shapes.result(1, shapes.rectangle(10, 14, 30, 34), 0.9),
         shapes.result(1, shapes.rectangle(0, 60, 8, 70), 0.8),
         shapes.result(1, shapes.rectangle(0, 70, 8, 80), 0.3),
         shapes.result(3, gland, 0.4),
     ]
-    errors = error_types.classify(truth, results)
+    errors = error_types.classify(ground_truth, results)
     qualities = error_types.image_qualities(errors, [1, 2, 3], 0.5)
     assert qualities == pytest.approx({1: (16 / 24) / 2, 2: 1.0, 3: 0.0})
 
