@@ -72,7 +72,7 @@ def mask_feature_distance(
     set the scale of the loss by the resolution and the channels.
 
     Args:
-        real_layers: outputs of the mask discriminator's layers for ground-truth masks, each [N, ...].
+        real_layers: outputs of the mask discriminator's layers for ground truth, each [N, ...].
         fake_layers: the same for predicted masks.
         weights: [N], 1 for a valid RoI, 0 for padding.
         layer_weights: one for each layer.
