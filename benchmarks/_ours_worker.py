@@ -23,7 +23,7 @@ from gan_mrcnn import task as task_lib
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.data.records import shards
 from gan_mrcnn.metrics import predictions
-from gan_mrcnn.utils import run_lengths
+from gan_mrcnn.utils import files, run_lengths
 
 _CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'gland_small.yaml'
 
@@ -115,7 +115,7 @@ def evaluate(detect, plan, path):
             detections['detection_masks'],
             info,
         )
-    predictions.write_json(str(path), found)
+    files.write_json(path, found, indent=None)
     return time.perf_counter() - start
 
 

@@ -3,4 +3,4 @@
 
 from gan_mrcnn import compat  # noqa: F401  (before anything imports TensorFlow)
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

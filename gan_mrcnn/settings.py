@@ -161,22 +161,14 @@ def override(config: hyperparams.Config, values: Mapping[str, Any], source: str)
     Raises:
       UserError: naming an unknown key and the valid ones, or a value of the wrong kind.
     """
-    values = _with_new_names(values)
+    if isinstance(values, Mapping) and isinstance(values.get('task'), Mapping):
+        values = {**values, 'task': yaml_files.with_new_names(values['task'])}
     _check_keys(config, values, '', source)
     try:
         config.override(values)
         config.as_dict()  # Looks whether every `type` exists.
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f'{source}: {" ".join(str(error).split())}') from error
-
-
-def _with_new_names(values):
-    """Settings that version 0.1 has saved, with the names that they have now."""
-    task = values.get('task') if isinstance(values, Mapping) else None
-    if not isinstance(task, Mapping) or 'blow_ups' not in task:
-        return values
-    renamed = {('nonfinite' if key == 'blow_ups' else key): x for key, x in task.items()}
-    return {**values, 'task': renamed}
 
 
 def _check_keys(config, values, prefix, source):

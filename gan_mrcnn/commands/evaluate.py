@@ -5,7 +5,6 @@ With --predictions FILE instead of a model, it scores COCO results of any system
 """
 
 import argparse
-import pathlib
 
 from gan_mrcnn.utils import cli
 from gan_mrcnn.utils.errors import UserError
@@ -44,8 +43,7 @@ def main(options: argparse.Namespace) -> None:
     if options.val_predictions and not options.predictions:
         raise UserError('--val_predictions goes with --predictions; leave it out')
     if options.model_dir is None and options.saved_model is not None:
-        # OUT/model/1 is evaluated into OUT/eval.
-        options.model_dir = str(pathlib.Path(options.saved_model).resolve().parents[1])
+        options.model_dir = _beside(options.saved_model)
     from gan_mrcnn import settings
     from gan_mrcnn.evaluation import run as evaluation_run
     from gan_mrcnn.prediction import checkpoint
@@ -71,3 +69,10 @@ def main(options: argparse.Namespace) -> None:
         outputs,
         options.saved_model,
     )
+
+
+def _beside(saved_model: str) -> str:
+    """The folder OUT of an export OUT/model/1, whether that or OUT/model is given."""
+    from gan_mrcnn.prediction import predictor
+
+    return str(predictor.find_version(saved_model).resolve().parents[1])

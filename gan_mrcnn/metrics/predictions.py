@@ -20,8 +20,6 @@ import numpy as np
 from gan_mrcnn.utils import coco_annotations, files, run_lengths
 from gan_mrcnn.utils.errors import UserError
 
-# For benchmarks/_ours_worker.py, until it calls `files` itself.
-write_json = files.write_json
 _RESULT_KEYS = ('image_id', 'category_id', 'bbox', 'score', 'segmentation')
 
 

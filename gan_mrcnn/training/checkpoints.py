@@ -210,7 +210,8 @@ class BestCheckpoint:
     """The checkpoint with the highest validation figure, kept apart, and all figures.
 
     Which one is the best follows from the step of the checkpoint on disk and the figures of that
-    step, so that a killed process cannot leave a checkpoint with the figures of another.
+    step, so that a killed process cannot leave a checkpoint with the figures of another. Where the
+    figure is undefined, as without an object in the validation split, there is no best.
     """
 
     def __init__(self, model_dir: str, metric: str, is_chief: bool):
@@ -232,13 +233,13 @@ class BestCheckpoint:
         info = files.read_json(pathlib.Path(self._folder) / 'info.json', None)
         if info and step not in self.history:
             self.history[step] = info
-        return step if step in self.history else None
+        return step if self._metric in self.history.get(step, {}) else None
 
     def _is_best(self, step: int) -> bool:
-        best = self._best_step
-        if best in (None, step):
-            return True
-        return self.history[step][self._metric] > self.history[best][self._metric]
+        figure = self.history[step].get(self._metric)
+        if figure is None or self._best_step in (None, step):
+            return figure is not None
+        return figure > self.history[self._best_step][self._metric]
 
     @property
     def best_step(self) -> Optional[int]:
@@ -250,7 +251,9 @@ class BestCheckpoint:
         return step in self.history and (self._best_step == step or not self._is_best(step))
 
     def best_figure(self) -> dict[str, float]:
-        """The figure that the best checkpoint was chosen by, by its name."""
+        """The figure that the best checkpoint was chosen by, by its name; empty without one."""
+        if self._best_step is None:
+            return {}
         return {self._metric: self.history[self._best_step][self._metric]}
 
     def add(self, checkpoint: tf.train.Checkpoint, logs: Mapping[str, Any], step: int) -> None:

@@ -131,7 +131,10 @@ class Progress:
         """An orbit evaluation action; validation does not count in the time per step."""
         self._timer.pause()
         figures = {name: float(orbit.utils.get_value(x)) for name, x in output.items()}
-        self._validated = ', '.join(f'{k} AP {figures[f"{k}_AP"]:.3f}' for k in ('box', 'mask'))
+        shown = [
+            f'{k} AP {figures[f"{k}_AP"]:.3f}' for k in ('box', 'mask') if f'{k}_AP' in figures
+        ]
+        self._validated = ', '.join(shown) or 'without an object to measure AP on'
         rounded = {name: round(value, 6) for name, value in figures.items()}
         self._status.update(state='training', validation={'step': current_step(), **rounded})
         self.say(f'step {current_step()}: validation {self._validated}')

@@ -321,6 +321,7 @@ def test_more_than_two_to_the_31_elements(kernels):
     )
 
 
+@pytest.mark.slow
 def test_sanitizers_find_nothing(library, kernels, tmp_path):
     """Address and undefined-behaviour sanitizer, exact allocations, three blocks at most."""
     runtime = subprocess.run(
@@ -370,6 +371,7 @@ def test_no_header_of_tensorflow():
         assert included and not [path for path in included if '/' in path]
 
 
+@pytest.mark.slow
 def test_nvcc_compiles_it(tmp_path):
     nvcc = shutil.which('nvcc') or shutil.which('nvcc', path='/usr/local/cuda/bin')
     if nvcc is None:

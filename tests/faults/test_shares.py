@@ -2,10 +2,8 @@
 
 import collections
 
-import hypothesis
 import pytest
 import tensorflow as tf
-from hypothesis import strategies
 
 from gan_mrcnn import configs
 from gan_mrcnn.data import input_pipeline
@@ -14,6 +12,8 @@ from gan_mrcnn.data.records import records
 from tests import tiny
 
 NUM_IMAGES = 5
+# Together fewer and more than there are images.
+several = pytest.mark.parametrize('workers, per_worker', [(4, 1), (3, 2)])
 
 
 @pytest.fixture(scope='module')
@@ -42,8 +42,7 @@ def read(record_set, build, workers, per_worker, batches):
     return shares
 
 
-@hypothesis.settings(deadline=None, derandomize=True, max_examples=4)
-@hypothesis.given(strategies.integers(2, 4), strategies.integers(1, 2))
+@several
 def test_no_image_is_seen_twice_in_an_epoch(record_set, workers, per_worker):
     """Over as many steps as make some epochs exactly: each image as often as there are epochs."""
 
@@ -61,8 +60,7 @@ def test_no_image_is_seen_twice_in_an_epoch(record_set, workers, per_worker):
         assert len(set(seen)) == NUM_IMAGES
 
 
-@hypothesis.settings(deadline=None, derandomize=True, max_examples=4)
-@hypothesis.given(strategies.integers(2, 4), strategies.integers(1, 2))
+@several
 def test_validation_covers_every_image_once(record_set, workers, per_worker):
     shares = read(record_set, input_pipeline.evaluation_dataset, workers, per_worker, -1)
     ids = [x for share in shares for x in share if x >= 0]

@@ -47,6 +47,19 @@ def as_inputs(function, rows):
     return {name: tf.constant(values, specs[name].dtype)}
 
 
+def predict(signatures, request):
+    """The response to a request in row format, both as REST has them."""
+    function = signatures[request.get('signature_name', 'serving_default')]
+    rows = request['instances']
+    outputs = function(**as_inputs(function, rows))
+    return {
+        'predictions': [
+            {name: value[i].numpy().tolist() for name, value in outputs.items()}
+            for i in range(len(rows))
+        ]
+    }
+
+
 def make_handler(version, signatures):
     base = f'/v1/models/{MODEL}'
     places = {f'{base}{place}': place for place in ('', f'/versions/{version}')}
@@ -73,15 +86,7 @@ def make_handler(version, signatures):
                 if place not in places or verb != 'predict':
                     self.answer(404, {'error': f'Malformed request: POST {self.path}'})
                     return
-                request = json.loads(body)
-                function = signatures[request.get('signature_name', 'serving_default')]
-                outputs = function(**as_inputs(function, request['instances']))
-                rows = len(request['instances'])
-                answer = [
-                    {name: value[i].numpy().tolist() for name, value in outputs.items()}
-                    for i in range(rows)
-                ]
-                self.answer(200, {'predictions': answer})
+                self.answer(200, predict(signatures, json.loads(body)))
             except Exception as error:
                 self.answer(400, {'error': str(error)})
 

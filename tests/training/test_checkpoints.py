@@ -207,3 +207,19 @@ def test_a_damaged_best_is_none(tmp_path):
     assert best.best_step is None
     validate(best, model, 20, 0.1)
     assert best_of(tmp_path).best_step == 20 == step_on_disk(tmp_path)
+
+
+def test_a_figure_that_is_undefined_chooses_no_checkpoint(tmp_path):
+    """As the mask AP of a validation split without an object."""
+    variable = tf.Variable(1.0)
+    best = checkpoints.BestCheckpoint(str(tmp_path), 'mask_AP', is_chief=True)
+    for step, logs in ((10, {}), (20, {'mask_AP': 0.25}), (30, {}), (40, {'mask_AP': 0.125})):
+        variable.assign(step)
+        number = tf.Variable(step, dtype=tf.int64)
+        saved = tf.train.Checkpoint(variable=variable, global_step=number)
+        best.add(saved, logs, step)
+        assert best.is_settled(step)
+        assert best.best_step == (None if step == 10 else 20)
+        assert best.best_figure() == ({} if step == 10 else {'mask_AP': 0.25})
+        # The same after a new start.
+        best = checkpoints.BestCheckpoint(str(tmp_path), 'mask_AP', is_chief=True)

@@ -346,6 +346,35 @@ def test_images_without_and_with_many_objects_train_to_finite_losses(folder, cap
     assert all(np.isfinite(value) for value in found['total_loss'].values())
 
 
+class NothingToValidate(tiny.Rectangles):
+    """A validation split without an object."""
+
+    name = 'nothing_to_validate'
+
+    def read(self, item):
+        example = super().read(item)
+        if item.image_id not in self.ids['val']:
+            return example
+        nothing = {'rles': [], 'classes': np.zeros(0, np.int32), 'is_crowd': np.zeros(0, bool)}
+        return dataclasses.replace(example, **nothing)
+
+
+@tiny.eager_steps()
+def test_a_validation_split_without_an_object_is_warned_of_and_training_goes_on(folder, capsys):
+    model_dir = folder / 'nothing_to_validate'
+    for steps in (1, 2):
+        config = make_config(
+            folder, f'trainer.train_steps={steps}', 'trainer.validation_interval=1'
+        )
+        training_run.train(config, NothingToValidate(), str(model_dir), 'train_and_eval')
+        said = capsys.readouterr()
+        assert 'warning: val: has no object: its AP is not defined' in said.out
+        assert f'step {steps}: validation without an object' in said.err
+    status = json.loads((model_dir / 'status.json').read_text())
+    assert (status['state'], status['step'], status['best']) == ('finished', 2, {'step': None})
+    assert not (model_dir / 'best').exists()
+
+
 def test_missing_checkpoints_are_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match='holds no checkpoint'):
         checkpoint.find_checkpoint(str(tmp_path), 'best')

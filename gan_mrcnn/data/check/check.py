@@ -103,6 +103,12 @@ def _class_problems(
     train, *others = counts
     if not sum(counts[train].values()):
         yield base.Problem(train, 'has no object to learn', 'error')
+    for split in others:
+        if not sum(counts[split].values()):
+            text = (
+                'has no object: its AP is not defined, and no best checkpoint can be chosen by it'
+            )
+            yield base.Problem(split, text, 'warning')
     for number, name in enumerate(class_names, start=1):
         where = [split for split in counts if counts[split].get(number)]
         if not where:

@@ -39,7 +39,9 @@ _TEMPLATE = pathlib.Path(__file__).with_name('compare.html.j2')
 # Images on each side of where two systems differ most.
 _NUM_IMAGES = 3
 # Settings that may differ between runs of one system.
-_NO_SETTINGS = ('seed', 'data_dir', 'cache_dir')
+_NO_SETTINGS = ('seed', 'data_dir', 'cache_dir', 'annotation_file')
+# Where their records were is no setting either.
+_DATA = ('train_data', 'validation_data')
 # Name of a figure: kind and name in `coco.figures`.
 _AP = {
     'box AP': ('box', 'AP'),
@@ -195,6 +197,8 @@ def load_runs(
     for folder, own in zip(folders, settings):
         scored = _score(folder, dataset, split, record_set, ground_truth)
         kept = {key: value for key, value in own.items() if key not in _NO_SETTINGS}
+        for part in _DATA:
+            kept[part] = {key: x for key, x in kept.get(part, {}).items() if key != 'input_path'}
         runs.append(Run(pathlib.Path(folder).resolve().name, kept, scored))
     return runs
 

@@ -272,7 +272,7 @@ def test_damage_anywhere_is_set_aside_and_mended(tmp_path, name):
     assert convert(Blocks(), tmp_path) == record_set and contents(record_set) == expected
 
 
-@pytest.mark.parametrize('num_processes', [1, 2])
+@pytest.mark.parametrize('num_processes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line(tmp_path, num_processes):
     """By the largest file that the process may write."""
     process = run_program(
@@ -381,12 +381,14 @@ def last_line_of_failure(blocks, folder):
     return said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_damaged_image_in_another_process_is_one_line(tmp_path):
     said = last_line_of_failure('Blocks(64, bad=(5, 40))', tmp_path)
     assert 'cannot be read; --skip_bad skips such images' in said
     assert [path.name for path in tmp_path.iterdir()] == ['program.py']
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_one_line_and_the_next_call_goes_on(tmp_path):
     """As the system does where memory is short."""
     said = last_line_of_failure('Blocks(64, dies_at=60)', tmp_path)

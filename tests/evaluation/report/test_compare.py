@@ -38,7 +38,10 @@ def world(tmp_path_factory):
         task = {
             'dataset': 'label_images',
             'data_dir': str(folder / 'data'),
-            'cache_dir': cache,
+            # Where records were kept is no setting.
+            'cache_dir': f'{cache}-{name}',
+            'annotation_file': f'{cache}-{name}/annotations.json',
+            'train_data': {'input_path': f'{cache}-{name}/records-*'},
             'seed': seed,
             'gan': {'mode': mode},
         }
