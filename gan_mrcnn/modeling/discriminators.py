@@ -57,7 +57,7 @@ class BoxDiscriminator(tf.keras.Model):
         """
         for block in self._hidden:
             x = block(x, training=training)
-        return tf.reduce_mean(tf.cast(self._to_logit(x), tf.float32), axis=[1, 2, 3])
+        return tf.reduce_mean(tf.cast(self._to_logit(x), self.variable_dtype), axis=[1, 2, 3])
 
 
 class MaskDiscriminator(tf.keras.Model):
@@ -99,7 +99,7 @@ class MaskDiscriminator(tf.keras.Model):
         outputs = [x]
         for block in self._blocks:
             outputs.append(block(outputs[-1], training=training))
-        return [tf.cast(output, tf.float32) for output in outputs]
+        return [tf.cast(output, self.variable_dtype) for output in outputs]
 
 
 class _ConvBlock(tf.keras.layers.Layer):
