@@ -28,6 +28,7 @@ RATES = (
     'learning_rate',
     'initial_learning_rate',
     'end_learning_rate',
+    'pre_offset_learning_rate',
     'warmup_learning_rate',
 )
 CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
@@ -175,12 +176,14 @@ def _check_keys(config, values, prefix, source):
     if not isinstance(values, Mapping):
         raise UserError(f'{source}: {prefix or "the file"} wants keys and values, not {values!r}')
     # Not `as_dict`: a choice between several configurations exports the chosen one only.
-    names = {field.name for field in dataclasses.fields(config)}
+    kinds = {field.name: field.type for field in dataclasses.fields(config)}
     for name, value in values.items():
         key = f'{prefix}{name}'
-        if name not in names:
-            raise UserError(f'{source}: unknown key {key}; valid here: {", ".join(sorted(names))}')
+        if name not in kinds:
+            raise UserError(f'{source}: unknown key {key}; valid here: {", ".join(sorted(kinds))}')
         current = getattr(config, name)
+        if current is None and kinds[name] == Optional[float]:
+            current = 0.0
         if isinstance(current, hyperparams.Config) and value is not None:
             _check_keys(current, value, f'{key}.', source)
         elif not _same_kind(current, value):

@@ -212,11 +212,17 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         Real and fake share one batch, so that BatchNorm cannot tell one from the other. Moves the
         stored statistics.
         """
+        # What stands in for RoIs on one replica must not count in the statistics of all.
+        is_counted = samples.weights > 0.0
+        is_counted |= tf.math.logical_not(_any_replica(tf.reduce_any(is_counted)))
+        is_counted = tf.tile(is_counted, [2])
         box_logits = self.box_discriminator(
-            tf.concat([samples.box_real, samples.box_fake], 0), training=True
+            tf.concat([samples.box_real, samples.box_fake], 0), training=True, is_counted=is_counted
         )
         layers = self.mask_discriminator(
-            tf.concat([samples.mask_real, samples.mask_fake], 0), training=True
+            tf.concat([samples.mask_real, samples.mask_fake], 0),
+            training=True,
+            is_counted=is_counted,
         )
         mask_real, mask_fake = zip(*(tf.split(layer, 2) for layer in layers))
         return Judgement(*tf.split(box_logits, 2), mask_real, mask_fake)

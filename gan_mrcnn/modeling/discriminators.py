@@ -44,20 +44,21 @@ class BoxDiscriminator(tf.keras.Model):
         ]
         self._to_logit = _convolution(1, True, kernel_regularizer, name=f'layer{num_layers}')
 
-    def call(self, x, training=None):
+    def call(self, x, training=None, is_counted=None):
         """Scores RoI features.
 
         Args:
             x: [N, S, S, C] RoI features.
             training: whether to normalize by the statistics of the batch, and to update the others.
+            is_counted: [N] bool, which RoIs count in the statistics of several replicas; None: all.
 
         Returns:
             [N] float32 logits, the mean over the positions where the last layer has several. Their
             sigmoid is the paper's score, 1 for ground-truth boxes.
         """
         for block in self._hidden:
-            x = block(x, training=training)
-        return tf.reduce_mean(tf.cast(self._to_logit(x), tf.float32), axis=[1, 2, 3])
+            x = block(x, training=training, is_counted=is_counted)
+        return tf.reduce_mean(tf.cast(self._to_logit(x), self.variable_dtype), axis=[1, 2, 3])
 
 
 class MaskDiscriminator(tf.keras.Model):
@@ -85,12 +86,13 @@ class MaskDiscriminator(tf.keras.Model):
         # Input, layer 1, 2, ...: the authors' code.
         self.layer_weights = (1.0, 1.0, 2.0, 2.0, 2.0, 4.0)[: num_layers + 1]
 
-    def call(self, x, training=None):
+    def call(self, x, training=None, is_counted=None):
         """Returns the input and the output of every layer.
 
         Args:
             x: [N, S, S, C], masks times RoI features.
             training: whether to normalize by the statistics of the batch, and to update the others.
+            is_counted: [N] bool, which RoIs count in the statistics of several replicas; None: all.
 
         Returns:
             A list of L + 1 float32 tensors [N, S_l, S_l, C_l], the first of them `x`. Eq. 6 wants
@@ -98,8 +100,8 @@ class MaskDiscriminator(tf.keras.Model):
         """
         outputs = [x]
         for block in self._blocks:
-            outputs.append(block(outputs[-1], training=training))
-        return [tf.cast(output, tf.float32) for output in outputs]
+            outputs.append(block(outputs[-1], training=training, is_counted=is_counted))
+        return [tf.cast(output, self.variable_dtype) for output in outputs]
 
 
 class _ConvBlock(tf.keras.layers.Layer):
@@ -119,10 +121,13 @@ class _ConvBlock(tf.keras.layers.Layer):
                 name='bn',
             )
 
-    def call(self, x, training=None):
+    def call(self, x, training=None, is_counted=None):
         x = self.convolution(x)
         if self.norm is not None:
-            x = self.norm(x, training=training)
+            mask = None
+            if self.norm.synchronized and is_counted is not None:
+                mask = tf.broadcast_to(is_counted[:, tf.newaxis, tf.newaxis], tf.shape(x)[:3])
+            x = self.norm(x, training=training, mask=mask)
         return tf.nn.leaky_relu(x, _LEAK)
 
 
