@@ -35,7 +35,6 @@ def make_task(mode='combined', preset='authors_code', **gan):
             'gan': {'mode': mode, 'preset': preset, 'num_layers': 3, **gan},
         }
     )
-    configs.complete(config.gan)
     tf.keras.utils.set_random_seed(0)
     task = task_lib.GanMaskRCNNTask(config)
     task.build_discriminators(tf.keras.optimizers.SGD(RATE, momentum=0.9))
