@@ -169,12 +169,14 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             }
         weights = self.task_config.losses
         kept = 0.0 if self.task_config.gan.mode == 'adversarial_only' else 1.0
-        terms['model_loss'] = (
-            weights.rpn_score_weight * terms['rpn_score_loss']
-            + weights.rpn_box_weight * terms['rpn_box_loss']
-            + weights.frcnn_class_weight * terms['frcnn_cls_loss']
-            + weights.frcnn_box_weight * terms['frcnn_box_loss'] * kept
-            + weights.mask_weight * terms['mask_loss'] * kept
+        terms['model_loss'] = _sum(
+            [
+                weights.rpn_score_weight * terms['rpn_score_loss'],
+                weights.rpn_box_weight * terms['rpn_box_loss'],
+                weights.frcnn_class_weight * terms['frcnn_cls_loss'],
+                weights.frcnn_box_weight * terms['frcnn_box_loss'] * kept,
+                weights.mask_weight * terms['mask_loss'] * kept,
+            ]
         )
         return terms
 
@@ -317,14 +319,14 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         with tf.GradientTape() as generator_tape:
             outputs = self.forward(inputs, model)
             terms = self.detection_losses(outputs, inputs[1])
-            total_loss = terms['model_loss'] + tf.add_n(model.losses or [0.0])
+            total_loss = _sum([terms['model_loss'], *model.losses])
 
             if self.has_discriminators:
                 samples = self.adversarial_samples(outputs)
                 with generator_tape.stop_recording():
                     terms.update(self._train_discriminators(samples, terms))
                 terms.update(self.generator_losses(samples))
-                total_loss += self.weighted_adversarial_loss(terms)
+                total_loss = _sum([total_loss, self.weighted_adversarial_loss(terms)])
             loss = _share_of_replica(total_loss, optimizer)
         terms['total_loss'] = total_loss
         terms['gradient_norm'] = self._apply_gradients(
@@ -352,10 +354,12 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         statistics = _statistics(self.box_discriminator, self.mask_discriminator)
         with tf.GradientTape() as discriminator_tape:
             own_terms = self.discriminator_losses(samples)
-            total_loss = tf.add_n(
-                [self.weighted_discriminator_loss(own_terms)]
-                + self.box_discriminator.losses
-                + self.mask_discriminator.losses
+            total_loss = _sum(
+                [
+                    self.weighted_discriminator_loss(own_terms),
+                    *self.box_discriminator.losses,
+                    *self.mask_discriminator.losses,
+                ]
             )
             loss = _share_of_replica(total_loss, optimizer)
         terms = {**terms, **own_terms}
@@ -389,7 +393,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             gradients = optimizer.get_unscaled_gradients(gradients)
         replicas = tf.distribute.get_replica_context()
         gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        norm = tf.linalg.global_norm(gradients)
+        norm = tf.sqrt(_sum([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
         if clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, use_norm=norm)
 
@@ -475,6 +479,16 @@ def _positive_places(classes):
     places = tf.cond(none, lambda: tf.zeros([1, 2], tf.int32), lambda: places)
     weight = tf.where(none, 0.0, 1.0)
     return tf.ensure_shape(places, [None, 2]), tf.fill([tf.shape(places)[0]], weight)
+
+
+def _sum(scalars) -> tf.Tensor:
+    """The sum of scalars, added up alike in every process.
+
+    TensorFlow's graph optimizer rearranges chains of additions and `tf.add_n`, in every process in
+    another way: the norm that gradients are clipped by would differ in its last bit, and from the
+    next step on the whole run.
+    """
+    return tf.reduce_sum(tf.stack(scalars))
 
 
 def _share_of_replica(loss, optimizer):
