@@ -1,5 +1,6 @@
 """Fixtures shared by all tests, and how several processes share the tests."""
 
+import fcntl
 import os
 import pathlib
 import signal
@@ -11,6 +12,7 @@ if 'PYTEST_XDIST_WORKER_COUNT' in os.environ:
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
     os.environ.setdefault('TF_NUM_INTEROP_THREADS', str(threads))
 
+import hypothesis  # noqa: E402
 import psutil  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
@@ -26,6 +28,10 @@ tf.config.set_logical_device_configuration(
 # starts and sends one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+# The same examples each time, however busy the machine is, and nothing kept of them.
+hypothesis.settings.register_profile('tests', deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile('tests')
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # Of memory for each process that runs tests: TensorFlow, its networks, and a program to test.
@@ -65,10 +71,15 @@ def glas_dir():
 
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory):
-    """A tiny run and its SavedModel, `tests.serving.tiny.Exported`."""
+    """A tiny run and its SavedModel, `tests.serving.tiny.Exported`; one for all processes."""
     from tests.serving import tiny
 
-    return tiny.export(tmp_path_factory.mktemp('serving'))
+    shared = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        shared = shared.parent
+    with open(shared / 'serving.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return tiny.export_once(shared / 'serving')
 
 
 @pytest.fixture(scope='session')

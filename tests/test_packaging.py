@@ -1,6 +1,7 @@
 """The frame of the project: requirements and locks agree, and imports stay inside their fences."""
 
 import ast
+import functools
 import os
 import pathlib
 import re
@@ -32,6 +33,7 @@ def _environment(python):
     }
 
 
+@functools.cache
 def _metadata(tensorflow=''):
     """Lines of the built package's requirements, its extras' too, as pip would read them."""
     program = (

@@ -284,7 +284,8 @@ def test_a_generator_that_alone_is_not_finite_stays_as_it_is(traced_step):
     assert all(changed(discriminators, step.task.discriminator_variables))
 
 
-@pytest.mark.parametrize('mode', [pytest.param('baseline', marks=pytest.mark.slow), 'combined'])
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['baseline', 'combined'])
 def test_two_replicas_take_the_step_of_one(two_replicas, mode):
     task, model = make_task(mode)
     batch = make_batch(task.task_config)

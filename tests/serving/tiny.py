@@ -38,6 +38,16 @@ def export(folder):
     return Exported(run, version.parent, version)
 
 
+def export_once(folder):
+    """`export`, unless another process has done that already."""
+    done = folder / 'done'
+    if not done.exists():
+        folder.mkdir()
+        done.write_text(str(export(folder).version))
+    version = pathlib.Path(done.read_text())
+    return Exported(folder / 'run', version.parent, version)
+
+
 def _write_run(run):
     """What training leaves behind: settings and a checkpoint."""
     run.mkdir()

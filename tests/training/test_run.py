@@ -299,6 +299,7 @@ def test_going_back_lowers_the_rate_for_good(folder, monkeypatch, capsys):
     assert events(folder / 'back' / 'train')['learning_rate'][5] == pytest.approx(0.0005)
 
 
+@pytest.mark.slow
 @tiny.eager_steps()
 def test_nonfinite_steps_have_a_limit(folder, monkeypatch):
     class Always(Poisoned):
