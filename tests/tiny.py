@@ -89,8 +89,8 @@ def sgd(rate=0.01) -> tf.keras.optimizers.Optimizer:
     return tf.keras.optimizers.SGD(rate, momentum=0.9)
 
 
-def make_batch(config, num_objects=3, batch_size=2):
-    """Images with bright rectangles, through the real parser."""
+def make_batch(config, num_objects=3, batch_size=2, side=30, apart=40):
+    """Images with bright squares of some pixels' side, through the real parser."""
     parser_config = configs.Parser(train_short_side=[64, 64], max_num_instances=5)
     parser = input_pipeline.Parser(config.model, parser_config, seed=5)
     rng = np.random.default_rng(0)
@@ -99,12 +99,12 @@ def make_batch(config, num_objects=3, batch_size=2):
         image = rng.integers(0, 60, [*SIZE, 3]).astype(np.uint8)
         masks, boxes = [], []
         for i in range(num_objects):
-            y, x = 5 + 3 * i, 4 + 40 * i
-            image[y : y + 30, x : x + 30] += 150
+            y, x = 5 + 3 * i, 4 + apart * i
+            image[y : y + side, x : x + side] += 150
             mask = np.zeros(SIZE, np.uint8)
-            mask[y : y + 30, x : x + 30] = 1
+            mask[y : y + side, x : x + side] = 255
             masks.append(cv2.imencode('.png', mask)[1].tobytes())
-            boxes.append([y / 64, x / 128, (y + 30) / 64, (x + 30) / 128])
+            boxes.append([y / 64, x / 128, (y + side) / 64, (x + side) / 128])
         data = {
             'image': tf.constant(image),
             'source_id': tf.constant(str(100 + number)),
