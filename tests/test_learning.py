@@ -226,8 +226,8 @@ def test_one_image_of_two_objects_is_learnt_by_heart(mode, tmp_path):
         (shapes.rectangle(y, x, y + side, x + side, *SIZE), number)
         for number, (y, x) in enumerate([(5, 4), (8, 4 + apart)], start=1)
     ]
-    truth = shapes.truth([[]] * 99 + [objects], 2)
-    (tmp_path / 'annotations.json').write_text(json.dumps(truth))
+    ground_truth = shapes.ground_truth([[]] * 99 + [objects], 2)
+    (tmp_path / 'annotations.json').write_text(json.dumps(ground_truth))
     task = task_lib.GanMaskRCNNTask(config)
     model = task.build_model()
     rate = tf.keras.optimizers.schedules.CosineDecay(0.02, most)
