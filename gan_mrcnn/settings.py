@@ -122,6 +122,11 @@ def saved_config(path: pathlib.Path) -> config_definitions.ExperimentConfig:
         raise UserError(f'{path} is not there: not the folder of a run')
     config = exp_factory.get_exp_config(configs.EXPERIMENT)
     override(config, yaml_files.parse(path.read_bytes(), str(path)) or {}, str(path))
+    gan = config.task.gan
+    # A run of version 0.1 names none, and weighed the discriminators' losses by 1.
+    for name in ('discriminator_box_weight', 'discriminator_mask_weight'):
+        if getattr(gan, name) is None:
+            setattr(gan, name, 1.0)
     return config
 
 

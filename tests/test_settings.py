@@ -442,3 +442,14 @@ def test_optimizer_config_divides_the_rate_by_ten_at_each_boundary():
     assert params.learning_rate.stepwise.values == pytest.approx([0.01, 0.001, 0.0001])
     assert params.warmup.linear.warmup_learning_rate == pytest.approx(0.001)
     assert params.warmup.linear.warmup_steps == 100
+
+
+def test_a_run_of_version_0_1_weighed_the_discriminators_losses_by_1(tmp_path):
+    path = tmp_path / 'params.yaml'
+    path.write_text('task: {gan: {mode: combined, box_weight: 0.025, mask_weight: 0.5}}')
+    gan = settings.saved_config(path).task.gan
+    assert (gan.box_weight, gan.mask_weight) == (0.025, 0.5)
+    assert (gan.discriminator_box_weight, gan.discriminator_mask_weight) == (1.0, 1.0)
+    path.write_text('task: {gan: {discriminator_box_weight: 0.3, discriminator_mask_weight: 0.2}}')
+    gan = settings.saved_config(path).task.gan
+    assert (gan.discriminator_box_weight, gan.discriminator_mask_weight) == (0.3, 0.2)
