@@ -163,7 +163,7 @@ def override(config: hyperparams.Config, values: Mapping[str, Any], source: str)
       UserError: naming an unknown key and the valid ones, or a value of the wrong kind.
     """
     if isinstance(values, Mapping) and isinstance(values.get('task'), Mapping):
-        values = {**values, 'task': yaml_files.with_new_names(values['task'])}
+        values = {**values, 'task': yaml_files.up_to_date(values['task'])}
     _check_keys(config, values, '', source)
     try:
         config.override(values)

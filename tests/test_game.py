@@ -148,6 +148,57 @@ def mask_loss_gradient(outputs):
     return positive * difference / (28 * 28 * positive.sum())
 
 
+class LiteralStep:
+    """State of the literal game beside a task and its toy generator, and its next step."""
+
+    def __init__(self, task, model, weights, generator_weights):
+        networks = task.box_discriminator, task.mask_discriminator
+        (self.box, box_trained), (self.mask, mask_trained) = (layers_of(x) for x in networks)
+        self.trained = box_trained + mask_trained
+        self.momenta = [np.zeros(x.shape) for x in self.trained]
+        self.own_momenta = [np.zeros(x.shape) for x in model.trainable_variables]
+        self.weights, self.generator_weights = weights, generator_weights
+
+    def __call__(self, outputs, with_mask_loss):
+        """Takes a step; terms by name, predicted boxes and mask logits behind it."""
+        maps, places = literal_game.see(outputs)
+        terms, self.momenta = literal_game.discriminators_half(
+            maps, self.box, self.mask, self.momenta, self.weights
+        )
+        own_terms, to_boxes, to_masks = literal_game.generators_half(
+            outputs, maps, places, self.box, self.mask, self.weights
+        )
+        if with_mask_loss:
+            to_masks = to_masks + mask_loss_gradient(outputs)
+        (boxes, masks), self.own_momenta, norm = literal_game.descend(
+            [outputs['mask_predicted_boxes'], outputs['mask_outputs']],
+            [to_boxes, to_masks],
+            self.own_momenta,
+            self.generator_weights,
+        )
+        return {**terms, **own_terms, 'gradient_norm': norm}, boxes, masks
+
+
+def assert_same_discriminators(task, literal):
+    """Weights, statistics and momenta."""
+    networks = task.box_discriminator, task.mask_discriminator
+    layers = [layer for network in networks for layer in layers_of(network)[0]]
+    for one, other in zip(layers, literal.box + literal.mask):
+        for field in dataclasses.fields(one):
+            value, wanted = getattr(one, field.name), getattr(other, field.name)
+            assert (value is None) == (wanted is None)
+            if value is not None:
+                close(value, wanted)
+    slots = zip(task.discriminator_variables, task.discriminator_optimizer.momentums)
+    slots = {variable.ref(): momentum for variable, momentum in slots}
+    for variable, momentum in zip(literal.trained, literal.momenta):
+        close(slots[variable.ref()], momentum)
+        assert np.abs(momentum).max() > 1e-9
+
+
+WEIGHTINGS = {'paper': (1.0, 1.0, 1.0, 1.0), 'authors_code': (0.025, 0.5, 0.025, 0.5)}
+
+
 @pytest.mark.parametrize(
     'mode, preset, gan',
     [
@@ -158,76 +209,33 @@ def mask_loss_gradient(outputs):
     ],
 )
 def test_two_steps_are_the_literal_ones(float64, mode, preset, gan):
-    task = make_task(mode, preset, **gan)
-    settings = task.task_config.gan
+    task, outputs = make_task(mode, preset, **gan), make_outputs(0)
     weights = literal_game.Weights(
-        *{'paper': (1.0, 1.0, 1.0, 1.0), 'authors_code': (0.025, 0.5, 0.025, 0.5)}[preset],
+        *WEIGHTINGS[preset],
         l2_weight_decay=1e-4,
-        clip_norm=settings.clip_norm,
+        clip_norm=gan.get('clip_norm', 0.0),
         learning_rate=RATE,
     )
-    generator_weights = dataclasses.replace(
-        weights, clip_norm=task.task_config.clip_norm, learning_rate=0.5
-    )
-    outputs = make_outputs(0)
-    model = ToyGenerator(outputs)
-    optimizer = tf.keras.optimizers.SGD(0.5, momentum=0.9)
+    model, optimizer = ToyGenerator(outputs), tf.keras.optimizers.SGD(0.5, momentum=0.9)
     optimizer.build(model.trainable_variables)
-    (box_layers, box_trained), (mask_layers, mask_trained) = (
-        layers_of(x) for x in (task.box_discriminator, task.mask_discriminator)
+    literal = LiteralStep(
+        task, model, weights, dataclasses.replace(weights, clip_norm=10.0, learning_rate=0.5)
     )
-    slots = {
-        variable.ref(): momentum
-        for variable, momentum in zip(
-            task.discriminator_variables, task.discriminator_optimizer.momentums
-        )
-    }
-    momenta = [np.zeros(x.shape) for x in box_trained + mask_trained]
-    own_momenta = [np.zeros(x.shape) for x in model.trainable_variables]
     for seed in range(2):
         # Another image the second time; boxes and masks go on from where they are.
-        moved = {name: outputs[name] for name in ('mask_predicted_boxes', 'mask_outputs')}
+        moved = {'mask_predicted_boxes': model.boxes.numpy(), 'mask_outputs': model.masks.numpy()}
         outputs = {**make_outputs(seed), **moved}
         found = take_step(task, outputs, model, optimizer)
-
-        maps, places = literal_game.see(outputs)
-        wanted, momenta = literal_game.discriminators_half(
-            maps, box_layers, mask_layers, momenta, weights
-        )
-        terms, to_boxes, to_masks = literal_game.generators_half(
-            outputs, maps, places, box_layers, mask_layers, weights
-        )
-        if mode == 'combined':
-            to_masks = to_masks + mask_loss_gradient(outputs)
-        (boxes, masks), own_momenta, norm = literal_game.descend(
-            [outputs['mask_predicted_boxes'], outputs['mask_outputs']],
-            [to_boxes, to_masks],
-            own_momenta,
-            generator_weights,
-        )
-        outputs = {**outputs, 'mask_predicted_boxes': boxes, 'mask_outputs': masks}
-        wanted = {**wanted, **terms, 'gradient_norm': norm}
+        wanted, boxes, masks = literal(outputs, with_mask_loss=mode == 'combined')
         found['adversarial_loss'] = found['total_loss'] - found['model_loss']
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
-        left_out = mode == 'adversarial_only'
-        parts = [x for x in task_lib.DETECTION_TERMS if not (left_out and x in LEFT_OUT)]
-        np.testing.assert_allclose(found['model_loss'], sum(found[x] for x in parts), rtol=1e-6)
-
+        left_out = LEFT_OUT if mode == 'adversarial_only' else ()
+        parts = [found[name] for name in task_lib.DETECTION_TERMS if name not in left_out]
+        np.testing.assert_allclose(found['model_loss'], sum(parts), rtol=1e-6)
         close(model.boxes, boxes)
         close(model.masks, masks)
-        (own_box, _), (own_mask, _) = (
-            layers_of(x) for x in (task.box_discriminator, task.mask_discriminator)
-        )
-        for one, other in zip(own_box + own_mask, box_layers + mask_layers):
-            for field in dataclasses.fields(one):
-                value = getattr(one, field.name)
-                assert (value is None) == (getattr(other, field.name) is None)
-                if value is not None:
-                    close(value, getattr(other, field.name))
-        for variable, momentum in zip(box_trained + mask_trained, momenta):
-            close(slots[variable.ref()], momentum)
-            assert np.abs(momentum).max() > 1e-9
+        assert_same_discriminators(task, literal)
 
 
 LEFT_OUT = ('frcnn_box_loss', 'mask_loss')

@@ -206,10 +206,7 @@ def test_terms_have_the_signs_and_sizes_of_the_papers(trained, preset, box_weigh
     assert equation_4 > 1 > equation_5 > 0 and equation_6 > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('mode', ['baseline', 'combined'])
-def test_one_image_of_two_objects_is_learnt_by_heart(mode, tmp_path):
-    tf.keras.utils.set_random_seed(0)
+def config_to_learn_by_heart(mode):
     config = make_task_config(mode)
     config.model.override(
         {
@@ -220,26 +217,37 @@ def test_one_image_of_two_objects_is_learnt_by_heart(mode, tmp_path):
             'detection_head': {'fc_dims': 128},
         }
     )
-    config.annotation_file = str(tmp_path / 'annotations.json')
-    side, apart, copies, most = 48, 60, 4, 300
+    return config
+
+
+def image_to_learn_by_heart(config, copies, path):
+    """A batch of one image with two objects, its annotations at `path`.
+
+    Several times the same: the variance of a stage's 2 x 4 nodes alone is noted as 8 / 7 of it, and
+    testing would see other features than training.
+    """
+    side, apart = 48, 60
     objects = [
         (shapes.rectangle(y, x, y + side, x + side, *SIZE), number)
         for number, (y, x) in enumerate([(5, 4), (8, 4 + apart)], start=1)
     ]
-    ground_truth = shapes.ground_truth([[]] * 99 + [objects], 2)
-    (tmp_path / 'annotations.json').write_text(json.dumps(ground_truth))
+    path.write_text(json.dumps(shapes.ground_truth([[]] * 99 + [objects], 2)))
+    config.annotation_file = str(path)
+    batch = make_batch(config, num_objects=2, batch_size=1, side=side, apart=apart)
+    return tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['baseline', 'combined'])
+def test_one_image_of_two_objects_is_learnt_by_heart(mode, tmp_path):
+    tf.keras.utils.set_random_seed(0)
+    config, most, copies = config_to_learn_by_heart(mode), 300, 4
+    images, labels = image_to_learn_by_heart(config, copies, tmp_path / 'annotations.json')
     task = task_lib.GanMaskRCNNTask(config)
     model = task.build_model()
-    rate = tf.keras.optimizers.schedules.CosineDecay(0.02, most)
     if task.has_discriminators:
         task.build_discriminators(sgd(0.2 * 0.02))
-    # Several times the same: the variance of a stage's 2 x 4 nodes alone is noted as 8 / 7 of it,
-    # and testing would see other features than training.
-    images, labels = tf.nest.map_structure(
-        lambda x: tf.repeat(x, copies, axis=0),
-        make_batch(config, num_objects=2, batch_size=1, side=side, apart=apart),
-    )
-    optimizer = sgd(rate)
+    optimizer = sgd(tf.keras.optimizers.schedules.CosineDecay(0.02, most))
     optimizer.build(model.trainable_variables)
 
     @tf.function

@@ -454,3 +454,24 @@ def test_optimizer_config_divides_the_rate_by_ten_at_each_boundary():
     assert params.learning_rate.stepwise.values == pytest.approx([0.01, 0.001, 0.0001])
     assert params.warmup.linear.warmup_learning_rate == pytest.approx(0.001)
     assert params.warmup.linear.warmup_steps == 100
+
+
+def test_a_run_of_version_0_1_weighed_the_discriminators_losses_by_1(tmp_path):
+    path = tmp_path / 'params.yaml'
+    saved = {
+        'mode': 'combined',
+        'box_weight': 0.025,
+        'mask_weight': 0.5,
+        'num_layers': 5,
+        'learning_rate_ratio': 0.2,
+        'detach_features': True,
+    }
+    path.write_text(yaml.safe_dump({'task': {'gan': saved, 'clip_norm': 10.0}}))
+    gan = settings.saved_config(path).task.gan
+    own = ('discriminator_box_weight', 'discriminator_mask_weight')
+    assert [gan.weight(name) for name in own] == [1.0, 1.0] and gan.clip_norm == 10.0
+    # A run of this version, and a file that somebody wrote, have the preset's.
+    for text in ({**saved, 'preset': 'authors_code'}, {'detach_features': False}):
+        path.write_text(yaml.safe_dump({'task': {'gan': text, 'clip_norm': 10.0}}))
+        gan = settings.saved_config(path).task.gan
+        assert [gan.weight(name) for name in own] == [0.025, 0.5] and gan.clip_norm == 0.0

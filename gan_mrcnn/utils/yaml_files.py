@@ -19,6 +19,8 @@ _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
 # Settings of the task in version 0.1 that have another name now.
 _NEW_NAMES = {'blow_ups': 'nonfinite'}
+# A run saves every setting; a file that somebody wrote has a few.
+_SAVED_BY_0_1 = {'mode', 'box_weight', 'mask_weight', 'num_layers', 'detach_features'}
 
 
 def parse(text: Union[str, bytes], source: str) -> Any:
@@ -66,12 +68,18 @@ def read_task(path: Union[str, os.PathLike]) -> Mapping[str, Any]:
     task = content.get('task') if isinstance(content, Mapping) else None
     if not isinstance(task, Mapping) or not isinstance(task.get('dataset'), str):
         raise UserError(f'{path} has no task with a dataset: not the settings of a run')
-    return with_new_names(task)
+    return up_to_date(task)
 
 
-def with_new_names(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the task with the names of this version, where 0.1 had others."""
-    return {_NEW_NAMES.get(name, name): value for name, value in task.items()}
+def up_to_date(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a task as this version says them, where version 0.1 has saved them otherwise."""
+    task = {_NEW_NAMES.get(name, name): value for name, value in task.items()}
+    gan = task.get('gan')
+    if isinstance(gan, Mapping) and 'preset' not in gan and set(gan) >= _SAVED_BY_0_1:
+        # It weighed the discriminators' losses by 1 and clipped them as the generator.
+        own = {'discriminator_box_weight': 1.0, 'discriminator_mask_weight': 1.0}
+        task['gan'] = {**gan, **own, 'clip_norm': task.get('clip_norm', 0.0)}
+    return task
 
 
 def _count(value, known: dict[int, int]) -> int:
