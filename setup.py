@@ -87,8 +87,9 @@ _EXTRAS_REQUIRE = {
         'pytest>=7',
         # Generates the inputs of the property tests.
         'hypothesis>=6',
-        # Tests on all cores; each worker holds its own TensorFlow.
+        # Tests on all cores; each worker holds its own TensorFlow, so that memory decides how many.
         'pytest-xdist>=3.5',
+        'psutil>=5.9',
         # CI runs the tests in another order each time: none may lean on the one before.
         'pytest-randomly>=3.15',
         # `make lint`: style, and which part may import which. Their settings are in pyproject.toml.

@@ -17,7 +17,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 DATASETS = {
     'coco_format': (
         layouts.write_own_coco,
-        ['--split', '0.7', '--group_by', 'patient', '--split_seed', '1'],
+        [*('--split', '0.7', '--group_by', 'patient', '--split_seed', '1'), '--gan', 'baseline'],
         3,
         {2, 7},
     ),
@@ -43,14 +43,14 @@ def quick(name):
 
 @pytest.mark.parametrize('name', [quick(name) for name in DATASETS])
 def test_two_steps_and_an_evaluation(name, tmp_path):
-    write, split_flags, num_images, ids = DATASETS[name]
+    write, flags, num_images, ids = DATASETS[name]
     (tmp_path / 'data').mkdir()
     write(tmp_path / 'data')
     model_dir = tmp_path / 'run'
     common = ['--dataset', name, '--model_dir', str(model_dir), '--cache_dir', str(tmp_path / 'c')]
     printed = run(
         *('train.py', *common, '--data_dir', str(tmp_path / 'data')),
-        *('--params_override', tiny.SETTINGS, *split_flags),
+        *('--params_override', tiny.SETTINGS, *flags),
     )
     assert 'linear rule' in printed
     # Neither the folder nor the division is said again.
@@ -62,5 +62,5 @@ def test_two_steps_and_an_evaluation(name, tmp_path):
     predictions = json.loads((model_dir / 'eval/val/predictions.json').read_text())
     assert predictions and {p['category_id'] for p in predictions} <= ids
     saved = yaml.safe_load((model_dir / 'params.yaml').read_text())['task']
-    assert saved['share'] == (float(split_flags[1]) if split_flags else 0)
+    assert saved['share'] == (float(flags[1]) if flags else 0)
     assert results['config']['task']['share'] == saved['share']

@@ -31,7 +31,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def run(folder):
     """The folder of a run of `STEPS` steps without a stop."""
-    return train(folder, 'whole', STEPS, 'train_and_eval')
+    with tiny.eager_steps():
+        return train(folder, 'whole', STEPS, 'train_and_eval')
 
 
 def variables(model_dir):
@@ -67,6 +68,7 @@ def test_checkpoint_holds_both_networks_both_optimizers_and_the_step(run):
         assert iterations == [STEPS]
 
 
+@tiny.eager_steps()
 def test_run_that_was_stopped_ends_where_the_whole_one_does(run, folder):
     """Stopped in the middle of an epoch, of the warm-up and before the lower learning rate.
 
@@ -360,6 +362,7 @@ class NothingToValidate(tiny.Rectangles):
         return dataclasses.replace(example, **nothing)
 
 
+@pytest.mark.slow
 @tiny.eager_steps()
 def test_a_validation_split_without_an_object_is_warned_of_and_training_goes_on(folder, capsys):
     model_dir = folder / 'nothing_to_validate'
