@@ -1,4 +1,4 @@
-"""The frame of the project: requirements and locks agree, and imports stay inside their fences."""
+"""Packaging: requirements and locks agree, and imports keep to their limits."""
 
 import ast
 import functools
@@ -163,7 +163,7 @@ def test_python_or_the_variable_chooses_the_set(python, asked, tensorflow):
     assert ('tf_keras' in chosen) == (tensorflow == '2.20')
 
 
-def test_a_set_that_there_is_not_is_named():
+def test_an_unknown_set_is_named():
     assert _metadata('2.19') == 'GAN_MRCNN_TF is 2.19; set it to 2.15 or 2.20, or leave it out'
 
 
@@ -179,8 +179,8 @@ def test_every_package_folder_is_found_by_setup():
     assert missing == []
 
 
-def test_addons_are_fenced_into_one_file():
-    """tensorflow-addons ended with TensorFlow 2.15: one file to replace, not a hunt."""
+def test_only_one_file_imports_the_addons():
+    """tensorflow-addons ended with TensorFlow 2.15: one file is to be replaced."""
     importers = _importers(['tensorflow_addons'], *_SHIPPED, 'tests')
     assert [line for line in importers if not line.startswith(f'{_ADDONS_FILE}: ')] == []
 

@@ -158,7 +158,7 @@ def test_batch_without_objects_has_no_adversarial_loss_and_no_nan(combined):
     assert all(np.isfinite(value).all() for value in values(task.mask_discriminator.variables))
 
 
-def test_adversarial_only_leaves_out_the_box_and_mask_losses():
+def test_adversarial_only_has_no_box_and_mask_loss():
     task, model = make_task('adversarial_only')
     batch = make_batch(task.task_config)
     terms = task.detection_losses(task.forward(batch, model), batch[1])

@@ -1,4 +1,4 @@
-"""Files of a run that are cut short, changed or gone: the next start goes on or says one line."""
+"""Files of a run that are cut short, changed or gone: the next start goes on or says why not."""
 
 import json
 import random
@@ -138,7 +138,7 @@ def test_a_run_with_damaged_files_goes_on(patterns, site, whole, tmp_path):
 
 
 @pytest.mark.faults
-def test_damaged_settings_of_a_run_are_said(site, whole, tmp_path):
+def test_damaged_settings_of_a_run_are_reported(site, whole, tmp_path):
     model_dir = shutil.copytree(whole, tmp_path / 'run')
     path = halve(model_dir, 'params.yaml')
     before = runs.hashes(model_dir)

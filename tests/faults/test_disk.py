@@ -62,14 +62,14 @@ def disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_without_room_is_said_before_the_first_step(site, disk):
+def test_a_disk_without_room_is_reported_before_the_first_step(site, disk):
     small = disk(8)
     line = runs.refusal(site.train(small.folder / 'run'))
     assert str(small.folder / 'run') in line and 'MB of room' in line and '--model_dir' in line
 
 
 @pytest.mark.faults
-def test_a_cache_without_room_is_said(site, disk):
+def test_a_cache_without_room_is_reported(site, disk):
     small = disk(0.02)
     line = runs.refusal(site.train(site.folder / 'no_cache', cache=small.folder))
     assert str(small.folder) in line and '--cache_dir' in line

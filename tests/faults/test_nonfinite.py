@@ -1,4 +1,4 @@
-"""A step that is not finite, as the person at the terminal meets it: exit status and replay."""
+"""A step that is not finite, as a user sees it: exit status and replay."""
 
 import re
 import shlex
@@ -38,7 +38,7 @@ def test_a_run_that_skips_the_batch_ends_with_status_0(site):
 
 
 def test_a_run_that_goes_back_ends_with_status_0(site):
-    """The discriminators' count of steps, on which the fault hangs, goes back, too: thrice."""
+    """The fault depends on the discriminators' count of steps, which goes back too: three times."""
     model_dir = site.folder / 'goes_back'
     flags = ('task.nonfinite.policy=go_back', 'task.nonfinite.limit=2')
     line = runs.refusal(site.train(model_dir, *flags, faults=['nan@step:3']))

@@ -1,4 +1,4 @@
-"""Several workers, as real processes on this machine: the same run, whoever of them dies."""
+"""Several workers, as real processes on this machine: the same run, also when one is killed."""
 
 import json
 import signal

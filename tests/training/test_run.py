@@ -179,7 +179,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on(run, folder, tmp_path):
         ('dataset', 'coco', '--dataset'),
     ],
 )
-def test_training_does_not_go_on_with_another_division(name, value, flag, run, folder):
+def test_training_does_not_go_on_with_another_split(name, value, flag, run, folder):
     """Images held out so far would be trained on, and the best checkpoint chosen by them."""
     config = make_config(folder)
     setattr(config.task, name, value)
