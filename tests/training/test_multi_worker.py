@@ -60,6 +60,8 @@ import os
 import sys
 from unittest import mock
 
+import gan_mrcnn  # Before TensorFlow, in which it chooses Keras 2.
+
 # The restart needs nothing of it.
 sys.modules['tensorflow'] = mock.MagicMock()
 from gan_mrcnn.training import multi_worker
