@@ -260,7 +260,7 @@ def everything(task):
 
 
 def values(variables):
-    return {name: np.array(variable) for name, variable in variables.items()}
+    return {name: variable.numpy() for name, variable in variables.items()}
 
 
 def changed(before, variables):
