@@ -325,19 +325,24 @@ def test_two_replicas_take_the_step_of_one(two_replicas, mode):
     for (one, both), start in zip(pairs, before):
         first, second = (x.numpy() for x in two_replicas.experimental_local_results(both))
         np.testing.assert_array_equal(first, second)
-        assert np.isfinite(first).all()
-        # BatchNorm, its statistics included, is over the images and RoIs of both.
-        if 'moving_variance' in one.name:
-            # One device has the fused kernel, which notes the unbiased variance: N / (N - 1) times
-            # that of the N values. The synchronized one notes the other.
-            both_noted, one_noted = first - 0.9 * start, one.numpy() - 0.9 * start
-            factor = np.median(one_noted / both_noted)
-            assert 1 < factor < 2, one.name
-            np.testing.assert_allclose(
-                one_noted, factor * both_noted, atol=5e-5, rtol=1e-3, err_msg=one.name
-            )
-        else:
-            np.testing.assert_allclose(first, one, atol=5e-5, rtol=1e-4, err_msg=one.name)
+        assert_same_after_a_step(one, first, start)
+
+
+def assert_same_after_a_step(one, of_both, start):
+    """That a variable of one device has the value `of_both` that two have; BatchNorm, its
+    statistics included, is over the images and RoIs of both."""
+    assert np.isfinite(of_both).all()
+    if 'moving_variance' not in one.name:
+        np.testing.assert_allclose(of_both, one, atol=5e-5, rtol=1e-4, err_msg=one.name)
+        return
+    # One device has the fused kernel, which notes the unbiased variance: N / (N - 1) times that of
+    # the N values. The synchronized one notes the other.
+    both_noted, one_noted = of_both - 0.9 * start, one.numpy() - 0.9 * start
+    factor = np.median(one_noted / both_noted)
+    assert 1 < factor < 2, one.name
+    np.testing.assert_allclose(
+        one_noted, factor * both_noted, atol=5e-5, rtol=1e-3, err_msg=one.name
+    )
 
 
 def networks(task, model):

@@ -65,6 +65,8 @@ def read_task(path: Union[str, os.PathLike]) -> Mapping[str, Any]:
             content = parse(file.read(_MOST_BYTES + 1), str(path))
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error})') from error
+    except UserError as error:
+        raise UserError(f'{error}; put back a copy, or remove it') from error
     task = content.get('task') if isinstance(content, Mapping) else None
     if not isinstance(task, Mapping) or not isinstance(task.get('dataset'), str):
         raise UserError(f'{path} has no task with a dataset: not the settings of a run')

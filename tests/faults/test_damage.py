@@ -140,7 +140,10 @@ def test_a_run_with_damaged_files_goes_on(patterns, site, whole, tmp_path):
 @pytest.mark.faults
 def test_damaged_settings_of_a_run_are_reported(site, whole, tmp_path):
     model_dir = shutil.copytree(whole, tmp_path / 'run')
-    path = halve(model_dir, 'params.yaml')
+    path = model_dir / 'params.yaml'
+    text = path.read_text()
+    # Within a name: cut behind a whole line it may be settings still.
+    path.write_text(text[: text.rindex(':', 0, len(text) // 2)])
     before = runs.hashes(model_dir)
     line = runs.refusal(site.train(model_dir))
     assert str(path) in line and 'remove it' in line

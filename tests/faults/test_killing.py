@@ -45,7 +45,8 @@ def test_killed_at_random_while_saving_without_end(tmp_path):
         step = check_saved(tmp_path, step)
         assert not list(tmp_path.glob('*_temp*')) and not (tmp_path / checkpoints.DAMAGED).exists()
     print(f'{trials} kills, {half_written} in the middle of a file; {step} checkpoints')
-    assert half_written > trials / 8 and step > trials
+    # A few kills may all miss the moment.
+    assert (half_written > trials / 8 or runs.IS_SHORT) and step > trials
 
 
 # Every two steps a checkpoint, every five a validation: most moments are near one.
