@@ -88,7 +88,7 @@ _EXTRAS_REQUIRE = {
         # Generates the inputs of the property tests.
         'hypothesis>=6',
         # Tests on all cores; each worker holds its own TensorFlow, so that memory decides how many.
-        'pytest-xdist>=3.5',
+        'pytest-xdist>=3.8',
         'psutil>=5.9',
         # CI runs the tests in another order each time: none may lean on the one before.
         'pytest-randomly>=3.15',
