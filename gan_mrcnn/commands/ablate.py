@@ -14,7 +14,6 @@ from gan_mrcnn.utils.errors import UserError
 FORWARDS_FLAGS = True
 # Names alone: the rows are in `evaluation.ablate`.
 TABLES = ('5', '6', 'ours')
-
 STOPPED = 'stopped; the same command goes on from the last checkpoint'
 
 

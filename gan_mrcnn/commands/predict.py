@@ -55,10 +55,13 @@ def main(options: argparse.Namespace) -> None:
         overlap = min(tile) // 4
     if tile and not 0 <= overlap < min(tile):
         raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
+    from gan_mrcnn.prediction import image_files
     from gan_mrcnn.prediction import run as prediction_run
 
+    # Before the network, which takes its time: a wrong path is answered at once.
+    sources = image_files.find_sources(options.images)
     prediction_run.predict(
-        options.images,
+        sources,
         prediction_run.load(options.model, options.checkpoint, options.data_dir),
         options.out,
         options.score_threshold,

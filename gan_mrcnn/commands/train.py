@@ -42,29 +42,19 @@ def main(options: argparse.Namespace) -> None:
     if options.log_file:
         cli.log_to(options.log_file)
     from gan_mrcnn import settings
-
-    flags = settings.Flags.from_arguments(options)
-    if options.mode == 'eval':
-        _evaluate(flags)
-        return
-    from gan_mrcnn.training import run as training_run
-
-    dataset = settings.load_dataset(flags)
-    config = settings.load_config(flags, dataset)
-    model_dir = flags.model_dir or settings.default_model_dir(config, dataset)
-    training_run.train(config, dataset, model_dir, options.mode)
-    cli.leave_at_once()
-
-
-def _evaluate(flags) -> None:
-    from gan_mrcnn import settings
     from gan_mrcnn.evaluation import run as evaluation_run
     from gan_mrcnn.prediction import checkpoint
+    from gan_mrcnn.training import run as training_run
 
-    if flags.model_dir:
+    flags = settings.Flags.from_arguments(options)
+    if options.mode == 'eval' and flags.model_dir:
         checkpoint.use_saved_settings(flags)
     dataset = settings.load_dataset(flags)
     config = settings.load_config(flags, dataset)
     model_dir = flags.model_dir or settings.default_model_dir(config, dataset)
-    split = config.task.validation_data.split
-    evaluation_run.evaluate(config, dataset, split, model_dir, checkpoint='last')
+    if options.mode == 'eval':
+        split = config.task.validation_data.split
+        evaluation_run.evaluate(config, dataset, split, model_dir, checkpoint='last')
+    else:
+        training_run.train(config, dataset, model_dir, options.mode)
+        cli.leave_at_once()

@@ -19,7 +19,7 @@ def load(model: str, checkpoint: str, data_dir: Optional[str]) -> predictor.Pred
 
 
 def predict(
-    images: Sequence[str],
+    sources: Sequence[image_files.Source],
     network: predictor.Predictor,
     out: str,
     score_threshold: Optional[float],
@@ -27,19 +27,18 @@ def predict(
     tile: Optional[tuple[int, int]],
     overlap: int,
 ) -> None:
-    """Predicts files, folders and patterns, and writes into the folder `out`.
+    """Predicts image files and writes into the folder `out`.
 
     Args:
-      images: see `image_files.find_sources`.
+      sources: see `image_files.find_sources`.
       network: see there.
       out: see `writing.Writer`.
       score_threshold: None for the model's own.
       batch_size: see `image_files.detect`, as for `tile` and `overlap`.
 
     Raises:
-      UserError: there are no images, or some were skipped; the others are written then.
+      UserError: some images were skipped; the others are written then.
     """
-    sources = image_files.find_sources(images)
     threshold = network.card.score_threshold if score_threshold is None else score_threshold
     problems: list[str] = []
     writer = writing.Writer(out, network.card)

@@ -11,7 +11,7 @@ from typing import Callable, Optional
 
 import orbit
 import tensorflow as tf
-from official.core import exp_factory, train_utils
+from official.core import exp_factory
 from official.modeling import hyperparams
 
 from custom_ops.prroi_pool import serving
@@ -211,7 +211,7 @@ def resumed_step(config, model_dir: str) -> int:
 
 def step_of(path: Optional[str]) -> int:
     """The step that a checkpoint was saved at, 0 for None."""
-    return int(train_utils.read_global_step_from_checkpoint(path)) if path else 0
+    return checkpoint_lib.step_of(path) if path else 0
 
 
 def _train_through_nonfinite_steps(run: Run, checkpoint: Optional[str]) -> None:
