@@ -30,6 +30,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
 _NUM_CLASSES = 2  # background and gland
+_DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 class CanvasTransform(GeneralizedRCNNTransform):
@@ -84,12 +85,12 @@ def build_model(settings):
         box_batch_size_per_image=settings['rois'],
     )
     model.transform = CanvasTransform(settings['canvas'])
-    return model
+    return model.to(_DEVICE)
 
 
 def to_tensor(image):
     """float32 [3, h, w] in [0, 1] of a uint8 [h, w, 3] image."""
-    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(image).to(_DEVICE).permute(2, 0, 1).float() / 255
 
 
 def make_batch(entries, canvas):
@@ -100,9 +101,9 @@ def make_batch(entries, canvas):
         images.append(to_tensor(image))
         targets.append(
             {
-                'boxes': torch.from_numpy(boxes[:, [1, 0, 3, 2]]),
-                'labels': torch.ones(len(boxes), dtype=torch.int64),
-                'masks': torch.from_numpy(masks),
+                'boxes': torch.from_numpy(boxes[:, [1, 0, 3, 2]]).to(_DEVICE),
+                'labels': torch.ones(len(boxes), dtype=torch.int64, device=_DEVICE),
+                'masks': torch.from_numpy(masks).to(_DEVICE),
             }
         )
     return images, targets
@@ -136,7 +137,7 @@ def predict(model, entry, canvas):
     size = (entry['height'], entry['width'])
     # MaskRCNN.forward would stop at the resized image's pixels; its own postprocess goes further.
     found = model.transform.postprocess(detections, images.image_sizes, [size])[0]
-    masks = (found['masks'][:, 0] > 0.5).numpy().astype(np.uint8)
+    masks = (found['masks'][:, 0] > 0.5).cpu().numpy().astype(np.uint8)
     return [
         result(entry['image_id'], *prediction)
         for prediction in zip(found['boxes'].tolist(), found['scores'].tolist(), masks)
