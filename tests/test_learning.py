@@ -79,11 +79,10 @@ def samples_of(scene, fake_boxes, real_masks=None, fake_masks=None):
     real, fake = pool(boxes), pool(fake_boxes)
     empty = tf.zeros([len(boxes), 28, 28])
     real_masks, fake_masks = (empty if x is None else x for x in (real_masks, fake_masks))
+    masks = tf.stack([real_masks, fake_masks])[..., tf.newaxis]
     return task_lib.Samples(
-        box_real=real,
-        box_fake=fake,
-        mask_real=real * real_masks[..., tf.newaxis],
-        mask_fake=real * fake_masks[..., tf.newaxis],
+        box=tf.concat([real, fake], 0),
+        mask=tf.concat(tf.unstack(real * masks), 0),
         weights=tf.ones([len(boxes)]),
     )
 

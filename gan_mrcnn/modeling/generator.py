@@ -17,7 +17,7 @@ from gan_mrcnn.modeling import backbone as backbone_lib
 from gan_mrcnn.modeling import fpn, heads, roi_align
 from gan_mrcnn.modeling.roi_generator import RoIGenerator
 from gan_mrcnn.modeling.roi_sampler import RoISampler
-from gan_mrcnn.utils import cell_means
+from gan_mrcnn.utils import cell_means, devices
 
 # Scale of the box head's targets (Ren et al. 2015), the same as in the Model Garden's first stage.
 BOX_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
@@ -182,8 +182,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         """
         scores, counts = detections['detection_scores'], detections['num_detections']
         # Detections come first.
-        present = tf.reduce_max(counts)
-        places = tf.where(tf.sequence_mask(counts, present))
+        present = tf.maximum(tf.reduce_max(counts), 1)
+        places = tf.cast(tf.where(tf.sequence_mask(counts, present)), tf.int32)
+        places, count = devices.fill_up(places, tf.size(scores))
         features, classes = (
             tf.gather_nd(rows, places)
             for rows in (
@@ -193,9 +194,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         )
         logits = self.mask_head([features[:, tf.newaxis], classes[:, tf.newaxis]])[:, 0]
         masks = tf.scatter_nd(
-            places,
-            tf.sigmoid(tf.cast(logits, tf.float32)),
-            tf.cast(tf.concat([tf.shape(scores), [MASK_SIZE, MASK_SIZE]], axis=0), tf.int64),
+            places[:count],
+            tf.sigmoid(tf.cast(logits[:count], tf.float32)),
+            tf.concat([tf.shape(scores), [MASK_SIZE, MASK_SIZE]], axis=0),
         )
         return tf.ensure_shape(masks, [None, scores.shape[1], MASK_SIZE, MASK_SIZE])
 
