@@ -60,7 +60,7 @@ class FoldedNorm(tf.keras.layers.BatchNormalization):
 
 
 def _fold_if_frozen(convolution, norm):
-    """`norm`, or in its place the same with its scale in the kernel of the convolution before it."""
+    """`norm`, or the same with its scale in the kernel of the convolution before it."""
     if norm.trainable or not devices.has_gpu():
         return norm
     folded = FoldedNorm.from_config(norm.get_config())
