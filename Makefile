@@ -83,9 +83,9 @@ $(STAMP): setup.py requirements-tf2.15.lock requirements-tf2.20.lock
 	    && $(PIP_INSTALL) -r requirements-tf$$GAN_MRCNN_TF.lock && $(PIP_INSTALL) -e .
 	@touch $@
 
-$(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard $(POOL)/cc/*)
-	@echo 'Compiling PrRoIPool: half a minute.'
-	@$(VENV)/bin/python $(POOL)/build.py || echo 'PrRoIPool will run in plain TensorFlow, slower.'
+$(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard custom_ops/*/cc/*)
+	@echo 'Compiling PrRoIPool and NMS: half a minute.'
+	@$(VENV)/bin/python $(POOL)/build.py || echo 'PrRoIPool and NMS will run in plain TensorFlow, slower.'
 	@touch $@
 
 clean:

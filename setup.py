@@ -142,7 +142,7 @@ class BuildPrRoIPool(Command):
             self.announce('PrRoIPool is left to its first use', 2)
 
     def get_source_files(self):
-        return [str(path.relative_to(_ROOT)) for path in sorted((_ROOT / _POOL / 'cc').iterdir())]
+        return [str(path.relative_to(_ROOT)) for path in sorted(_ROOT.glob('custom_ops/*/cc/*'))]
 
     def get_outputs(self):
         return []
@@ -176,6 +176,7 @@ setup(
     packages=find_packages(include=['gan_mrcnn', 'gan_mrcnn.*', 'custom_ops', 'custom_ops.*']),
     package_data={
         'custom_ops.prroi_pool': ['cc/*'],
+        'custom_ops.nms': ['cc/*'],
         # Templates and style of HTML pages, in whichever package.
         '': ['*.j2', '*.css'],
     },

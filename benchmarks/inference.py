@@ -110,7 +110,7 @@ def prepare(options, folder):
     for kind in options.kinds:
         path = f'{folder}/{kind}'
         if kind == 'saved_model':
-            tf.saved_model.save(module, path, signatures=module.signatures())
+            tf.saved_model.save(module, path, signatures=module.signatures('tensorflow'))
             paths[kind] = path
         elif kind != 'checkpoint':
             paths[kind] = export_garden(config, kind == 'garden_our_head', path)
