@@ -124,6 +124,19 @@ def test_empty_and_outside_boxes_give_an_empty_mask(box):
     assert pasted.shape == (40, 50) and pasted.dtype == np.uint8 and not pasted.any()
 
 
+def test_a_window_has_the_pixels_that_the_box_touches_by_columns_in_memory():
+    mask = np.random.default_rng(1).random((28, 28))
+    # Of a window of this size several blocks are pasted.
+    box = (-7.5, 20.2, 410.6, 633.3)
+    top, left, window = predictions.paste_window(mask, box, 400, 700)
+    assert (top, left, window.shape) == (0, 20, (400, 614))
+    assert window.dtype == bool and window.flags.f_contiguous
+    assert 28 * window.size > 10 * predictions._MULTIPLICATIONS
+    np.testing.assert_array_equal(
+        window, _slow_paste(mask, box, 400, 700)[:, 20:634].astype(bool)
+    )
+
+
 def test_a_box_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match='not finite'):
         predictions.paste_mask(np.ones((28, 28)), (0, 0, float('nan'), 5), 40, 50)
