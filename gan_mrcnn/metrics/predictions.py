@@ -20,8 +20,8 @@ import numpy as np
 from gan_mrcnn.utils import coco_annotations, files, run_lengths
 from gan_mrcnn.utils.errors import UserError
 
-# Of a block that is pasted at a time: what a core's cache holds, and too few for NumPy's BLAS to start
-# threads, of which the threads that paste other images would have to wait.
+# Of a block that is pasted at a time: it fits a core's cache, and is too small for NumPy's BLAS to
+# spread over threads, which would get in the way of those that paste other images.
 _MULTIPLICATIONS = 1 << 18
 _RESULT_KEYS = ('image_id', 'category_id', 'bbox', 'score', 'segmentation')
 
@@ -112,7 +112,7 @@ def detections_to_coco(image_id, boxes_yx, scores, classes, masks, image_info):
       is pasted into the box before clipping, because that is where the network saw it.
 
     Raises:
-      ValueError: a detection with a positive score has a box that is not finite.
+      UserError: a detection with a positive score has a box that is not finite.
     """
     image_info = np.asarray(image_info, np.float64)
     height, width = (int(side) for side in np.round(image_info[0]))
@@ -120,7 +120,13 @@ def detections_to_coco(image_id, boxes_yx, scores, classes, masks, image_info):
     boxes = (np.asarray(boxes_yx, np.float64).reshape(-1, 4) + offset) / scale
     clipped = np.clip(boxes, 0, [height, width, height, width])
     results = []
-    for row in np.flatnonzero(np.asarray(scores) > 0):
+    rows = np.flatnonzero(np.asarray(scores) > 0)
+    if not np.all(np.isfinite(boxes[rows])):
+        raise UserError(
+            f'image {image_id}: a predicted box is not finite; the network of this checkpoint has '
+            'diverged, take an earlier one'
+        )
+    for row in rows:
         top, left, window = paste_window(masks[row], boxes[row], height, width)
         y1, x1, y2, x2 = (float(value) for value in clipped[row])
         if y2 <= y1 or x2 <= x1:
