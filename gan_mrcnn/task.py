@@ -21,7 +21,7 @@ from official.vision.tasks import maskrcnn
 from custom_ops.prroi_pool import multilevel_prroi_pool
 from gan_mrcnn import configs, losses
 from gan_mrcnn.data import input_pipeline
-from gan_mrcnn.metrics import coco, predictions
+from gan_mrcnn.metrics import coco, collector
 from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align
 from gan_mrcnn.modeling import generator as generator_lib
 from gan_mrcnn.utils import devices
@@ -429,9 +429,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             'labels': labels,
         }
 
-    def aggregate_logs(self, state=None, step_outputs=None) -> list[dict[str, Any]]:
-        """Adds one batch's detections, as COCO results at the images' own size, to `state`."""
-        state = [] if state is None else state
+    def aggregate_logs(self, state=None, step_outputs=None) -> collector.Collector:
+        """Gives one batch's detections to `state`, which makes COCO results at the images' size."""
+        state = collector.Collector() if state is None else state
         for replica in range(len(step_outputs['labels']['source_id'])):
             labels, detections = (
                 {name: np.asarray(value[replica]) for name, value in step_outputs[part].items()}
@@ -439,7 +439,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             )
             for i, image_id in enumerate(labels['source_id']):
                 if image_id >= 0:
-                    state += predictions.detections_to_coco(
+                    state.add(
                         int(image_id),
                         detections['boxes'][i],
                         detections['scores'][i],
@@ -450,7 +450,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return state
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None) -> dict[str, float]:
-        """COCO AP of boxes and masks, as `box_AP`, `mask_AP50` and so on."""
+        """COCO AP of boxes and masks from COCO results, as `box_AP`, `mask_AP50` and so on."""
         figures = coco.evaluate_coco(self.task_config.annotation_file, aggregated_logs)
         return {
             f'{kind}_{name}': value

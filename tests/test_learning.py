@@ -263,7 +263,7 @@ def test_one_image_of_two_objects_is_learnt_by_heart(mode, tmp_path):
         step(tf.constant(number))
         if number % 50 == 49:
             outputs = tf.nest.map_structure(lambda x: [x], predict())
-            figures = task.reduce_aggregated_logs(task.aggregate_logs(None, outputs))
+            figures = task.reduce_aggregated_logs(task.aggregate_logs(None, outputs).results())
             if min(figures['box_AP'], figures['mask_AP']) > 0.95:
                 return
     raise AssertionError(f'box_AP {figures["box_AP"]}, mask_AP {figures["mask_AP"]}')
