@@ -82,8 +82,8 @@ def _why_unused() -> str:
         return f'{text}it was built without CUDA; install the package tensorflow in its place'
     return (
         f'{text}it needs CUDA {built.get("cuda_version")} and cuDNN {built.get("cudnn_version")}, '
-        "which pip install -e '.[gpu]' brings (where they are, TF_CPP_MIN_LOG_LEVEL=0 shows what "
-        'could not be loaded)'
+        f"which pip install 'tensorflow[and-cuda]=={tf.__version__}' brings (where they are, "
+        'TF_CPP_MIN_LOG_LEVEL=0 shows what could not be loaded)'
     )
 
 

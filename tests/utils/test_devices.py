@@ -3,6 +3,7 @@
 
 import pathlib
 import stat
+import types
 
 import pytest
 import tensorflow as tf
@@ -48,7 +49,8 @@ def test_a_gpu_that_tensorflow_cannot_use_is_named_once_with_the_remedy(
     assert said.out == ''
     (line,) = said.err.splitlines()
     assert line.startswith(f'warning: there is an NVIDIA GPU, but TensorFlow {tf.__version__} sees')
-    assert "CUDA 12.5.1 and cuDNN 9, which pip install -e '.[gpu]' brings" in line
+    remedy = f"pip install 'tensorflow[and-cuda]=={tf.__version__}'"
+    assert f'it needs CUDA 12.5.1 and cuDNN 9, which {remedy} brings' in line
 
 
 def test_a_tensorflow_without_cuda_has_another_remedy(machine, monkeypatch, capfd):
@@ -176,8 +178,7 @@ def test_an_unknown_reduction_is_named():
 
 
 def test_devices_that_cannot_share_a_batch_are_named():
-    strategy = devices.mirrored_strategy()
-    devices.check_batch(strategy, 3)
-    strategy = type('Two', (), {'num_replicas_in_sync': 2})
+    strategy = types.SimpleNamespace(num_replicas_in_sync=2)
+    devices.check_batch(strategy, 4)
     with pytest.raises(UserError, match='global_batch_size is 3, which 2 devices cannot share'):
         devices.check_batch(strategy, 3)
