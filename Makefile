@@ -94,9 +94,9 @@ $(STAMP): setup.py $(wildcard requirements-*.lock)
 	    $(if $(WITH_CUDA),-r requirements-cuda-tf$$GAN_MRCNN_TF.lock) && $(PIP_INSTALL) -e .
 	@touch $@
 
-$(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard $(POOL)/cc/*)
-	@echo 'Compiling PrRoIPool: half a minute, two with the kernels for CUDA.'
-	@$(VENV)/bin/python $(POOL)/build.py || echo 'PrRoIPool will run in plain TensorFlow, slower.'
+$(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard custom_ops/*/cc/*)
+	@echo 'Compiling PrRoIPool and NMS: half a minute, two with the kernels for CUDA.'
+	@$(VENV)/bin/python $(POOL)/build.py || echo 'PrRoIPool and NMS will run in plain TensorFlow, slower.'
 	@touch $@
 
 # Libraries and builds of earlier sources would go into the wheel, too.

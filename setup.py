@@ -153,7 +153,7 @@ class BuildPrRoIPool(Command):
             self.announce('PrRoIPool is left to its first use', 2)
 
     def get_source_files(self):
-        return [str(path.relative_to(_ROOT)) for path in sorted((_ROOT / _POOL / 'cc').iterdir())]
+        return [str(path.relative_to(_ROOT)) for path in sorted(_ROOT.glob('custom_ops/*/cc/*'))]
 
     def get_outputs(self):
         return []
@@ -195,6 +195,7 @@ setup(
     package_data={
         # Libraries that are compiled already, as by `make wheel`: nothing is compiled from there.
         'custom_ops.prroi_pool': ['cc/*', 'prroi_pool-tf*.so'],
+        'custom_ops.nms': ['cc/*'],
         # Templates and style of HTML pages, in whichever package.
         '': ['*.j2', '*.css'],
     },

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles PrRoIPool for the TensorFlow that is installed.
+"""Compiles PrRoIPool and NMS for the TensorFlow that is installed, into one library.
 
     python custom_ops/prroi_pool/build.py [--cuda auto|yes|no]
 
@@ -26,10 +26,12 @@ import warnings
 from typing import Optional
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
-_SOURCES = _PACKAGE / 'cc'
+_SOURCES = (_PACKAGE / 'cc', _PACKAGE.parent / 'nms' / 'cc')
 
 # Fused multiply-add where the instruction set has it.
 _KERNEL_FLAGS = ['-O3', '-ffp-contract=fast']
+# NMS gives the bits of TensorFlow's own, which rounds a product before it adds.
+_NMS_FLAGS = ['-O3', '-ffp-contract=off']
 # The same kernels once per instruction set, chosen when they run. '' stands for what every
 # processor of the architecture has.
 _X86_FLAGS = {
@@ -56,7 +58,8 @@ def library_name(cuda: bool) -> str:
     import tensorflow as tf
 
     digest = hashlib.sha256()
-    for path in [pathlib.Path(__file__), *sorted(_SOURCES.iterdir())]:
+    sources = [path for folder in _SOURCES for path in sorted(folder.iterdir())]
+    for path in [pathlib.Path(__file__), *sources]:
         digest.update(path.name.encode() + b'\0' + path.read_bytes())
     device = '-cuda' if cuda else ''
     return f'prroi_pool-tf{tf.__version__}{device}-{digest.hexdigest()[:8]}.so'
@@ -178,19 +181,26 @@ def _compile_commands(compiler, scratch, with_cuda):
         kernels.update(_X86_FLAGS)
         definitions = ['-DPRROI_POOL_X86']
     if with_cuda:
-        definitions.append('-DPRROI_POOL_CUDA')
+        definitions += ['-DPRROI_POOL_CUDA', '-DNMS_CUDA']
+    pool, nms = _SOURCES
 
-    def command(flags, name):
-        return [*flags, '-c', str(_SOURCES / name), '-o', str(scratch / f'{name}.o')]
+    def command(flags, path):
+        return [*flags, '-c', str(path), '-o', str(scratch / f'{path.name}.o')]
 
     # TensorFlow's flags come last, with the language version that its headers want.
     flags = [*common, '-O2', *definitions, *tf.sysconfig.get_compile_flags(), '-w']
-    commands = [command(flags, 'prroi_pool_op.cc')]
+    commands = [command(flags, pool / 'prroi_pool_op.cc'), command(flags, nms / 'nms_op.cc')]
     for target, flags in kernels.items():
-        commands.append(command([*common, *_KERNEL_FLAGS, *flags], f'kernels_cpu_{target}.cc'))
+        source = pool / f'kernels_cpu_{target}.cc'
+        commands.append(command([*common, *_KERNEL_FLAGS, *flags], source))
+    commands.append(command([*common, *_NMS_FLAGS], nms / 'nms_cpu.cc'))
     if with_cuda:
         # First: it takes longest.
-        commands.insert(0, command(nvcc_flags(find_nvcc()), 'kernels_cuda.cu'))
+        flags = nvcc_flags(find_nvcc())
+        commands[:0] = [
+            command(flags, pool / 'kernels_cuda.cu'),
+            command(flags, nms / 'nms_cuda.cu'),
+        ]
     return commands
 
 

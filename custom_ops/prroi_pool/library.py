@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds, builds where needed, and loads the compiled PrRoIPool; registers its gradient."""
+"""Finds, builds where needed, and loads the compiled PrRoIPool and NMS; registers gradients."""
 
 import functools
 import sys
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Optional
 import tensorflow as tf
 
 from custom_ops.prroi_pool import build
+
+IMPLEMENTATIONS = ('auto', 'compiled', 'tensorflow')
 
 
 class Library(NamedTuple):
@@ -30,8 +32,8 @@ def load() -> Library:
     except (build.BuildError, tf.errors.NotFoundError, OSError) as error:
         text = f'TensorFlow ({" ".join(str(error).split())})'
         print(
-            f'PrRoIPool is served by its slower version in {text}. '
-            f'To compile it: python {build.__file__}',
+            f'PrRoIPool and NMS are served by their slower versions in {text}. '
+            f'To compile them: python {build.__file__}',
             file=sys.stderr,
         )
         return Library(None, text)
@@ -39,7 +41,7 @@ def load() -> Library:
     problem = _problem_on_gpu(ops, has_cuda) if has_gpu else None
     if problem:
         text = f'TensorFlow ({problem})'
-        print(f'PrRoIPool is served by its slower version in {text}', file=sys.stderr)
+        print(f'PrRoIPool and NMS are served by their slower versions in {text}', file=sys.stderr)
         return Library(None, text)
     return Library(ops, f'compiled operation, {"CPU and CUDA" if has_cuda else "CPU"}')
 
@@ -77,17 +79,40 @@ def _problem_on_gpu(ops, has_cuda: bool) -> Optional[str]:
     return None
 
 
+def choose(implementation: str) -> Optional[Any]:
+    """The operations as functions, or None where plain TensorFlow is to serve.
+
+    Args:
+      implementation: 'compiled' for the library, 'tensorflow' for plain TensorFlow, 'auto' for the
+        first of the two that there is.
+
+    Raises:
+      tf.errors.UnavailableError: 'compiled' was asked for and could not be built or loaded.
+      ValueError: another `implementation`.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f'implementation is {implementation!r}, not one of {IMPLEMENTATIONS}')
+    ops = None if implementation == 'tensorflow' else load().ops
+    if ops is None and implementation == 'compiled':
+        raise tf.errors.UnavailableError(None, None, f'served by {load().text}')
+    return ops
+
+
 def _build():
     if build.failure_log().exists():
         raise build.BuildError(f'compiling failed before, see {build.failure_log()}')
     others = [path.name for folder in build.folders() for path in folder.glob('prroi_pool-tf*.so')]
     why = f'{others[0]} is for another TensorFlow or other sources' if others else 'first use'
     print(
-        f'Compiling PrRoIPool for TensorFlow {tf.__version__} ({why}): half a minute, once.',
+        f'Compiling PrRoIPool and NMS for TensorFlow {tf.__version__} ({why}): '
+        'half a minute, once.',
         file=sys.stderr,
     )
     # The GPU's kernels take a minute more; `make` compiles them wherever there is nvcc.
     return build.build_library('auto' if tf.config.list_physical_devices('GPU') else 'no')
+
+
+tf.no_gradient('GroupedNonMaxSuppression')
 
 
 @tf.RegisterGradient('PrRoiPool')

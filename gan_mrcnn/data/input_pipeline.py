@@ -262,4 +262,16 @@ def evaluation_dataset(
     )
     dataset = dataset.concatenate(filling.take(-params.num_examples % params.global_batch_size))
     dataset, batch_size = _shard(dataset, params.global_batch_size, input_context)
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    return _without_autotuning(dataset.batch(batch_size, drop_remainder=True).prefetch(2))
+
+
+def _without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same data set without tf.data's thread that looks for better numbers.
+
+    Ours are given. That thread sleeps longer and longer between two looks, and at the end of the
+    data it is sometimes not woken: whoever drops the iterator then waits until it wakes by itself,
+    which takes up to twice as long as the data took.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

@@ -19,7 +19,7 @@ from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import records
 from gan_mrcnn.evaluation import paper, scoring
 from gan_mrcnn.evaluation.report import page as report_page
-from gan_mrcnn.metrics import coco, predictions
+from gan_mrcnn.metrics import coco, collector, predictions
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.prediction import contact_sheet
 from gan_mrcnn.prediction import predictor as predictor_lib
@@ -224,14 +224,13 @@ def _predict(config, task, step, record_set, strategy) -> list:
         lambda context: task.build_inputs(params, context)
     )
 
-    detections = []
-    with progress_bar.Bar(total=record_set.num_examples, desc='predict', unit='image') as bar:
+    with (
+        progress_bar.Bar(total=record_set.num_examples, desc='predict', unit='image') as bar,
+        collector.Collector(bar.update) as found,
+    ):
         for inputs in dataset:
-            outputs = step(inputs)
-            task.aggregate_logs(detections, outputs)
-            ids = np.concatenate([np.asarray(x) for x in outputs['labels']['source_id']])
-            bar.update(int((ids >= 0).sum()))
-    return detections
+            task.aggregate_logs(found, step(inputs))
+        return found.results()
 
 
 def _spread(image_ids):

@@ -19,9 +19,11 @@ import tensorflow as tf
 from official.vision.modeling.layers import roi_aligner
 
 POOLED_LEVELS = ('2', '3', '4', '5')
-# Boxes that inference samples at a time: enough for every core. A number that is fixed also spares
-# the log the complaints of TensorFlow's graph optimizer, which cannot tell the cost of any other.
-_BOXES_AT_A_TIME = 16
+# Boxes that inference samples at a time, by the kind of device. On a CPU enough for every core, and
+# few enough for the cache. On a GPU every further part waits for kernels to be started, and memory
+# is the limit: 50 MB a part with 256 channels. A number that is fixed also spares the log the
+# complaints of TensorFlow's graph optimizer, which cannot tell the cost of any other.
+_BOXES_AT_A_TIME = {'CPU': 32, 'GPU': 256}
 
 
 class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
@@ -99,12 +101,13 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             feature = tf.pad(feature, [[0, 0], [0, 1], [0, 1], [0, 0]], 'SYMMETRIC')
         samples = self._samples(boxes, tf.shape(feature)[1:3])
         count, size = tf.shape(boxes)[0], self._config_dict['crop_size']
-        filling = -count % _BOXES_AT_A_TIME
+        at_a_time = _boxes_at_a_time()
+        filling = -count % at_a_time
         pooled = tf.map_fn(
             lambda part: self._pool(tf.image.crop_and_resize(feature, *part, [size, size])),
             (
-                tf.reshape(tf.pad(samples, [[0, filling], [0, 0]]), [-1, _BOXES_AT_A_TIME, 4]),
-                tf.reshape(tf.pad(images, [[0, filling]]), [-1, _BOXES_AT_A_TIME]),
+                tf.reshape(tf.pad(samples, [[0, filling], [0, 0]]), [-1, at_a_time, 4]),
+                tf.reshape(tf.pad(images, [[0, filling]]), [-1, at_a_time]),
             ),
             fn_output_signature=tf.float32,
         )
@@ -120,6 +123,11 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         last = low + (high - low) * (size - 1 + offset) / size
         last_index = tf.tile(tf.cast(feature_size - 1, tf.float32), [2])
         return tf.concat([first, last], axis=1) / last_index
+
+
+def _boxes_at_a_time() -> int:
+    """For the graph that is being built: a GPU that TensorFlow sees is what will run it."""
+    return _BOXES_AT_A_TIME['GPU' if tf.config.list_physical_devices('GPU') else 'CPU']
 
 
 def _levels(boxes, lowest, highest):

@@ -2,6 +2,7 @@
 """Building and loading the compiled operation, and what happens where that cannot be done."""
 
 import os
+import shutil
 import stat
 import sys
 import types
@@ -40,12 +41,16 @@ def test_names_say_the_version_of_tensorflow_and_the_sources(tmp_path, monkeypat
     name = build.library_name(cuda=False)
     assert name.startswith(f'prroi_pool-tf{tf.__version__}-')
     assert build.library_name(cuda=True).startswith(f'prroi_pool-tf{tf.__version__}-cuda-')
-    for source in build._SOURCES.iterdir():
-        (tmp_path / source.name).write_bytes(source.read_bytes())
-    monkeypatch.setattr(build, '_SOURCES', tmp_path)
+    copies = tuple(tmp_path / folder.parent.name for folder in build._SOURCES)
+    for folder, copy in zip(build._SOURCES, copies):
+        shutil.copytree(folder, copy)
+    monkeypatch.setattr(build, '_SOURCES', copies)
     assert build.library_name(cuda=False) == name
-    (tmp_path / 'geometry.h').write_text('changed')
-    assert build.library_name(cuda=False) != name
+    for changed in (copies[0] / 'geometry.h', copies[1] / 'overlap.h'):
+        before = changed.read_text()
+        changed.write_text('changed')
+        assert build.library_name(cuda=False) != name
+        changed.write_text(before)
 
 
 @needs_compiler
@@ -90,13 +95,13 @@ def test_a_library_of_another_tensorflow_is_not_loaded(empty_folder, monkeypatch
     pool()
     said = capfd.readouterr().err
     assert 'prroi_pool-tf2.14.0-00000000.so is for another TensorFlow or other sources' in said
-    assert f'Compiling PrRoIPool for TensorFlow {tf.__version__}' in said
+    assert f'Compiling PrRoIPool and NMS for TensorFlow {tf.__version__}' in said
 
 
 def test_a_damaged_library_is_not_a_crash(empty_folder, capfd):
     (empty_folder / build.library_name(cuda=True)).write_bytes(b'\x7fELF damaged')
     np.testing.assert_allclose(pool(), [[[[5.0]]]], rtol=1e-6)
-    assert 'served by its slower version' in capfd.readouterr().err
+    assert 'served by their slower versions' in capfd.readouterr().err
 
 
 def test_no_folder_can_be_written_to(monkeypatch, tmp_path):

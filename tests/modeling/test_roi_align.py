@@ -76,3 +76,20 @@ def test_fused_levels_are_the_maximum_over_all_of_them(training):
             for level in range(2, 6)
         ]
         np.testing.assert_allclose(found[image, 0], np.max(by_level, axis=0), atol=1e-4)
+
+
+def test_boxes_are_pooled_alike_however_many_at_a_time(monkeypatch):
+    rng = np.random.default_rng(2)
+    features = {
+        str(level): tf.constant(rng.normal(size=[2, 128 // 2**level, 128 // 2**level, 3]))
+        for level in range(2, 6)
+    }
+    corners = rng.uniform(0, 100, [2, 45, 2])
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 28, [2, 45, 2])], -1)
+    aligner = roi_align.MultilevelRoIAligner(crop_size=3)
+    found = []
+    for devices in ([], ['a GPU']):
+        monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind, d=devices: d)
+        found.append(aligner(features, tf.constant(boxes, tf.float32), training=False).numpy())
+    np.testing.assert_array_equal(*found)
+    assert np.unique(found[0]).size > 1000
