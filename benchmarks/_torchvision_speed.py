@@ -15,6 +15,7 @@ import argparse
 import json
 import pathlib
 import statistics
+import sys
 import time
 
 import _card
@@ -198,8 +199,11 @@ def main():
     parser.add_argument('--numbers', type=json.loads, required=True, help='of gpu.py, as JSON')
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'])
     parser.add_argument('--steps', type=int, default=10, help='that are timed')
+    parser.add_argument('--on_card', action='store_true', help='end at once without a GPU')
     parser.add_argument('--json', help='a file for the figures, whole at any time')
     options = parser.parse_args()
+    if options.on_card and DEVICE.type != 'cuda':
+        sys.exit('torch sees no GPU')
     figures = _card.Figures(options.json)
     figures.update(
         torch=torch.__version__,

@@ -208,9 +208,11 @@ def make_jobs(options, report):
     """The processes of the parts that were asked for; says what is left out."""
     base = {**os.environ, 'PYTHONUNBUFFERED': '1'}
     tensorflow = {**base, 'TF_CPP_MIN_LOG_LEVEL': '2', 'TF_FORCE_GPU_ALLOW_GROWTH': 'true'}
+    has_card = report.content['machine']['card'] is not None
+    on_card = ['--on_card'] if has_card else []
     jobs = []
     if 'kernels' in options.parts:
-        if report.content['machine']['card']:
+        if has_card:
             jobs.append(
                 Job('kernels', kernels_command(options), base, SHARES['kernels'] * options.limit)
             )
@@ -222,9 +224,10 @@ def make_jobs(options, report):
             report.leave_out('torchvision', f'--{" and --".join(missing)} not given')
         else:
             own = {k: v for k, v in base.items() if k not in NOT_FOR_TORCH}
-            command = torchvision_command(options)
+            command = torchvision_command(options) + on_card
             jobs.append(Job('torchvision', command, own, SHARES['torchvision'] * options.limit))
-    others = [Job(name, command, tensorflow) for name, command in tensorflow_commands(options)]
+    commands = tensorflow_commands(options)
+    others = [Job(name, command + on_card, tensorflow) for name, command in commands]
     if others:
         convert = [sys.executable, __file__, '--only_convert', *data_flags(options)]
         jobs.insert(0, Job('records', convert, base, SHARES['records'] * options.limit))

@@ -630,10 +630,10 @@ def run(options):
             with _card.shared():
                 check_published(device, published)
         check_all(device, library, cases, expected, figures)
-        if options.sanitize:
-            sanitize(library, figures)
         if not options.check_only:
             say_table(*time_all(device, library, published, figures), figures)
+        if options.sanitize:
+            sanitize(library, figures)
 
 
 if __name__ == '__main__':
