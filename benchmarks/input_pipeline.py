@@ -7,8 +7,8 @@
 The first measures images a second of the input alone, of a baseline and of a combined train step on
 batches that are there already, one after the other on the same cores, and the milliseconds of one
 core that each stage of the input takes for an image. A stage is timed by asking for what it makes
-and for nothing else: TensorFlow prunes the rest. Its time is that of the processor, which others that
-use the machine hardly change.
+and for nothing else: TensorFlow prunes the rest. Its time is that of the processor, which others
+that use the machine change less than the clock's.
 
 The second makes images with that many objects, as large as the network's input, and reports the
 peak of this process's memory while batches of them are made.

@@ -130,8 +130,9 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
         """Whether the centre of each anchor lies in the image, [A] bool."""
         if self._image_size is None:
             return tf.ones([anchors.shape[0]], tf.bool)
-        centres = (anchors[:, :2] + anchors[:, 2:]) / 2.0
-        return tf.reduce_all(centres < tf.cast(self._image_size, centres.dtype), axis=1)
+        top, left, bottom, right = tf.unstack(anchors, axis=1)
+        height, width = tf.unstack(tf.cast(self._image_size, anchors.dtype))
+        return ((top + bottom) / 2.0 < height) & ((left + right) / 2.0 < width)
 
     def _get_rpn_samples(self, match_results):
         """As the parent's: 1 sampled positive, 0 sampled negative, -1 not sampled, [N] int32."""

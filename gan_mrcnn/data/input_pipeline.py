@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From TFRecords to batches: decoding, the paper's input sizes, anchor and mask targets.
 
-Decoding is the Model Garden's. Scaling differs from its parser, which draws a scale of the whole
-padded canvas: here the shorter side has a length in pixels, drawn from a range in training and
-fixed in testing (paper, sections 4.3-4.6). Every random draw is a function of the run's seed and of
-the example's number in the run, so that a resumed run sees what an uninterrupted one would have.
+Decoding is the Model Garden's, but for the masks. Scaling differs from its parser, which draws a
+scale of the whole padded canvas: here the shorter side has a length in pixels, drawn from a range
+in training and fixed in testing (paper, sections 4.3-4.6). Every random draw is a function of the
+run's seed and of the example's number in the run, so that a resumed run sees what an uninterrupted
+one would have.
 
-Shapes: H, W the padded input, M ground-truth objects per image at most.
+Shapes: H, W the padded input, M ground-truth objects per image at most, S x S the cells of a mask.
 """
 
 import functools
@@ -72,8 +73,8 @@ class Parser:
 
         Returns:
           The image and its labels: `image_info`, `source_id`, `sampling_seed`, RPN targets by
-          level, `gt_boxes` [M, 4] and `gt_classes` [M] padded with -1, and `gt_masks` [M, S, S] uint8
-          as in the record, padded with 0: as floats they would be more than the image.
+          level, `gt_boxes` [M, 4] and `gt_classes` [M] padded with -1, and `gt_masks` [M, S, S] as
+          in the record, padded with 0: as floats they would be as many bytes as the image.
         """
         config = self._config
         seeds = tf.random.split(tf.stack([tf.cast(self._seed, tf.int64), number]), 7)

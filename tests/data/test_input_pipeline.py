@@ -266,3 +266,12 @@ def test_evaluation_covers_every_image_once_and_fills_the_last_batch(demo):
     flat = sum(seen, [])
     assert sorted(i for i in flat if i >= 0) == sorted(demo.image_ids)
     assert flat.count(-1) == -demo.num_examples % 5
+
+
+@pytest.mark.parametrize('batch, cores, at_a_time', [(8, 2, 2), (2, 96, 16), (64, 96, 64)])
+def test_as_many_images_are_made_at_a_time_as_cores_and_memory_allow(
+    batch, cores, at_a_time, monkeypatch
+):
+    monkeypatch.setattr(input_pipeline, 'num_cores', lambda: cores)
+    params = configs.DataConfig(global_batch_size=batch)
+    assert input_pipeline._num_parallel_calls(params) == at_a_time
