@@ -72,12 +72,10 @@ def restore(run):
 def stored_losses(task, samples):
     """`GanMaskRCNNTask.generator_losses` with the discriminators' stored statistics."""
     weights = samples.weights
-    real, fake = (
-        task.mask_discriminator(x, training=False) for x in (samples.mask_real, samples.mask_fake)
-    )
+    real, fake = (task.mask_discriminator(x, training=False) for x in tf.split(samples.mask, 2))
     return {
         'box_generator_loss': losses.box_generator_loss(
-            task.box_discriminator(samples.box_fake, training=False), weights
+            task.box_discriminator(tf.split(samples.box, 2)[1], training=False), weights
         ),
         'mask_generator_loss': losses.mask_generator_loss(
             real, fake, weights, task.mask_discriminator.layer_weights

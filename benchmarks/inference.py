@@ -110,7 +110,7 @@ def prepare(options, folder):
     for kind in options.kinds:
         path = f'{folder}/{kind}'
         if kind == 'saved_model':
-            tf.saved_model.save(module, path, signatures=module.signatures())
+            tf.saved_model.save(module, path, signatures=module.signatures('tensorflow'))
             paths[kind] = path
         elif kind != 'checkpoint':
             paths[kind] = export_garden(config, kind == 'garden_our_head', path)
@@ -201,6 +201,7 @@ def time_parts(options, rounds):
     """Seconds of CPU per image of each part of ours, one image at a time."""
     import tensorflow as tf
 
+    from gan_mrcnn.metrics import predictions
     from gan_mrcnn.prediction import predictor, signatures
 
     module, model, _ = make_module(options)
@@ -233,7 +234,8 @@ def time_parts(options, rounds):
     seconds = {}
     for name, (function, *arguments) in parts.items():
         seconds[name] = _cpu_seconds(tf.function(function), arguments, rounds)
-    paste = lambda: predictor.to_coco(1, detections, height, width)  # noqa: E731
+    as_sent = [[height, width], [height, width], [1, 1], [0, 0]]
+    paste = lambda: predictions.detections_to_coco(1, *detections, as_sent)  # noqa: E731
     seconds['paste'] = _cpu_seconds(paste, [], rounds)
     for name, value in seconds.items():
         print(f'{name:22s} {value:7.3f} s of CPU', flush=True)

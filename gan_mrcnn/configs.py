@@ -25,6 +25,7 @@ LOSS_NORMALIZATIONS = ('paper', 'model_garden')
 HEAD_NORMS = ('none', 'group_norm', 'batch_norm')
 MODEL_IDS = (18, 34, 50, 101)
 PADDINGS = ('symmetric', 'same')
+NMS = ('batched',)
 FREEZE_STAGES = (0, 1, 2)
 # Weights of the adversarial losses by convention: the paper's Eq. 2 and 3 have none; the authors'
 # code weighs both sides alike.
@@ -51,6 +52,7 @@ class Parser(maskrcnn.Parser):
 
     Images are scaled so that the shorter side has the wanted length (less where the longer side
     would not fit into `model.input_size`) and padded at the bottom and right to that size.
+    `mask_crop_size` is the records', 112 (`gan_mrcnn.data.records.mask_crops`), and no other.
     `aug_photometric` changes training images by noise, blur, sharpness, lightness or contrast, see
     `gan_mrcnn.data.augment`.
     """
@@ -101,7 +103,7 @@ class DetectionHead(maskrcnn.DetectionHead):
 
 @dataclasses.dataclass
 class ROIGenerator(maskrcnn.ROIGenerator):
-    """2000 proposals in training, 1000 in testing; NMS by the operation made for a CPU or GPU.
+    """2000 proposals in training, 1000 in testing; `use_batched_nms` is the only way there is.
 
     The smallest side, in pixels, is torchvision's: proposals without area are none.
     """
@@ -114,6 +116,8 @@ class ROIGenerator(maskrcnn.ROIGenerator):
 
 @dataclasses.dataclass
 class DetectionGenerator(maskrcnn.DetectionGenerator):
+    """`nms_version`: 'batched' is the only one that there is."""
+
     nms_version: str = 'batched'
 
 
@@ -259,17 +263,20 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
 def check(task: GanMaskRCNNTask) -> None:
     """Raises UserError where a setting is none of its few possible values."""
-    resnet = task.model.backbone.resnet
+    model, resnet = task.model, task.model.backbone.resnet
     for key, value, choices in (
         ('gan.mode', task.gan.mode, GAN_MODES),
         ('gan.num_layers', task.gan.num_layers, NUM_LAYERS),
         ('gan.preset', task.gan.preset, tuple(WEIGHTINGS)),
         ('nonfinite.policy', task.nonfinite.policy, NONFINITE_POLICIES),
         ('losses.normalization', task.losses.normalization, LOSS_NORMALIZATIONS),
-        ('model.head_norm', task.model.head_norm, HEAD_NORMS),
+        ('model.head_norm', model.head_norm, HEAD_NORMS),
+        ('model.roi_generator.use_batched_nms', model.roi_generator.use_batched_nms, (True,)),
+        ('model.detection_generator.nms_version', model.detection_generator.nms_version, NMS),
         ('model.backbone.resnet.model_id', resnet.model_id, MODEL_IDS),
         ('model.backbone.resnet.padding', resnet.padding, PADDINGS),
         ('model.backbone.resnet.freeze_stages', resnet.freeze_stages, FREEZE_STAGES),
+        ('train_data.parser.mask_crop_size', task.train_data.parser.mask_crop_size, (112,)),
     ):
         if value not in choices:
             raise UserError(f'task.{key} is {value!r}, not one of {", ".join(map(str, choices))}')

@@ -88,7 +88,7 @@ def mask_feature_distance(
     # Summed layer by layer: the concatenation itself would be a copy of all of them.
     distance, num_elements = 0.0, 0
     for real, fake, layer_weight in zip(real_layers, fake_layers, layer_weights):
-        difference = tf.abs(_at_least_float32(real) - _at_least_float32(fake))
+        difference = _at_least_float32(tf.abs(tf.subtract(real, fake)))
         per_roi = tf.reduce_sum(difference, axis=list(range(1, difference.shape.rank)))
         distance += layer_weight * per_roi
         num_elements += tf.reduce_prod(tf.shape(real)[1:])

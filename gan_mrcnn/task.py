@@ -21,9 +21,10 @@ from official.vision.tasks import maskrcnn
 from custom_ops.prroi_pool import multilevel_prroi_pool
 from gan_mrcnn import configs, losses
 from gan_mrcnn.data import input_pipeline
-from gan_mrcnn.metrics import coco, predictions
+from gan_mrcnn.metrics import coco, collector
 from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align
 from gan_mrcnn.modeling import generator as generator_lib
+from gan_mrcnn.utils import devices
 
 DETECTION_TERMS = (
     'rpn_score_loss',
@@ -42,11 +43,9 @@ ADVERSARIAL_TERMS = (
     'discriminator_gradient_norm',
 )
 
-# Both networks' inputs, for the same N RoIs with an object; `weights` is 1. Where the batch has no
-# such RoI there is one that stands in, with weight 0.
-Samples = collections.namedtuple(
-    'Samples', ['box_real', 'box_fake', 'mask_real', 'mask_fake', 'weights']
-)
+# Both networks' inputs for the same N RoIs, [2N, 28, 28, C]: first all real, then all fake ones.
+# `weights` [N] is 1 for a RoI with an object and 0 for one that fills up the number.
+Samples = collections.namedtuple('Samples', ['box', 'mask', 'weights'])
 # What the discriminators say of samples: logits [N] of the box discriminator, and the mask
 # discriminator's layers, a tuple of [N, ...].
 Judgement = collections.namedtuple('Judgement', ['box_real', 'box_fake', 'mask_real', 'mask_fake'])
@@ -190,21 +189,22 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
           outputs: the generator's training outputs.
 
         Returns:
-          `Samples` of [N, 28, 28, C] and the weights [N], of the N RoIs with an object of all
-          images.
+          `Samples` in the features' dtype, of the RoIs with an object of all images.
         """
         features = {level: outputs['decoder_features'][level] for level in roi_align.POOLED_LEVELS}
         if self.task_config.gan.detach_features:
             features = tf.nest.map_structure(tf.stop_gradient, features)
         places, weights = _positive_places(outputs['mask_class_targets'])
         part = lambda name: tf.gather_nd(outputs[name], places)  # noqa: E731
-        pool = functools.partial(multilevel_prroi_pool, features, box_indices=places[:, 0])
-        mask_features = pool(tf.stop_gradient(part('mask_rois')))
+        pool = functools.partial(multilevel_prroi_pool, features)
+        boxes = [tf.stop_gradient(part('mask_gt_boxes')), part('mask_predicted_boxes')]
+        mask_features = pool(tf.stop_gradient(part('mask_rois')), box_indices=places[:, 0])
+        masks = [part('mask_targets'), tf.sigmoid(part('mask_outputs'))]
         return Samples(
-            box_real=pool(tf.stop_gradient(part('mask_gt_boxes'))),
-            box_fake=pool(part('mask_predicted_boxes')),
-            mask_real=mask_features * part('mask_targets')[..., tf.newaxis],
-            mask_fake=mask_features * tf.sigmoid(part('mask_outputs'))[..., tf.newaxis],
+            box=pool(tf.concat(boxes, 0), box_indices=tf.tile(places[:, 0], [2])),
+            mask=tf.concat(
+                [mask_features * tf.cast(x, mask_features.dtype)[..., tf.newaxis] for x in masks], 0
+            ),
             weights=weights,
         )
 
@@ -214,18 +214,12 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         Real and fake share one batch, so that BatchNorm cannot tell one from the other. Moves the
         stored statistics.
         """
-        # What stands in for RoIs on one replica must not count in the statistics of all.
+        # What fills up the number of RoIs must not count in the statistics.
         is_counted = samples.weights > 0.0
         is_counted |= tf.math.logical_not(_any_replica(tf.reduce_any(is_counted)))
         is_counted = tf.tile(is_counted, [2])
-        box_logits = self.box_discriminator(
-            tf.concat([samples.box_real, samples.box_fake], 0), training=True, is_counted=is_counted
-        )
-        layers = self.mask_discriminator(
-            tf.concat([samples.mask_real, samples.mask_fake], 0),
-            training=True,
-            is_counted=is_counted,
-        )
+        box_logits = self.box_discriminator(samples.box, training=True, is_counted=is_counted)
+        layers = self.mask_discriminator(samples.mask, training=True, is_counted=is_counted)
         mask_real, mask_fake = zip(*(tf.split(layer, 2) for layer in layers))
         return Judgement(*tf.split(box_logits, 2), mask_real, mask_fake)
 
@@ -284,7 +278,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     # Steps.
 
     def forward(self, inputs, model) -> dict[str, tf.Tensor]:
-        """The generator's training outputs on a batch, in float32 whatever it computes in."""
+        """The generator's training outputs on a batch, all but the features in float32."""
         images, labels = inputs
         outputs = model(
             images,
@@ -295,9 +289,11 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             sampling_seed=labels['sampling_seed'],
             training=True,
         )
-        return tf.nest.map_structure(
-            lambda x: tf.cast(x, tf.float32) if x.dtype.is_floating else x, outputs
-        )
+        in_float32 = lambda x: tf.cast(x, tf.float32) if x.dtype.is_floating else x  # noqa: E731
+        return {
+            name: x if name.endswith('features') else tf.nest.map_structure(in_float32, x)
+            for name, x in outputs.items()
+        }
 
     def train_step(self, inputs, model, optimizer, metrics=None):
         """Trains the discriminators, then the generator against them, on one batch.
@@ -433,9 +429,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             'labels': labels,
         }
 
-    def aggregate_logs(self, state=None, step_outputs=None) -> list[dict[str, Any]]:
-        """Adds one batch's detections, as COCO results at the images' own size, to `state`."""
-        state = [] if state is None else state
+    def aggregate_logs(self, state=None, step_outputs=None) -> collector.Collector:
+        """Gives one batch's detections to `state`, which makes COCO results at the images' size."""
+        state = collector.Collector() if state is None else state
         for replica in range(len(step_outputs['labels']['source_id'])):
             labels, detections = (
                 {name: np.asarray(value[replica]) for name, value in step_outputs[part].items()}
@@ -443,7 +439,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             )
             for i, image_id in enumerate(labels['source_id']):
                 if image_id >= 0:
-                    state += predictions.detections_to_coco(
+                    state.add(
                         int(image_id),
                         detections['boxes'][i],
                         detections['scores'][i],
@@ -454,7 +450,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return state
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None) -> dict[str, float]:
-        """COCO AP of boxes and masks, as `box_AP`, `mask_AP50` and so on."""
+        """COCO AP of boxes and masks from COCO results, as `box_AP`, `mask_AP50` and so on."""
         figures = coco.evaluate_coco(self.task_config.annotation_file, aggregated_logs)
         return {
             f'{kind}_{name}': value
@@ -471,14 +467,12 @@ def _positive_places(classes):
       classes: [B, K], 0 for the background.
 
     Returns:
-      [N, 2] int32, image and place; and [N] float32 ones. Where there is no such RoI, the first of
-      the first image with a weight of 0: BatchNorm cannot take the mean of nothing.
+      [N, 2] int32, image and place; and [N] float32, 1, or 0 for what fills up the number: at least
+      one where there is no object, since BatchNorm cannot take the mean of nothing.
     """
-    places = tf.cast(tf.where(classes > 0), tf.int32)
-    none = tf.equal(tf.shape(places)[0], 0)
-    places = tf.cond(none, lambda: tf.zeros([1, 2], tf.int32), lambda: places)
-    weight = tf.where(none, 0.0, 1.0)
-    return tf.ensure_shape(places, [None, 2]), tf.fill([tf.shape(places)[0]], weight)
+    places, count = devices.fill_up(tf.cast(tf.where(classes > 0), tf.int32), tf.size(classes))
+    weights = tf.cast(tf.range(tf.shape(places)[0]) < count, tf.float32)
+    return tf.ensure_shape(places, [None, 2]), weights
 
 
 def _sum(scalars) -> tf.Tensor:

@@ -79,11 +79,10 @@ def samples_of(scene, fake_boxes, real_masks=None, fake_masks=None):
     real, fake = pool(boxes), pool(fake_boxes)
     empty = tf.zeros([len(boxes), 28, 28])
     real_masks, fake_masks = (empty if x is None else x for x in (real_masks, fake_masks))
+    masks = tf.stack([real_masks, fake_masks])[..., tf.newaxis]
     return task_lib.Samples(
-        box_real=real,
-        box_fake=fake,
-        mask_real=real * real_masks[..., tf.newaxis],
-        mask_fake=real * fake_masks[..., tf.newaxis],
+        box=tf.concat([real, fake], 0),
+        mask=tf.concat(tf.unstack(real * masks), 0),
         weights=tf.ones([len(boxes)]),
     )
 
@@ -264,7 +263,7 @@ def test_one_image_of_two_objects_is_learnt_by_heart(mode, tmp_path):
         step(tf.constant(number))
         if number % 50 == 49:
             outputs = tf.nest.map_structure(lambda x: [x], predict())
-            figures = task.reduce_aggregated_logs(task.aggregate_logs(None, outputs))
+            figures = task.reduce_aggregated_logs(task.aggregate_logs(None, outputs).results())
             if min(figures['box_AP'], figures['mask_AP']) > 0.95:
                 return
     raise AssertionError(f'box_AP {figures["box_AP"]}, mask_AP {figures["mask_AP"]}')

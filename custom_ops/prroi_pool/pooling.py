@@ -8,8 +8,6 @@ import tensorflow as tf
 
 from custom_ops.prroi_pool import library, prroi_pool_tf
 
-IMPLEMENTATIONS = ('auto', 'compiled', 'tensorflow')
-
 _FEATURE_DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
@@ -56,15 +54,11 @@ def prroi_pool(
       tf.errors.UnavailableError: 'compiled' was asked for and could not be built or loaded.
       ValueError: another `implementation`.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f'implementation is {implementation!r}, not one of {IMPLEMENTATIONS}')
+    ops = library.choose(implementation)
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     box_indices = tf.cast(box_indices, tf.int32)
     _check(features, boxes, box_indices, output_size, spatial_scale)
-    ops = None if implementation == 'tensorflow' else library.load().ops
     if ops is None:
-        if implementation == 'compiled':
-            raise tf.errors.UnavailableError(None, None, f'served by {library.load().text}')
         return prroi_pool_tf.prroi_pool(features, boxes, box_indices, output_size, spatial_scale)
     if boxes.dtype not in (tf.float32, tf.float64):
         boxes = tf.cast(boxes, tf.float32)

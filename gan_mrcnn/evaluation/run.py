@@ -19,7 +19,7 @@ from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import records
 from gan_mrcnn.evaluation import paper, scoring
 from gan_mrcnn.evaluation.report import page as report_page
-from gan_mrcnn.metrics import coco, predictions
+from gan_mrcnn.metrics import coco, collector, predictions
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.prediction import contact_sheet
 from gan_mrcnn.prediction import predictor as predictor_lib
@@ -186,8 +186,9 @@ def _predict_saved_model(config, record_sets, predictor) -> list[list]:
 def _predict_checkpoint(config, record_sets, path) -> list[list]:
     """Detections of each of the record sets."""
     devices.set_up(config.runtime.mixed_precision_dtype, config.task.deterministic)
-    strategy = devices.mirrored_strategy()
+    strategy = devices.mirrored_strategy(config.runtime.all_reduce_alg)
     devices.check_batch(strategy, config.task.train_data.global_batch_size)
+    print(f'devices: {devices.describe(strategy.num_replicas_in_sync)}', flush=True)
     with strategy.scope():
         task = task_lib.GanMaskRCNNTask(config.task)
         model = task.build_model()
@@ -203,7 +204,9 @@ def _predict_checkpoint(config, record_sets, path) -> list[list]:
 
 def _load_saved_model(path, dataset):
     """A predictor of the exported model; UserError where it has other classes than `dataset`."""
+    devices.prepare_gpus()
     predictor = predictor_lib.load_saved_model(path)
+    print(f'devices: {devices.describe()}', flush=True)
     if predictor.card.class_names != tuple(dataset.class_names):
         raise UserError(
             f'--saved_model {path} knows {", ".join(predictor.card.class_names)}, but the classes '
@@ -221,14 +224,13 @@ def _predict(config, task, step, record_set, strategy) -> list:
         lambda context: task.build_inputs(params, context)
     )
 
-    detections = []
-    with progress_bar.Bar(total=record_set.num_examples, desc='predict', unit='image') as bar:
+    with (
+        progress_bar.Bar(total=record_set.num_examples, desc='predict', unit='image') as bar,
+        collector.Collector(bar.update) as found,
+    ):
         for inputs in dataset:
-            outputs = step(inputs)
-            task.aggregate_logs(detections, outputs)
-            ids = np.concatenate([np.asarray(x) for x in outputs['labels']['source_id']])
-            bar.update(int((ids >= 0).sum()))
-    return detections
+            task.aggregate_logs(found, step(inputs))
+        return found.results()
 
 
 def _spread(image_ids):

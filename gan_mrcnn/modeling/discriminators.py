@@ -15,6 +15,7 @@ Shapes: N RoIs, S x S map (28), C channels, L layers.
 import tensorflow as tf
 
 from gan_mrcnn import configs
+from gan_mrcnn.utils import devices
 
 _LEAK = 0.2
 
@@ -50,7 +51,7 @@ class BoxDiscriminator(tf.keras.Model):
         Args:
             x: [N, S, S, C] RoI features.
             training: whether to normalize by the statistics of the batch, and to update the others.
-            is_counted: [N] bool, which RoIs count in the statistics of several replicas; None: all.
+            is_counted: [N] bool, which RoIs count in the batch's statistics; None: all.
 
         Returns:
             [N] float32 logits, the mean over the positions where the last layer has several. Their
@@ -92,16 +93,16 @@ class MaskDiscriminator(tf.keras.Model):
         Args:
             x: [N, S, S, C], masks times RoI features.
             training: whether to normalize by the statistics of the batch, and to update the others.
-            is_counted: [N] bool, which RoIs count in the statistics of several replicas; None: all.
+            is_counted: [N] bool, which RoIs count in the batch's statistics; None: all.
 
         Returns:
-            A list of L + 1 float32 tensors [N, S_l, S_l, C_l], the first of them `x`. Eq. 6 wants
-            them times `layer_weights`.
+            A list of L + 1 tensors [N, S_l, S_l, C_l], the first of them `x`, in the dtype that the
+            layers compute in. Eq. 6 wants them times `layer_weights`.
         """
         outputs = [x]
         for block in self._blocks:
             outputs.append(block(outputs[-1], training=training, is_counted=is_counted))
-        return [tf.cast(output, self.variable_dtype) for output in outputs]
+        return outputs
 
 
 class _ConvBlock(tf.keras.layers.Layer):
@@ -116,8 +117,10 @@ class _ConvBlock(tf.keras.layers.Layer):
             self.norm = tf.keras.layers.BatchNormalization(
                 momentum=0.9,
                 epsilon=1e-5,
-                # Several replicas normalize by the statistics of all their RoIs, as one would.
-                synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+                # Several replicas normalize by the statistics of all their RoIs, as one would. It
+                # also is the one that can leave rows out.
+                synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1
+                or devices.has_gpu(),
                 name='bn',
             )
 

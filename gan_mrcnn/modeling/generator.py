@@ -15,9 +15,10 @@ from official.vision.ops import anchor, box_ops
 from gan_mrcnn import configs
 from gan_mrcnn.modeling import backbone as backbone_lib
 from gan_mrcnn.modeling import fpn, heads, roi_align
+from gan_mrcnn.modeling.detection_generator import DetectionGenerator
 from gan_mrcnn.modeling.roi_generator import RoIGenerator
 from gan_mrcnn.modeling.roi_sampler import RoISampler
-from gan_mrcnn.utils import cell_means
+from gan_mrcnn.utils import cell_means, devices
 
 # Scale of the box head's targets (Ren et al. 2015), the same as in the Model Garden's first stage.
 BOX_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
@@ -42,6 +43,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         gt_masks: Optional[tf.Tensor] = None,
         sampling_seed: Optional[tf.Tensor] = None,
         training: Optional[bool] = None,
+        nms: str = 'auto',
     ) -> dict[str, tf.Tensor]:
         """Runs the network.
 
@@ -51,9 +53,10 @@ class Generator(maskrcnn_model.MaskRCNNModel):
           anchor_boxes: level -> [B, h, w, 4 * anchors]; made here where missing.
           gt_boxes: [B, M, 4] padded with -1; only in training, as are the next three.
           gt_classes: [B, M] padded with -1.
-          gt_masks: [B, M, h, w] masks inside their boxes, padded with -1.
+          gt_masks: [B, M, S, S] uint8, 255 times the masks inside their boxes, padded with 0.
           sampling_seed: [B, 2] int32, decides which RoIs are sampled.
           training: whether to sample RoIs and return targets, or to return detections.
+          nms: `implementation` of `custom_ops.nms`.
 
         Returns:
           In training, the Model Garden's training outputs and, of the K RoIs that have a mask,
@@ -64,7 +67,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         features = self.decoder(backbone_features)
         if anchor_boxes is None:
             anchor_boxes = self._anchors(images)
-        rpn_outputs, rois = self._propose(features, anchor_boxes, image_shape, training)
+        rpn_outputs, rois = self._propose(features, anchor_boxes, image_shape, training, nms)
         outputs = {
             'backbone_features': backbone_features,
             'decoder_features': features,
@@ -75,7 +78,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
             outputs.update(self._box_outputs(features, targets))
             outputs.update(self._mask_outputs(features, outputs, targets, gt_masks, image_shape))
         else:
-            outputs.update(self._detections(features, rois, image_shape))
+            outputs.update(self._detections(features, rois, image_shape, nms))
         return outputs
 
     def _anchors(self, images):
@@ -92,13 +95,13 @@ class Generator(maskrcnn_model.MaskRCNNModel):
             for level, x in boxes.items()
         }
 
-    def _propose(self, features, anchor_boxes, image_shape, training):
+    def _propose(self, features, anchor_boxes, image_shape, training, nms):
         """The RPN's scores and boxes in float32, and the proposals [B, N, 4] that they make."""
         scores, boxes = (
             {level: tf.cast(x, tf.float32) for level, x in part.items()}
             for part in self.rpn_head(features)
         )
-        rois, _ = self.roi_generator(boxes, scores, anchor_boxes, image_shape, training)
+        rois, _ = self.roi_generator(boxes, scores, anchor_boxes, image_shape, training, nms)
         return {'rpn_scores': scores, 'rpn_boxes': boxes}, rois
 
     def _sample(self, rois, gt_boxes, gt_classes, sampling_seed):
@@ -131,7 +134,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         """Masks and boxes of the first K RoIs; the sampler puts positive RoIs first."""
         num_masks = self.mask_sampler.get_config()['num_sampled_masks']
         first = {name: value[:, :num_masks] for name, value in targets.items()}
-        masks = tf.gather(gt_masks, tf.maximum(first['gt_indices'], 0), batch_dims=1)
+        # Not as bytes: those are gathered by CPUs only.
+        masks = tf.cast(gt_masks, tf.float32)
+        masks = tf.gather(masks, tf.maximum(first['gt_indices'], 0), batch_dims=1) / 255.0
         mask_targets = cell_means.of_box_masks(masks, first['gt_boxes'], first['rois'], MASK_SIZE)
         logits = self.mask_head(
             [
@@ -160,7 +165,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         boxes = box_ops.decode_boxes(deltas, targets['rois'], weights=BOX_WEIGHTS)
         return box_ops.clip_boxes(boxes, image_shape[:, tf.newaxis])
 
-    def _detections(self, features, rois, image_shape):
+    def _detections(self, features, rois, image_shape, nms):
         class_logits, deltas = self.detection_head[0](
             self.roi_aligner(features, rois, training=False)
         )
@@ -171,6 +176,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
             image_shape,
             BOX_WEIGHTS,
             bbox_per_class=not self._config_dict['class_agnostic_bbox_pred'],
+            nms=nms,
         )
         return {**detections, 'detection_masks': self._detected_masks(features, detections)}
 
@@ -182,8 +188,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         """
         scores, counts = detections['detection_scores'], detections['num_detections']
         # Detections come first.
-        present = tf.reduce_max(counts)
-        places = tf.where(tf.sequence_mask(counts, present))
+        present = tf.maximum(tf.reduce_max(counts), 1)
+        places = tf.cast(tf.where(tf.sequence_mask(counts, present)), tf.int32)
+        places, count = devices.fill_up(places, tf.size(scores))
         features, classes = (
             tf.gather_nd(rows, places)
             for rows in (
@@ -193,9 +200,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         )
         logits = self.mask_head([features[:, tf.newaxis], classes[:, tf.newaxis]])[:, 0]
         masks = tf.scatter_nd(
-            places,
-            tf.sigmoid(tf.cast(logits, tf.float32)),
-            tf.cast(tf.concat([tf.shape(scores), [MASK_SIZE, MASK_SIZE]], axis=0), tf.int64),
+            places[:count],
+            tf.sigmoid(tf.cast(logits[:count], tf.float32)),
+            tf.concat([tf.shape(scores), [MASK_SIZE, MASK_SIZE]], axis=0),
         )
         return tf.ensure_shape(masks, [None, scores.shape[1], MASK_SIZE, MASK_SIZE])
 
@@ -217,8 +224,9 @@ def build_generator(
         # Nothing to synchronize, and the fused normalization is faster.
         config = config.replace(norm_activation={'use_sync_bn': False})
     model = Generator(**_parts(config, kernel_regularizer))
-    # A symbolic call makes the variables without running anything.
-    model(tf.keras.Input(config.input_size), image_shape=tf.keras.Input([2]), training=False)
+    # A symbolic call makes the variables without running anything, or compiling what would run.
+    inputs = {'images': tf.keras.Input(config.input_size), 'image_shape': tf.keras.Input([2])}
+    model(**inputs, training=False, nms='tensorflow')
     return model
 
 
@@ -242,6 +250,7 @@ def _parts(config: configs.Generator, kernel_regularizer) -> dict[str, Any]:
     # 16 bits are too few for pixel coordinates, and NMS takes float32 only.
     proposals = parts['roi_generator']
     parts['roi_generator'] = RoIGenerator(**proposals.get_config(), dtype='float32')
+    parts['detection_generator'] = DetectionGenerator(**parts['detection_generator'].get_config())
     if is_papers:
         for name, head_class in PAPER_HEADS.items():
             parts[name] = heads.with_normalization(parts[name], head_class, config.head_norm)

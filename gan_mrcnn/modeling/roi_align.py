@@ -5,10 +5,10 @@ He et al., Mask R-CNN (2017), section 3. The Model Garden takes one sample per b
 from P6. Averaging 2x2 of its samples at twice the resolution puts samples exactly where RoIAlign
 with `sampling_ratio=2` has them.
 
-In training the samples are the Model Garden's. It gathers the four neighbours of each sample: with
-1000 boxes and 256 channels, 800 MB an image. Inference lets `tf.image.crop_and_resize` take the
-same samples, level by level and some boxes at a time, so that samples are averaged while they are
-in the cache.
+In training on a CPU the samples are the Model Garden's. It gathers the four neighbours of each
+sample: with 1000 boxes and 256 channels, 800 MB an image. On a GPU, and in inference,
+`tf.image.crop_and_resize` takes the same samples, level by level; in inference some boxes at a
+time, so that samples are averaged while they are in the cache.
 """
 
 import functools
@@ -18,10 +18,14 @@ from typing import Optional
 import tensorflow as tf
 from official.vision.modeling.layers import roi_aligner
 
+from gan_mrcnn.utils import devices
+
 POOLED_LEVELS = ('2', '3', '4', '5')
-# Boxes that inference samples at a time: enough for every core. A number that is fixed also spares
-# the log the complaints of TensorFlow's graph optimizer, which cannot tell the cost of any other.
-_BOXES_AT_A_TIME = 16
+# Boxes that inference samples at a time, by the kind of device. On a CPU enough for every core, and
+# few enough for the cache. On a GPU every further part waits for kernels to be started, and memory
+# is the limit: 50 MB a part with 256 channels. A number that is fixed also spares the log the
+# complaints of TensorFlow's graph optimizer, which cannot tell the cost of any other.
+_BOXES_AT_A_TIME = {'CPU': 32, 'GPU': 256}
 
 
 class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
@@ -60,13 +64,13 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
     def _align(self, features, boxes, training):
         """Pools each box from the one of `features` whose level is nearest to its size."""
         shape = tf.shape(boxes)
-        if training:
+        if training and not devices.has_gpu():
             samples = super().call(features, boxes)
             size, channels = samples.shape[2], samples.shape[4]
             pooled = self._pool(tf.reshape(samples, [-1, size, size, channels]))
         else:
             images = tf.repeat(tf.range(shape[0]), shape[1])
-            pooled = self._pool_by_level(features, tf.reshape(boxes, [-1, 4]), images)
+            pooled = self._pool_by_level(features, tf.reshape(boxes, [-1, 4]), images, training)
         size, channels = pooled.shape[1], pooled.shape[3]
         pooled = tf.reshape(pooled, [shape[0], shape[1], size, size, channels])
         pooled.set_shape([None, boxes.shape[1], size, size, channels])
@@ -78,7 +82,7 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             return samples
         return tf.nn.avg_pool2d(samples, self._samples_per_bin, self._samples_per_bin, 'VALID')
 
-    def _pool_by_level(self, features, boxes, images):
+    def _pool_by_level(self, features, boxes, images, training):
         """[M, crop_size, crop_size, C] features of boxes [M, 4], each in one of the `images`."""
         levels = sorted(features)
         box_levels = _levels(boxes, levels[0], levels[-1])
@@ -87,10 +91,10 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             place = tf.where(box_levels == int(level))[:, 0]
             scaled = tf.gather(boxes, place) / 2 ** int(level)
             places.append(tf.cast(place, tf.int32))
-            pooled.append(self._crop(features[level], scaled, tf.gather(images, place)))
+            pooled.append(self._crop(features[level], scaled, tf.gather(images, place), training))
         return tf.cast(tf.dynamic_stitch(places, pooled), features[levels[0]].dtype)
 
-    def _crop(self, feature, boxes, images):
+    def _crop(self, feature, boxes, images, training):
         """[M, crop_size, crop_size, C] of boxes [M, 4] in pixels of `feature`."""
         feature = tf.cast(feature, tf.float32)
         # The border is repeated by two pixels: samples may lie up to one pixel beyond the last, and
@@ -99,12 +103,15 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             feature = tf.pad(feature, [[0, 0], [0, 1], [0, 1], [0, 0]], 'SYMMETRIC')
         samples = self._samples(boxes, tf.shape(feature)[1:3])
         count, size = tf.shape(boxes)[0], self._config_dict['crop_size']
-        filling = -count % _BOXES_AT_A_TIME
+        if training:
+            return self._pool(tf.image.crop_and_resize(feature, samples, images, [size, size]))
+        at_a_time = _boxes_at_a_time()
+        filling = -count % at_a_time
         pooled = tf.map_fn(
             lambda part: self._pool(tf.image.crop_and_resize(feature, *part, [size, size])),
             (
-                tf.reshape(tf.pad(samples, [[0, filling], [0, 0]]), [-1, _BOXES_AT_A_TIME, 4]),
-                tf.reshape(tf.pad(images, [[0, filling]]), [-1, _BOXES_AT_A_TIME]),
+                tf.reshape(tf.pad(samples, [[0, filling], [0, 0]]), [-1, at_a_time, 4]),
+                tf.reshape(tf.pad(images, [[0, filling]]), [-1, at_a_time]),
             ),
             fn_output_signature=tf.float32,
         )
@@ -120,6 +127,11 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         last = low + (high - low) * (size - 1 + offset) / size
         last_index = tf.tile(tf.cast(feature_size - 1, tf.float32), [2])
         return tf.concat([first, last], axis=1) / last_index
+
+
+def _boxes_at_a_time() -> int:
+    """For the graph that is being built: a GPU that TensorFlow sees is what will run it."""
+    return _BOXES_AT_A_TIME['GPU' if tf.config.list_physical_devices('GPU') else 'CPU']
 
 
 def _levels(boxes, lowest, highest):

@@ -75,8 +75,8 @@ def from_detections(detections, tile: Sequence[int], score_threshold: float) -> 
     for box, score, class_id, mask in zip(*detections):
         if score < score_threshold:
             continue
-        pasted = predictions.paste_mask(mask, box, height, width).astype(bool)
-        rows, columns = np.flatnonzero(pasted.any(1)), np.flatnonzero(pasted.any(0))
+        y, x, window = predictions.paste_window(mask, box, height, width)
+        rows, columns = np.flatnonzero(window.any(1)), np.flatnonzero(window.any(0))
         if not len(rows):
             continue
         box = np.clip(box.astype(np.float64), 0, [height, width, height, width]) + offset
@@ -85,9 +85,9 @@ def from_detections(detections, tile: Sequence[int], score_threshold: float) -> 
                 int(class_id),
                 float(score),
                 tuple(box.tolist()),
-                top + int(rows[0]),
-                left + int(columns[0]),
-                pasted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy(),
+                top + y + int(rows[0]),
+                left + x + int(columns[0]),
+                window[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy(),
             )
         )
     return found
@@ -101,14 +101,4 @@ def encode(one: Object, height: int, width: int) -> dict[str, Any]:
       height: of the image, in pixels.
       width: of the image, in pixels.
     """
-    # Column by column, as COCO counts: a run starts where the mask rises and ends where it falls.
-    steps = np.diff(np.pad(one.mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)
-    runs = []
-    for step in (1, -1):
-        columns, rows = np.nonzero(step == steps.T)
-        runs.append((one.left + columns) * height + one.top + rows)
-    starts, ends = runs
-    # A run to the bottom of the image goes on at the top of the next column.
-    joined = starts[1:] == ends[:-1]
-    starts, ends = starts[np.r_[True, ~joined]], ends[np.r_[~joined, True]]
-    return run_lengths.to_json(run_lengths.encode_runs(starts, ends, height, width))
+    return run_lengths.encode_window(one.mask, one.top, one.left, height, width)

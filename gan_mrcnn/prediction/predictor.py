@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gan_mrcnn.data.records import records
-from gan_mrcnn.metrics import predictions
+from gan_mrcnn.metrics import collector
 from gan_mrcnn.prediction import model_card
 from gan_mrcnn.utils import progress_bar
 from gan_mrcnn.utils.errors import UserError
@@ -130,18 +130,14 @@ def predict_records(
     features = {key: tf.io.FixedLenFeature([], dtype) for key, dtype in keys.items()}
     files = sorted(tf.io.gfile.glob(record_set.input_path))
     batches = tf.data.TFRecordDataset(files).batch(batch_size)
-    found = []
-    with progress_bar.Bar(total=record_set.num_examples, desc='evaluate', unit='image') as bar:
+    with (
+        progress_bar.Bar(total=record_set.num_examples, desc='evaluate', unit='image') as bar,
+        collector.Collector(bar.update) as found,
+    ):
         for serialized in batches:
             batch = tf.io.parse_example(serialized, features)
             batch = [batch[key].numpy() for key in keys]
             for detections, height, width, image_id in zip(predictor.detect(batch[0]), *batch[1:]):
-                found += to_coco(int(image_id), detections, height, width)
-            bar.update(len(batch[0]))
-    return found
-
-
-def to_coco(image_id: int, detections: Detections, height: int, width: int) -> list[dict[str, Any]]:
-    """COCO results of one image of that size."""
-    as_sent = [[height, width], [height, width], [1, 1], [0, 0]]
-    return predictions.detections_to_coco(image_id, *detections, as_sent)
+                size = [height, width]
+                found.add(int(image_id), *detections, [size, size, [1, 1], [0, 0]])
+        return found.results()

@@ -2,7 +2,7 @@
 """The generator from encoded images to detections in the images' own pixels: what is exported.
 
 Decoding, scaling and padding are the evaluation's, inside the graph, so that a client sends a file
-as it is. Stock TensorFlow operations only: a server knows no others.
+as it is. An export is traced with TensorFlow's own NMS: a server has stock operations only.
 
 A bad image ends its request with an error that names it, by its number in the batch. The errors of
 TensorFlow's own decoders name no image: they run inside a data set that drops errors, and an empty
@@ -11,6 +11,7 @@ result is named here.
 Shapes: B images of H x W pixels, N detections per image at most, S side of a predicted mask (28).
 """
 
+import functools
 from typing import Callable
 
 import tensorflow as tf
@@ -48,14 +49,18 @@ class InferenceModule(tf.Module):
         parser = task_config.validation_data.parser
         resize = input_pipeline.Parser(task_config.model, parser, task_config.seed).resize
         self._resize = lambda image: resize(image, parser.test_short_side)
-        self._detect = lambda images, image_shape: model(
-            images, image_shape=image_shape, training=False
+        self._detect = lambda images, image_shape, nms: model(
+            images, image_shape=image_shape, training=False, nms=nms
         )
         self._size = task_config.model.input_size
         self._score_threshold = score_threshold
 
-    def signatures(self) -> dict[str, Callable]:
-        """One traced function by name of signature, see `SIGNATURES`."""
+    def signatures(self, nms: str = 'auto') -> dict[str, Callable]:
+        """One traced function by name of signature, see `SIGNATURES`.
+
+        `nms` is the `implementation` of `custom_ops.nms`, here and in the functions below; with
+        'tensorflow', stock operations are all that the graphs hold.
+        """
         strings = tf.TensorSpec([None], tf.string, name='image_bytes')
         traced = {
             'serving_default': (self.detect_encoded, strings),
@@ -70,11 +75,11 @@ class InferenceModule(tf.Module):
             'full_masks': (self.detect_with_label_map, strings),
         }
         return {
-            name: tf.function(function).get_concrete_function(spec)
+            name: tf.function(functools.partial(function, nms=nms)).get_concrete_function(spec)
             for name, (function, spec) in traced.items()
         }
 
-    def detect_encoded(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+    def detect_encoded(self, image_bytes: tf.Tensor, nms: str = 'auto') -> dict[str, tf.Tensor]:
         """Detections in JPEG or PNG files, [B] strings, of any sizes.
 
         Returns:
@@ -94,9 +99,9 @@ class InferenceModule(tf.Module):
                 tf.TensorSpec([4, 2], tf.float32),
             ),
         )
-        return self._run(images, info)
+        return self._run(images, info, nms)
 
-    def detect_pixels(self, image_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
+    def detect_pixels(self, image_tensor: tf.Tensor, nms: str = 'auto') -> dict[str, tf.Tensor]:
         """The same for uint8 [B, H, W, 3], RGB."""
         with tf.control_dependencies([_assert_any(image_tensor)]):
             image_tensor = tf.identity(image_tensor)
@@ -108,16 +113,18 @@ class InferenceModule(tf.Module):
                 tf.TensorSpec([4, 2], tf.float32),
             ),
         )
-        return self._run(images, info)
+        return self._run(images, info, nms)
 
-    def detect_examples(self, tf_example: tf.Tensor) -> dict[str, tf.Tensor]:
+    def detect_examples(self, tf_example: tf.Tensor, nms: str = 'auto') -> dict[str, tf.Tensor]:
         """The same for serialized `tf.train.Example`s [B] with the file in `image/encoded`."""
         parsed = tf.io.parse_example(
             tf_example, {'image/encoded': tf.io.FixedLenFeature([], tf.string)}
         )
-        return self.detect_encoded(parsed['image/encoded'])
+        return self.detect_encoded(parsed['image/encoded'], nms)
 
-    def detect_with_label_map(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+    def detect_with_label_map(
+        self, image_bytes: tf.Tensor, nms: str = 'auto'
+    ) -> dict[str, tf.Tensor]:
         """The same for a single file, with its masks at the image's own size.
 
         Returns:
@@ -132,7 +139,7 @@ class InferenceModule(tf.Module):
             encoded = image_bytes[0]
         pixels = decode(encoded, 0)
         image, info = self._resize(pixels)
-        outputs = self._run(image[tf.newaxis], info[tf.newaxis])
+        outputs = self._run(image[tf.newaxis], info[tf.newaxis], nms)
         drawn = tf.reduce_sum(
             tf.cast(outputs['detection_scores'][0] >= self._score_threshold, tf.int32)
         )
@@ -144,8 +151,8 @@ class InferenceModule(tf.Module):
         )
         return {**outputs, 'label_map': labels[tf.newaxis]}
 
-    def _run(self, images, info):
-        found = self._detect(images, info[:, 1])
+    def _run(self, images, info, nms):
+        found = self._detect(images, info[:, 1], nms)
         counts, scores = found['num_detections'], found['detection_scores']
         exists = tf.sequence_mask(counts, scores.shape[1])
         scale = tf.tile(info[:, 2], [1, 2])[:, tf.newaxis]

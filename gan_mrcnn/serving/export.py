@@ -64,7 +64,7 @@ def _save(module, card, config, folder: pathlib.Path) -> None:
         module.assets = [
             tf.saved_model.Asset(path) for path in _write_assets(card, config, pathlib.Path(assets))
         ]
-        tf.saved_model.save(module, str(folder), signatures=module.signatures())
+        tf.saved_model.save(module, str(folder), signatures=module.signatures('tensorflow'))
     foreign = sorted(set(operations(folder)) - set(dir(tf.raw_ops)))
     if foreign:
         raise UserError(

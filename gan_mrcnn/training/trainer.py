@@ -133,7 +133,7 @@ class Trainer(base_trainer.Trainer):
 
     def eval_end(self, aggregated_logs=None) -> dict[str, Any]:
         """Figures of a validation; the parent takes one without any detection for none at all."""
-        predictions = aggregated_logs or []
+        predictions = aggregated_logs.results() if aggregated_logs else []
         self._draw(predictions)
         logs = self.task.reduce_aggregated_logs(predictions, self.global_step)
         best = self.checkpoint_exporter

@@ -31,8 +31,11 @@ def sample_balanced(
     """
     draw = tf.random.stateless_uniform(tf.shape(positives), seed)
     max_positives = int(num_samples * positive_fraction)
-    order = tf.argsort(tf.where(positives, draw, -1.0), direction='DESCENDING')
-    rank = tf.math.invert_permutation(order)
-    chosen = positives & (rank < max_positives)
+    # Of equal draws the first counts, here and below.
+    best = tf.math.top_k(
+        tf.where(positives, draw, -1.0), tf.minimum(max_positives, tf.size(positives))
+    ).indices
+    is_best = tf.scatter_nd(best[:, tf.newaxis], tf.ones_like(best), tf.shape(positives)) > 0
+    chosen = positives & is_best
     priority = tf.where(chosen, 2.0 + draw, tf.where(negatives, 1.0 + draw, draw - 1.0))
     return tf.math.top_k(priority, num_samples).indices

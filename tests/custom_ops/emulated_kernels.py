@@ -25,15 +25,15 @@ _POISON = 0x5B
 _LARGEST_COPY = 1 << 30
 
 
-def build(library, *flags):
+def build(library, *flags, source=launchers.KERNELS):
     """Compiles the kernels for the CPU; raises CalledProcessError with the compiler's words."""
     command = ['g++', '-std=c++17', '-O1', '-fPIC', '-shared', '-Wall', '-Wno-unknown-pragmas']
-    command += [*flags, '-I', str(_HEADERS), '-x', 'c++', str(launchers.KERNELS)]
+    command += [*flags, '-I', str(_HEADERS), '-x', 'c++', str(source)]
     command += ['-o', str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-class _Guarded:
+class Guarded:
     """Poisoned bytes on a 16-byte boundary (or `shift` behind one) between guards.
 
     Without guards the array ends where the allocation does, so that a sanitizer sees what goes
@@ -84,12 +84,12 @@ class EmulatedKernels(launchers.Kernels):
             if value.nbytes > _LARGEST_COPY:
                 pointers.append(value.ctypes.data)
                 continue
-            held.append(_Guarded(value.nbytes, self._guard, shift if value.ndim == 4 else 0))
+            held.append(Guarded(value.nbytes, self._guard, shift if value.ndim == 4 else 0))
             held[-1].array(value.dtype, value.shape)[...] = value
             pointers.append(held[-1].pointer)
-        workspace = _Guarded(self._launchers.workspace_size(name, shape, dtype.name), self._guard)
+        workspace = Guarded(self._launchers.workspace_size(name, shape, dtype.name), self._guard)
         size = int(np.prod(result_shape)) * result_dtype.itemsize
-        result = _Guarded(size, self._guard, shift if len(result_shape) == 4 else 0)
+        result = Guarded(size, self._guard, shift if len(result_shape) == 4 else 0)
         pointers += [workspace.pointer, result.pointer]
         self._launchers.launch(name, shape, dtype.name, boxes_dtype, *pointers)
         for buffer in (*held, workspace, result):

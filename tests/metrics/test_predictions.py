@@ -124,6 +124,17 @@ def test_empty_and_outside_boxes_give_an_empty_mask(box):
     assert pasted.shape == (40, 50) and pasted.dtype == np.uint8 and not pasted.any()
 
 
+def test_a_window_has_the_pixels_that_the_box_touches_by_columns_in_memory():
+    mask = np.random.default_rng(1).random((28, 28))
+    # Of a window of this size several blocks are pasted.
+    box = (-7.5, 20.2, 410.6, 633.3)
+    top, left, window = predictions.paste_window(mask, box, 400, 700)
+    assert (top, left, window.shape) == (0, 20, (400, 614))
+    assert window.dtype == bool and window.flags.f_contiguous
+    assert 28 * window.size > 10 * predictions._MULTIPLICATIONS
+    np.testing.assert_array_equal(window, _slow_paste(mask, box, 400, 700)[:, 20:634].astype(bool))
+
+
 def test_a_box_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match='not finite'):
         predictions.paste_mask(np.ones((28, 28)), (0, 0, float('nan'), 5), 40, 50)
@@ -131,6 +142,15 @@ def test_a_box_that_is_not_finite_is_an_error():
 
 # A 40x50 image, shown to the network at 1.6 and 1.5 times its size (y, x), padded to 128x128.
 _INFO = np.array([[40, 50], [64, 75], [1.6, 1.5], [0, 0]], np.float32)
+
+
+def test_an_image_whose_boxes_are_not_finite_is_named():
+    boxes = np.array([[16, 15, 48, 45], [0, 0, np.nan, 5]], np.float32)
+    arguments = (np.array([1, 3]), np.ones((2, 28, 28)), _INFO)
+    with pytest.raises(UserError, match='image 7: .* not finite; .* earlier'):
+        predictions.detections_to_coco(7, boxes, np.array([0.9, 0.4]), *arguments)
+    # Padding behind the detections may hold anything.
+    assert len(predictions.detections_to_coco(7, boxes, np.array([0.9, 0.0]), *arguments)) == 1
 
 
 def test_detections_come_back_in_the_images_own_pixels():

@@ -6,6 +6,7 @@ import tensorflow as tf
 from official.vision.modeling.backbones import resnet
 
 from gan_mrcnn.modeling import backbone as backbone_lib
+from gan_mrcnn.utils import devices
 from gan_mrcnn.utils.errors import UserError
 
 _SPECS = tf.keras.layers.InputSpec(shape=[None, None, None, 3])
@@ -105,6 +106,31 @@ def test_batch_norm_is_still_unless_trainable(model_18):
     np.testing.assert_array_equal(training['5'], model_18(images, training=False)['5'])
     # All that is trained are the 21 kernels.
     assert [v.shape.rank for v in model_18.trainable_variables] == [4] * 21
+
+
+@pytest.mark.parametrize('model_id', [18, 50])
+def test_folded_batch_norm_is_batch_norm(model_id, tmp_path, monkeypatch):
+    """Features and gradients of the kernels, beside a network whose layers normalize the maps."""
+    plain = backbone_lib.build_backbone(_SPECS, model_id)
+    monkeypatch.setattr(devices, 'has_gpu', lambda: True)
+    folded = backbone_lib.build_backbone(_SPECS, model_id)
+    assert any(isinstance(x, backbone_lib.FoldedNorm) for x in folded.submodules)
+    rng = np.random.default_rng(model_id)
+    for variable in folded.variables:
+        if variable.shape.rank == 1:
+            low = 0.5 if 'gamma' in variable.name or 'variance' in variable.name else -0.5
+            variable.assign(rng.uniform(low, low + 1, variable.shape))
+    path = tf.train.Checkpoint(folded).write(str(tmp_path / 'folded'))
+    tf.train.Checkpoint(plain).read(path).assert_existing_objects_matched()
+
+    def outputs_and_gradients(model):
+        with tf.GradientTape() as tape:
+            outputs = model(_images(3, 64, 96), training=False)
+            loss = tf.add_n([tf.reduce_mean(x**2) for x in outputs.values()])
+        return [*outputs.values(), *tape.gradient(loss, model.trainable_variables)]
+
+    for x, y in zip(outputs_and_gradients(folded), outputs_and_gradients(plain)):
+        np.testing.assert_allclose(x, y, atol=2e-4 * np.abs(y).max())
 
 
 def test_gradients_reach_every_kernel():

@@ -6,10 +6,12 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from official.vision.modeling.layers import roi_generator as garden
 from official.vision.ops import anchor
 
+from custom_ops.prroi_pool import build
 from gan_mrcnn import configs
-from gan_mrcnn.modeling import generator
+from gan_mrcnn.modeling import generator, roi_generator
 from gan_mrcnn.modeling.roi_generator import RoIGenerator
 
 CANVAS = (64, 96)
@@ -22,11 +24,14 @@ def make_anchors(canvas=CANVAS, levels=LEVELS, size=3.0):
     return {level: x[tf.newaxis] for level, x in boxes.items()}
 
 
-def run(layer, boxes, scores, anchors, sizes, training=True):
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason='no C++ compiler')
+
+
+def run(layer, boxes, scores, anchors, sizes, training=True, **nms):
     """Boxes and scores of the layer, as arrays."""
     tensors = tf.nest.map_structure(tf.constant, (boxes, scores))
     sizes = tf.constant(sizes, tf.float32)
-    return [x.numpy() for x in layer(*tensors, anchors, sizes, training=training)]
+    return [x.numpy() for x in layer(*tensors, anchors, sizes, training=training, **nms)]
 
 
 def make_generator(**changes):
@@ -158,28 +163,130 @@ def test_of_equal_scores_and_boxes_any_order_but_a_greedy_choice(seed, num_score
 
 @pytest.mark.parametrize('training', [True, False])
 def test_exactly_top_k_anchors_of_each_level_go_into_nms(monkeypatch, training):
-    """Those of the highest scores, where a level has as many."""
+    """Those of the highest scores, where a level has as many; one operation for all levels."""
     seen, original = [], tf.image.combined_non_max_suppression
 
     def look(boxes, scores, *args, **kwargs):
-        seen.append((boxes.numpy()[0, :, 0], scores.numpy()[0, :, 0]))
+        seen.append((boxes.numpy()[:, :, 0], scores.numpy()[:, :, 0]))
         return original(boxes, scores, *args, **kwargs)
 
     monkeypatch.setattr(tf.image, 'combined_non_max_suppression', look)
     anchors = make_anchors()
     boxes, scores = random_maps(np.random.default_rng(0), anchors)
-    run(make_generator(), boxes, scores, anchors, [CANVAS], training)
+    run(make_generator(), boxes, scores, anchors, [CANVAS], training, nms='tensorflow')
     top_k = 30 if training else 12
     sizes = [min(top_k, scores[level].size) for level in scores]
-    assert [len(x) for _, x in seen] == sizes and min(sizes) < 30 <= scores['3'].size
-    for level, (going_in, going_scores) in zip(scores, seen):
-        best = np.sort(1 / (1 + np.exp(-scores[level].ravel())))[::-1][: len(going_scores)]
+    ((all_boxes, all_scores),) = seen
+    going_in = all_scores >= 0
+    assert np.sum(going_in, axis=1).tolist() == sizes and min(sizes) < 30 <= scores['3'].size
+    for i, level in enumerate(scores):
+        going_scores = all_scores[i][going_in[i]]
+        best = np.sort(1 / (1 + np.exp(-scores[level].ravel())))[::-1][: sizes[i]]
         np.testing.assert_allclose(np.sort(going_scores)[::-1], best, rtol=1e-5)
         np.testing.assert_allclose(
-            going_in,
+            all_boxes[i][going_in[i]],
             candidates(boxes[level], scores[level], anchors[level], CANVAS, top_k)[0],
             atol=1e-3,
         )
+
+
+class LevelByLevel(garden.MultilevelROIGenerator):
+    """The Model Garden's proposals from the best anchors of each level, NMS level by level."""
+
+    def call(self, raw_boxes, raw_scores, anchor_boxes, image_shape, training=None):
+        top_k = self.get_config()['pre_nms_top_k' if training else 'test_pre_nms_top_k']
+        best = {
+            level: roi_generator._best(
+                raw_boxes[level], raw_scores[level], anchor_boxes[level], image_shape, top_k
+            )
+            for level in raw_scores
+        }
+        boxes, scores, anchors = (
+            {
+                # The Model Garden reads the number of nodes off the static shape.
+                level: tf.reshape(tensors[i], [-1, tensors[1].shape[1], 1, depth])
+                for level, tensors in best.items()
+            }
+            for i, depth in enumerate((4, 1, 4))
+        )
+        found = super().call(boxes, scores, anchors, image_shape, training)
+        return roi_generator._repeat(*found, image_shape)
+
+
+@needs_compiler
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    images=st.integers(1, 3),
+    training=st.booleans(),
+    spread=st.sampled_from([0.0, 0.3, 3.0]),
+    # From fewer than a level has to more than all have.
+    num_proposals=st.sampled_from([5, 40, 1000]),
+    score_threshold=st.sampled_from([0.0, 0.6]),
+    smallest=st.sampled_from([0.0, MIN_SIDE, 8.0]),
+)
+def test_one_nms_for_all_levels_and_images_changes_nothing(
+    seed, images, training, spread, num_proposals, score_threshold, smallest
+):
+    """To the bit, whichever NMS serves."""
+    rng, anchors = np.random.default_rng(seed), make_anchors()
+    boxes, scores = (
+        {level: np.concatenate([one[i][level] for one in maps]) for level in anchors}
+        for maps in [[random_maps(rng, anchors, spread) for _ in range(images)]]
+        for i in range(2)
+    )
+    anchors = {level: tf.tile(x, [images, 1, 1, 1]) for level, x in anchors.items()}
+    sizes = rng.uniform(9, CANVAS, [images, 2])
+    numbers = make_generator(
+        num_proposals=num_proposals,
+        pre_nms_score_threshold=score_threshold,
+        pre_nms_min_size_threshold=smallest,
+    ).get_config()
+    inputs = boxes, scores, anchors, sizes, training
+    wanted = run(LevelByLevel(**numbers), *inputs)
+    for nms in ('compiled', 'tensorflow'):
+        for x, y in zip(run(RoIGenerator(**numbers), *inputs, nms=nms), wanted):
+            np.testing.assert_array_equal(x, y)
+
+
+@needs_compiler
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('training', [True, False])
+def test_of_a_network_gone_wrong_there_are_proposals_all_the_same(bad, training):
+    """The step that finds its loss not finite must come to its end."""
+    anchors = make_anchors()
+    boxes, scores = random_maps(np.random.default_rng(0), anchors)
+    for nms in ('compiled', 'tensorflow'):
+        found, found_scores = run(
+            make_generator(),
+            {level: x + np.float32(bad) for level, x in boxes.items()},
+            {level: x + np.float32(bad) for level, x in scores.items()},
+            anchors,
+            [CANVAS],
+            training,
+            nms=nms,
+        )
+        np.testing.assert_array_equal(found[0], np.tile([[0, 0, *CANVAS]], [len(found[0]), 1]))
+        assert not np.any(found_scores)
+
+
+@needs_compiler
+def test_an_anchor_whose_score_is_no_number_takes_no_place():
+    anchors = make_anchors(levels=(3,))
+    boxes, scores = random_maps(np.random.default_rng(0), anchors)
+    hidden = np.arange(scores['3'].size).reshape(scores['3'].shape) % 3 == 0
+    results = [
+        run(
+            make_generator(),
+            boxes,
+            {'3': np.where(hidden, np.float32(value), scores['3'])},
+            anchors,
+            [CANVAS],
+        )
+        for value in (np.nan, -1e30)
+    ]
+    for x, y in zip(*results):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_images_of_a_batch_do_not_know_each_other():

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from custom_ops.prroi_pool import build
 from gan_mrcnn import settings
 from gan_mrcnn.prediction import checkpoint, model_card, signatures
 from gan_mrcnn.prediction import predictor as predictor_lib
@@ -151,12 +152,22 @@ def test_an_operation_of_our_own_is_refused_by_name(exported, tmp_path, monkeypa
     monkeypatch.setattr(export_lib, 'operations', lambda folder: ['Conv2D', 'PrRoIPool'])
     module = tf.Module()
     call = tf.function(lambda x: {'y': x}, input_signature=[tf.TensorSpec([], tf.float32)])
-    module.signatures = lambda: {'serving_default': call}
+    module.signatures = lambda nms: {'serving_default': call}
     card = model_card.read(exported.version / 'assets')
     config = settings.saved_config(exported.run / 'params.yaml')
     with pytest.raises(UserError, match='PrRoIPool'):
         export_lib.export(module, card, config, str(tmp_path))
     assert list((tmp_path / 'model').iterdir()) == []
+
+
+@pytest.mark.skipif(build.find_compiler() is None, reason='no C++ compiler')
+def test_the_export_has_stock_operations_where_a_checkpoint_has_ours(exported, tmp_path):
+    ours, theirs = 'GroupedNonMaxSuppression', 'CombinedNonMaxSuppression'
+    module, _, _ = checkpoint.load_run(str(exported.run))
+    tf.saved_model.save(module, str(tmp_path), signatures=module.signatures('compiled'))
+    assert ours in set(export_lib.operations(tmp_path))
+    stock = set(export_lib.operations(exported.version))
+    assert theirs in stock and stock <= set(dir(tf.raw_ops))
 
 
 def test_operations_of_functions_are_listed_too(tmp_path):

@@ -45,6 +45,20 @@ def test_the_runs_of_a_mask_are_the_mask(mask):
     assert found == mask_api.encode(np.asfortranarray(mask, np.uint8))
 
 
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(hnp.arrays(bool, SIZES), st.tuples(*[st.integers(0, 3)] * 4))
+def test_run_lengths_of_a_window_are_those_of_the_mask_around_it(window, margins):
+    top, bottom, left, right = margins
+    mask = np.pad(window, ((top, bottom), (left, right)))
+    found = run_lengths.encode_window(window, top, left, *mask.shape)
+    assert found == run_lengths.encode_mask(mask)
+
+
+def test_a_window_without_pixels_has_no_run():
+    found = run_lengths.encode_window(np.zeros((0, 0), bool), 0, 0, 4, 6)
+    assert found == run_lengths.encode_mask(np.zeros((4, 6)))
+
+
 def test_run_lengths_go_through_json():
     mask = np.eye(5, 7, dtype=bool)
     content = json.dumps({'segmentation': run_lengths.encode_mask(mask)})

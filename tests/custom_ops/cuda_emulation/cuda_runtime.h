@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// As much of CUDA as kernels_cuda.cu needs, for g++: its kernels run on the CPU, unchanged.
+// As much of CUDA as the kernels here need, for g++: they run on the CPU, unchanged.
 //
 // Blocks run one after the other, in an order drawn anew for each launch. A block's threads are
 // fibers that switch at barriers and warp votes only; whose turn is next is drawn from all that
@@ -176,6 +176,8 @@ inline unsigned int __ballot_sync(unsigned int mask, bool vote) {
 }
 
 inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __ffsll(long long value) { return __builtin_ffsll(value); }
+inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
 
 // A vector access that is not aligned is an error on a GPU: the sanitized build sees it.
 inline void __stcs(uint4* to, uint4 value) { *to = value; }
