@@ -383,13 +383,15 @@ def time_calls(name, call, rounds, figures):
 
 
 class TimedBar(progress_bar.Bar):
-    """Evaluation's bar, which notes when each batch was predicted: (seconds, images).
+    """Evaluation's bar, which notes when images were predicted: (seconds, images).
 
-    The first batch ends in waiting for the card: from there on the process has it alone.
+    The process has the card alone while a bar runs, but for the first batch, whose step is traced:
+    it has the card with others from the end of tracing.
     """
 
     predictions = []
-    wait_for_card = None
+    card = contextlib.ExitStack()
+    first_batch_at = None
     waited = 0.0
 
     def __init__(self, *args, **kwargs):
@@ -397,14 +399,42 @@ class TimedBar(progress_bar.Bar):
         self.times = []
         if kwargs.get('desc') == 'predict':
             self.predictions.append(self)
+            if len(self.predictions) > 1:
+                self._take_card()
 
     def update(self, n=1):
         super().update(n)
-        if self.predictions and self is self.predictions[0] and not self.times:
-            watch = Stopwatch()
-            TimedBar.wait_for_card()
-            TimedBar.waited = watch.lap()
         self.times.append((time.perf_counter(), n))
+
+    def close(self):
+        super().close()
+        self.card.close()
+
+    @classmethod
+    def _take_card(cls):
+        watch = Stopwatch()
+        cls.card.close()
+        cls.card.enter_context(_card.exclusive())
+        cls.waited += watch.lap()
+
+    @classmethod
+    def watch_task(cls, task):
+        """Wraps what evaluation calls of a task class: its step, to trace it, and each batch."""
+        validation_step, aggregate_logs = task.validation_step, task.aggregate_logs
+
+        def traced(*args, **kwargs):
+            outputs = validation_step(*args, **kwargs)
+            if cls.first_batch_at is None:
+                cls.card.enter_context(_card.shared())
+            return outputs
+
+        def aggregated(*args, **kwargs):
+            if cls.first_batch_at is None:
+                cls.first_batch_at = time.perf_counter()
+                cls._take_card()
+            return aggregate_logs(*args, **kwargs)
+
+        task.validation_step, task.aggregate_logs = traced, aggregated
 
 
 def evaluation(options, figures):
@@ -414,38 +444,19 @@ def evaluation(options, figures):
         records.ensure_splits(dataset, ['val', 'test'], config.task)
     model_dir = options.model_dir or write_random_run(config, options.folder / 'run')
     figures.update(weights=options.model_dir or 'random: as many detections as there can be')
-    with contextlib.ExitStack() as at_end:
-        hold_card_while_evaluating(at_end)
-        start = time.perf_counter()
-        results = evaluation_run.evaluate(config, dataset, 'test', model_dir, 'best')
-        end = time.perf_counter()
+    TimedBar.watch_task(task_lib.GanMaskRCNNTask)
+    progress_bar.Bar = TimedBar
+    start = time.perf_counter()
+    results = evaluation_run.evaluate(config, dataset, 'test', model_dir, 'best')
+    end = time.perf_counter()
     figures.update(
         evaluate_seconds=end - start - TimedBar.waited,
         waited_seconds=TimedBar.waited,
         num_images=results['num_images'],
         detections=count_detections(model_dir),
     )
-    say_evaluation(TimedBar.predictions, start, end, results['num_images'], figures)
-
-
-def hold_card_while_evaluating(at_end):
-    """Has the card with others from the end of tracing to the first batch, then alone."""
-    first = contextlib.ExitStack()
-    traced = task_lib.GanMaskRCNNTask.validation_step
-
-    def validation_step(*args, **kwargs):
-        outputs = traced(*args, **kwargs)
-        if not TimedBar.predictions or not TimedBar.predictions[0].times:
-            first.enter_context(_card.shared())
-        return outputs
-
-    def wait_for_card():
-        first.close()
-        at_end.enter_context(_card.exclusive())
-
-    task_lib.GanMaskRCNNTask.validation_step = validation_step
-    TimedBar.wait_for_card = staticmethod(wait_for_card)
-    progress_bar.Bar = TimedBar
+    batch = config.task.validation_data.global_batch_size
+    say_evaluation(TimedBar.predictions, start, end, batch, figures)
 
 
 def count_detections(model_dir):
@@ -463,18 +474,21 @@ def write_random_run(config, folder):
     return str(folder)
 
 
-def say_evaluation(bars, start, end, num_images, figures):
+def say_evaluation(bars, start, end, batch, figures):
     """Start-up, prediction and scoring, by what the bars have noted."""
-    if not bars or len(bars[0].times) < 3:
-        figures.say(f'{num_images} images, {end - start - TimedBar.waited:.1f} s with start-up')
+    if not bars or TimedBar.first_batch_at is None:
+        figures.say(f'{end - start - TimedBar.waited:.1f} s with start-up')
         return
-    # The first batch traced the graph; what was read ahead meanwhile comes with the second.
-    (traced, _), *others = bars[0].times
-    images = sum(n for _, n in others)
-    rate = images / (others[-1][0] - traced)
+    # The first batch was traced and waited for the card: counting starts when it is done.
+    times, done = bars[0].times, 0
+    while done < batch:
+        (since, n), *times = times
+        done += n
+    rate = sum(n for _, n in times) / (times[-1][0] - since)
     scoring = end - bars[-1].times[-1][0]
+    num_images = done + sum(n for _, n in times)
     whole = num_images / (num_images / rate + scoring)
-    start_up = traced - start - TimedBar.waited
+    start_up = TimedBar.first_batch_at - start
     figures.update(
         start_up_seconds=start_up,
         predict_images_per_second=rate,
@@ -482,7 +496,7 @@ def say_evaluation(bars, start, end, num_images, figures):
         images_per_second=whole,
     )
     figures.say(
-        f'{num_images} images: start-up and first batch {start_up:.1f} s, predicts {rate:.1f} '
+        f'{num_images} images: start-up with tracing {start_up:.1f} s, predicts {rate:.1f} '
         f'images/s, scores and writes in {scoring:.1f} s: {whole:.1f} images/s without start-up'
     )
 
