@@ -148,7 +148,7 @@ def class_loss(class_logits: tf.Tensor, class_targets: tf.Tensor) -> tf.Tensor:
         class_targets: [B, N], class of each RoI, 0 for the background.
     """
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=tf.cast(class_targets, tf.int32), logits=_at_least_float32(class_logits)
+        labels=tf.cast(class_targets, tf.int64), logits=_at_least_float32(class_logits)
     )
     return mean_over_rois(losses, tf.ones_like(losses))
 
@@ -167,7 +167,7 @@ def box_loss(
     box_outputs = _at_least_float32(box_outputs)
     shape = tf.shape(box_outputs)
     by_class = tf.reshape(box_outputs, [shape[0], shape[1], shape[2] // 4, 4])
-    own = tf.gather(by_class, tf.cast(class_targets, tf.int32), batch_dims=2)
+    own = tf.gather(by_class, tf.cast(class_targets, tf.int64), batch_dims=2)
     per_roi = tf.reduce_sum(_smooth_l1(own, box_targets, beta), axis=-1)
     positive = tf.cast(class_targets > 0, per_roi.dtype)
     total = tf.reduce_sum(tf.math.multiply_no_nan(per_roi, positive))

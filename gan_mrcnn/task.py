@@ -467,10 +467,10 @@ def _positive_places(classes):
       classes: [B, K], 0 for the background.
 
     Returns:
-      [N, 2] int32, image and place; and [N] float32, 1, or 0 for what fills up the number: at least
+      [N, 2] int64, image and place; and [N] float32, 1, or 0 for what fills up the number: at least
       one where there is no object, since BatchNorm cannot take the mean of nothing.
     """
-    places, count = devices.fill_up(tf.cast(tf.where(classes > 0), tf.int32), tf.size(classes))
+    places, count = devices.fill_up(tf.where(classes > 0), tf.size(classes))
     weights = tf.cast(tf.range(tf.shape(places)[0]) < count, tf.float32)
     return tf.ensure_shape(places, [None, 2]), weights
 

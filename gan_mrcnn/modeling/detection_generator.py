@@ -13,6 +13,7 @@ import tensorflow as tf
 from official.vision.modeling.layers import detection_generator
 
 from custom_ops.nms import combined_non_max_suppression
+from gan_mrcnn.utils import devices
 
 
 class DetectionGenerator(detection_generator.DetectionGenerator):
@@ -51,7 +52,7 @@ class DetectionGenerator(detection_generator.DetectionGenerator):
         decoded = self._decoder(
             raw_boxes, raw_scores, anchor_boxes, image_shape, regression_weights, bbox_per_class
         )
-        if nms == 'auto' and not tf.config.list_physical_devices('GPU'):
+        if nms == 'auto' and not devices.has_gpu():
             # Of many candidates few are above the threshold, and TensorFlow's operation sorts them
             # only: on a CPU it is the faster one.
             nms = 'tensorflow'

@@ -59,8 +59,8 @@ class RoIGenerator(roi_generator.MultilevelROIGenerator):
         ]
         boxes, scores = _survivors(levels, numbers, nms)
         limit = sum(min(scores.shape[1], numbers['num_proposals']) for _, scores in levels)
-        boxes, scores = box_ops.top_k_boxes(boxes, scores, min(limit, numbers['num_proposals']))
-        return _repeat(boxes, scores, image_shape)
+        scores, order = tf.math.top_k(scores, min(limit, numbers['num_proposals']))
+        return _repeat(tf.gather(boxes, order, batch_dims=1), scores, image_shape)
 
     def _numbers(self, training):
         """The parent's settings by their names, those of testing without their prefix."""

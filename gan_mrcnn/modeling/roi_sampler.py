@@ -20,11 +20,12 @@ class RoISampler(roi_sampler.ROISampler):
           boxes: [B, N, 4] proposals, pixels of the network's input.
           gt_boxes: [B, M, 4], padded with -1.
           gt_classes: [B, M] int, padded with -1.
-          sampling_seed: [B, 2] int32.
+          sampling_seed: [B, 2] int32, B known.
 
         Returns:
-          RoIs [B, K, 4], their ground-truth boxes [B, K, 4], classes [B, K] (0 for background) and
-          indices into `gt_boxes` [B, K] (-1 for background); positives first.
+          RoIs [B, K, 4], their ground-truth boxes [B, K, 4], classes int64 [B, K] (0 for
+          background) and indices into `gt_boxes` int64 [B, K] (-1 for background); positives first.
+          With integers of 32 bits TensorFlow would calculate on the host.
         """
         config = self._config_dict
         gt_boxes = tf.cast(gt_boxes, boxes.dtype)
@@ -35,25 +36,23 @@ class RoISampler(roi_sampler.ROISampler):
         similarity = self._sim_calc(boxes, gt_boxes, invalid, gt_invalid)
         gt_indices, indicators = self._box_matcher(similarity)
 
-        def sample(args):
-            indicator, seed = args
-            return sample_balanced(
-                indicator >= 0,
-                tf.equal(indicator, -1),
-                config['num_sampled_rois'],
-                config['foreground_fraction'],
-                seed,
-            )
-
-        indices = tf.map_fn(sample, (indicators, sampling_seed), fn_output_signature=tf.int32)
+        # A GPU compares no integers.
+        kinds = tf.cast(indicators, tf.float32)
+        indices = sample_balanced(
+            kinds >= 0.0,
+            tf.equal(kinds, -1.0),
+            config['num_sampled_rois'],
+            config['foreground_fraction'],
+            sampling_seed,
+        )
         gather = lambda x: tf.gather(x, indices, batch_dims=1)  # noqa: E731
-        positive = gather(indicators) >= 0
-        gt_indices = tf.where(positive, gather(gt_indices), -1)
+        positive = gather(kinds) >= 0.0
+        gt_indices = tf.where(positive, gather(tf.cast(gt_indices, tf.int64)), -1)
         matched = tf.maximum(gt_indices, 0)
         zero_where_negative = tf.cast(positive, boxes.dtype)[..., tf.newaxis]
         return (
             gather(boxes),
             tf.gather(gt_boxes, matched, batch_dims=1) * zero_where_negative,
-            tf.where(positive, tf.gather(gt_classes, matched, batch_dims=1), 0),
+            tf.where(positive, tf.gather(tf.cast(gt_classes, tf.int64), matched, batch_dims=1), 0),
             gt_indices,
         )

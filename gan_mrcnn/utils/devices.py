@@ -166,10 +166,12 @@ def row_multiple(num_rows):
 
 
 def fill_up(places, num_rows):
-    """Places [n, rank] int32, followed by as many zeros as `row_multiple(num_rows)` wants; and n.
+    """Integers [n, rank], followed by as many zeros as `row_multiple(num_rows)` wants; and n.
 
     There is at least one.
     """
     count, multiple = tf.shape(places)[0], row_multiple(num_rows)
     filled = tf.maximum((count + multiple - 1) // multiple, 1) * multiple
-    return tf.pad(places, [[0, filled - count], [0, 0]]), count
+    # Padding has no kernel for GPUs with integers.
+    filling = tf.zeros([filled - count, places.shape[1]], places.dtype)
+    return tf.concat([places, filling], axis=0), count
