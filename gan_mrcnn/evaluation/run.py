@@ -194,12 +194,19 @@ def _predict_checkpoint(config, record_sets, path) -> list[list]:
         model = task.build_model()
         checkpoint_lib.restore(model, path)
 
+    step = make_step(strategy, task, model)
+    return [predict(config, task, step, one, strategy) for one in record_sets]
+
+
+def make_step(strategy, task, model):
+    """A function of one distributed batch: `task.validation_step` of each replica."""
+
     @tf.function
     def step(inputs):
         outputs = strategy.run(task.validation_step, args=(inputs, model))
         return tf.nest.map_structure(strategy.experimental_local_results, outputs)
 
-    return [_predict(config, task, step, one, strategy) for one in record_sets]
+    return step
 
 
 def _load_saved_model(path, dataset):
@@ -216,7 +223,7 @@ def _load_saved_model(path, dataset):
     return predictor
 
 
-def _predict(config, task, step, record_set, strategy) -> list:
+def predict(config, task, step, record_set, strategy) -> list:
     """Detections of every image, as COCO results at the images' own size, batch by batch."""
     params = config.task.validation_data
     record_set.feed(params)
