@@ -40,6 +40,7 @@ def sample_balanced(
 
 def _draw(shape, seed):
     """Numbers from [0, 1), of each seed as many as `shape` says."""
+    seed = tf.convert_to_tensor(seed)
     if seed.shape.rank == 1:
         return tf.random.stateless_uniform(shape, seed)
     return tf.stack([tf.random.stateless_uniform(shape, one) for one in tf.unstack(seed)])
