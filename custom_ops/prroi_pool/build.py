@@ -247,14 +247,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--cuda', choices=('auto', 'yes', 'no'), default='auto')
     parser.add_argument('--folder', type=pathlib.Path, help='where to (default: beside build.py)')
-    parser.add_argument('--if_missing', action='store_true', help='not where FOLDER has it already')
+    parser.add_argument('--if_missing', action='store_true', help='not where it is there already')
     flags = parser.parse_args()
     # Lines of TensorFlow and of what it imports about themselves.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'google\..*')
     try:
         if flags.if_missing and any(
-            (flags.folder / library_name(cuda)).is_file() for cuda in (True, False)
+            ((flags.folder or _PACKAGE) / library_name(cuda)).is_file() for cuda in (True, False)
         ):
             return
         print(f'PrRoIPool: built {build_library(flags.cuda, flags.folder)}')
