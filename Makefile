@@ -2,10 +2,13 @@
 #
 # The environment is exactly what a lock says, one lock per set of packages (docs/install.md). The
 # Python decides which: TensorFlow 2.15 up to 3.11, TensorFlow 2.20 from 3.12 on; GAN_MRCNN_TF=2.20
-# asks for the latter on 3.10 and 3.11.
+# asks for the latter on 3.10 and 3.11. Where a GPU answers, CUDA's libraries and its compiler come
+# from a lock of their own.
 
 PYTHON ?= python3
 GAN_MRCNN_TF ?=
+# Whether CUDA is installed. Asked when that is at stake, since nvidia-smi may take a second.
+GAN_MRCNN_CUDA ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && echo yes || echo no)
 # pyenv's python3.12 starts only where that version is chosen as well.
 ifneq ($(filter python3.%,$(PYTHON)),)
 export PYENV_VERSION ?= $(PYTHON:python%=%)
@@ -20,6 +23,7 @@ VENV ?= .venv
 # build those through setup.py.
 PIP_INSTALL := $(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 --no-deps
 STAMP := $(VENV)/stamp
+WITH_CUDA = $(filter yes,$(GAN_MRCNN_CUDA))
 # PrRoIPool, compiled; where that fails, its version in plain TensorFlow serves.
 POOL := custom_ops/prroi_pool
 POOL_STAMP := $(VENV)/prroi_pool_stamp
@@ -30,8 +34,10 @@ PYTEST := $(VENV)/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope
     --durations=10
 PYTEST_FLAGS ?=
 SHORT ?=
+# `make wheel` compiles PrRoIPool for the TensorFlow of each of these.
+WHEEL_PYTHONS ?= .venv/bin/python .venv-tf2.20/bin/python
 
-.PHONY: help train test test-slow test-faults lint clean
+.PHONY: help train test test-slow test-faults lint wheel clean
 
 help:
 	@echo 'make train   set up, train on the demo set or DATA_DIR, evaluate into MODEL_DIR/eval'
@@ -40,10 +46,12 @@ help:
 	@echo 'make test-faults  runs killed, disks filled, files damaged, some dozens of times: half an hour'
 	@echo 'make test-faults SHORT=1   each kind of fault a few times: ten minutes'
 	@echo 'make lint    set up, check the style and which part imports which'
+	@echo 'make wheel   dist/*.whl with PrRoIPool compiled for CUDA: installs where there is no compiler'
 	@echo 'make clean   remove .venv and the caches; runs/ and data/ stay'
 	@echo
 	@echo 'PYTHON=python3.12   the Python for .venv, 3.9 to 3.13 (now $(PYTHON)); to change it, make clean first'
 	@echo 'GAN_MRCNN_TF=2.20   TensorFlow 2.20 on Python 3.10 and 3.11, too, which have 2.15 otherwise'
+	@echo 'GAN_MRCNN_CUDA=no   no CUDA, although there is a GPU; =yes  CUDA, although there is none'
 	@echo 'VENV=DIR            another place for the environment than .venv (now $(VENV))'
 	@echo 'DATA_DIR=DIR        the folder of the gland contest (now $(or $(DATA_DIR),not given))'
 	@echo 'MODEL_DIR=DIR       checkpoints, logs and results (now $(MODEL_DIR))'
@@ -69,7 +77,9 @@ lint: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache
 
 # An environment that is there already is kept, and its own Python decides what is installed.
-$(STAMP): setup.py requirements-tf2.15.lock requirements-tf2.20.lock
+$(STAMP): setup.py $(wildcard requirements-*.lock)
+	$(if $(filter-out yes no,$(GAN_MRCNN_CUDA)),$(error GAN_MRCNN_CUDA is $(GAN_MRCNN_CUDA); \
+	    set it to yes or no, or leave it out))
 	@test -x $(VENV)/bin/pip \
 	    || $(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 13))' \
 	    || { echo "$(PYTHON) is missing or is not Python 3.9 to 3.13, for which there is" \
@@ -77,18 +87,28 @@ $(STAMP): setup.py requirements-tf2.15.lock requirements-tf2.20.lock
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) \
 	    || { echo "$(PYTHON) cannot make a virtual environment: install its venv module" \
 	    "(on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@echo 'Installing into $(VENV): some minutes, about 3 GB.'
+	@echo 'Installing into $(VENV): some minutes, about $(if $(WITH_CUDA),6 GB with CUDA,3 GB).'
 	@export GAN_MRCNN_TF=$(or $(GAN_MRCNN_TF),$$($(VENV)/bin/python -c \
 	    'import sys; print("2.15" if sys.version_info < (3, 12) else "2.20")')) \
-	    && $(PIP_INSTALL) -r requirements-tf$$GAN_MRCNN_TF.lock && $(PIP_INSTALL) -e .
+	    && $(PIP_INSTALL) -r requirements-tf$$GAN_MRCNN_TF.lock \
+	    $(if $(WITH_CUDA),-r requirements-cuda-tf$$GAN_MRCNN_TF.lock) && $(PIP_INSTALL) -e .
 	@touch $@
 
 $(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard custom_ops/*/cc/*)
-	@echo 'Compiling PrRoIPool and NMS: half a minute.'
+	@echo 'Compiling PrRoIPool and NMS: half a minute, two with the kernels for CUDA.'
 	@$(VENV)/bin/python $(POOL)/build.py || echo 'PrRoIPool and NMS will run in plain TensorFlow, slower.'
 	@touch $@
 
+# Libraries and builds of earlier sources would go into the wheel, too.
+wheel:
+	@for python in $(WHEEL_PYTHONS); do test -x $$python || { echo "$$python is missing: make lint" \
+	    "VENV=DIR PYTHON=... makes it, and WHEEL_PYTHONS='...' names others" >&2; exit 1; }; done
+	rm -rf build $(POOL)/*.so
+	for python in $(WHEEL_PYTHONS); do $$python $(POOL)/build.py --cuda yes --folder $(POOL) || exit; done
+	$(firstword $(WHEEL_PYTHONS)) -m pip wheel -q --no-deps -w dist .
+	@ls dist/*.whl
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	rm -f $(POOL)/*.so $(POOL)/*.failed.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ import subprocess
 import sys
 
 from setuptools import Command, Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 _ROOT = pathlib.Path(__file__).resolve().parent
@@ -76,6 +77,15 @@ _INSTALL_REQUIRES = [
 ]
 
 _EXTRAS_REQUIRE = {
+    # For NVIDIA's GPUs. Without it TensorFlow sees a GPU only where CUDA and cuDNN are installed in
+    # the versions that it was made for.
+    'gpu': [
+        # 2.15.0 also wants parts of TensorRT that cannot be installed; 2.15.1 does not.
+        'tensorflow[and-cuda]!=2.15.0',
+        # nvcc and the headers with which PrRoIPool's kernels are compiled. What TensorFlow brings
+        # under that name is CUDA 12's package, which holds the assembler alone.
+        'cuda-toolkit[nvcc,cccl]>=13.0.3,<13.1',
+    ],
     'serving': [
         # TF Serving's messages: the export's warm-up requests and the client's gRPC. Each wants its
         # own version of TensorFlow or a newer one, so that this never chooses another.
@@ -137,7 +147,8 @@ class BuildPrRoIPool(Command):
 
     def run(self):
         folder = (_ROOT if self.editable_mode else pathlib.Path(self.build_lib)) / _POOL
-        script = [sys.executable, '-I', str(_ROOT / _POOL / 'build.py'), '--folder', str(folder)]
+        script = [sys.executable, '-I', str(_ROOT / _POOL / 'build.py')]
+        script += ['--if_missing', '--folder', str(folder)]
         if subprocess.run(script, check=False).returncode:
             self.announce('PrRoIPool is left to its first use', 2)
 
@@ -155,8 +166,15 @@ class Build(build):
     sub_commands = [*build.sub_commands, ('build_prroi_pool', None)]
 
 
+class BuildWheel(bdist_wheel):
+    """One wheel serves all Pythons: the libraries in it know TensorFlow and not Python."""
+
+    def get_tag(self):
+        return 'py3', 'none', super().get_tag()[2]
+
+
 class PlatformDistribution(Distribution):
-    """A wheel of this package is for one platform: the compiled library may be in it."""
+    """A wheel of this package is for one platform: compiled libraries may be in it."""
 
     def has_ext_modules(self):
         return True
@@ -175,13 +193,14 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['gan_mrcnn', 'gan_mrcnn.*', 'custom_ops', 'custom_ops.*']),
     package_data={
-        'custom_ops.prroi_pool': ['cc/*'],
+        # Libraries that are compiled already, as by `make wheel`: nothing is compiled from there.
+        'custom_ops.prroi_pool': ['cc/*', 'prroi_pool-tf*.so'],
         'custom_ops.nms': ['cc/*'],
         # Templates and style of HTML pages, in whichever package.
         '': ['*.j2', '*.css'],
     },
     distclass=PlatformDistribution,
-    cmdclass={'build': Build, 'build_prroi_pool': BuildPrRoIPool},
+    cmdclass={'build': Build, 'build_prroi_pool': BuildPrRoIPool, 'bdist_wheel': BuildWheel},
     # TensorFlow 2.20 has no build for Python 3.14.
     python_requires='>=3.9,<3.14',
     install_requires=_requirements(),

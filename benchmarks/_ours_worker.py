@@ -21,7 +21,7 @@ from official.core import exp_factory
 from gan_mrcnn import configs
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.data import input_pipeline
-from gan_mrcnn.data.records import shards
+from gan_mrcnn.data.records import mask_crops
 from gan_mrcnn.metrics import predictions
 from gan_mrcnn.utils import files, run_lengths
 
@@ -47,7 +47,7 @@ def build_task(settings, seed):
                         'freeze_stages': {3: 2, 4: 1, 5: 0}[settings['trainable_layers']],
                     },
                 },
-                # The paper's widths; the small configuration has half of them.
+                # The paper's coco_boxes; the small configuration has half of them.
                 'decoder': {'fpn': {'num_filters': 256}},
                 'rpn_head': {'num_filters': 256},
                 'detection_head': {'fc_dims': 1024},
@@ -80,14 +80,18 @@ def make_batch(task, entries, first_number):
     for number, entry in enumerate(entries, start=first_number):
         image, masks, boxes = peer.training_example(entry, task.task_config.model.input_size[:2])
         height, width = image.shape[:2]
+        # [x, y, width, height].
+        coco_boxes = np.concatenate(
+            [boxes[:, 1::-1], (boxes[:, 2:] - boxes[:, :2])[:, ::-1]], axis=1
+        )
         data = {
             'image': tf.constant(image),
             'source_id': tf.constant('1'),
             'groundtruth_boxes': tf.constant(boxes / [height, width, height, width], tf.float32),
             'groundtruth_classes': tf.ones([len(boxes)], tf.int64),
             'groundtruth_is_crowd': tf.zeros([len(boxes)], tf.bool),
-            'groundtruth_instance_masks_png': tf.constant(
-                [shards.encode_mask(rle) for rle in run_lengths.encode_masks(masks)], tf.string
+            'groundtruth_mask_crops': mask_crops.decode(
+                tf.constant(mask_crops.encode(run_lengths.encode_masks(masks), coco_boxes))
             ),
         }
         parser = make_parser(task, min(height, width))

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """PrRoIPool's CUDA kernels on a GPU: checked, timed, and beside the published kernel.
 
-    python benchmarks/prroi_pool_gpu.py [--json FILE] [--published FILE.cu]
-    python benchmarks/prroi_pool_gpu.py --check_only | --sanitize
+    python benchmarks/prroi_pool_gpu.py [--json FILE] [--published FILE.cu] [--sanitize]
+    python benchmarks/prroi_pool_gpu.py --check_only
 
 Wants a GPU, nvcc, NumPy, ml_dtypes and tqdm; TensorFlow is not needed. The kernels are built for
 the card at hand and called through their C launchers. First they are held against numerical
-integration in float64; a mistake ends the run. Then every pass is timed at the sizes that the
-discriminators need: 28 x 28 bins of 256 channels of P2 of two images.
+integration in float64, which processes on all cores do meanwhile; a mistake ends the run. With
+--sanitize a few small cases run under compute-sanitizer too. Then every pass is timed at the sizes
+that the discriminators need: 28 x 28 bins of 256 channels of P2 of two images.
 
 A time is the median over replays of a CUDA graph with several launches in a row, so that it holds
 no time of the host; the launches take turns on copies of the features that together exceed the L2
@@ -19,9 +20,11 @@ with the `.cuh` beside it: float32, features as [B, C, H, W].
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import ctypes
-import json
+import multiprocessing
+import os
 import pathlib
 import shutil
 import statistics
@@ -31,9 +34,11 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import _card  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 from gan_mrcnn.utils.errors import UserError  # noqa: E402
 from tests.custom_ops import launchers, reference  # noqa: E402
 
@@ -43,9 +48,14 @@ TIMED_DTYPES = ('float32', 'float16')
 BATCH, CHANNELS, SIZE, SCALE = 2, 256, 28, 0.25
 PASSES = ('forward', 'feature gradient', 'box gradient')
 LAUNCHES, REPLAYS = 8, 15
+# A slow kernel is repeated less often, at least three times.
+SECONDS_OF_REPLAYS = 0.4
 COPY_BYTES = 1 << 29
+# Random values are made for so many elements and repeated over the rest: their values cost no
+# time, making them by the hundred megabytes would.
+RANDOM_ELEMENTS = 1 << 20
 PUBLISHED_TOLERANCE = 1e-2  # All in float32, and for no more than to know that it is the right one.
-SANITIZER_TOOLS = ('memcheck', 'racecheck', 'synccheck', 'initcheck')
+SANITIZER_TOOLS = ('memcheck', 'racecheck')
 GUARD_BYTES = 256
 POISON = 0x5B  # No value that a check expects, in any dtype.
 
@@ -155,6 +165,16 @@ class Device:
     def fill(self, pointer, size):
         self._call('cudaMemset', ctypes.c_void_p(pointer), POISON, ctypes.c_size_t(size))
 
+    def repeat(self, pointer, block, size):
+        """Fills `size` bytes with an array's, over and over."""
+        block = np.ascontiguousarray(block).view(np.uint8).reshape(-1)[:size]
+        self.write(pointer, block)
+        written = block.nbytes
+        while written < size:
+            more = min(written, size - written)
+            self._copy(pointer + written, pointer, more, self._ON_DEVICE)
+            written += more
+
     def enqueue_copy(self, to, source, size):
         pointers = ctypes.c_void_p(to), ctypes.c_void_p(source)
         self._call(
@@ -185,19 +205,24 @@ class Device:
         executable = ctypes.c_void_p(
             self._new('cudaGraphInstantiate', graph, nothing, nothing, nothing)
         )
-        first, last = map(ctypes.c_void_p, self._events)
-        times = []
-        for _ in range(2 + REPLAYS):
-            self._call('cudaEventRecord', first, stream)
-            self._call('cudaGraphLaunch', executable, stream)
-            self._call('cudaEventRecord', last, stream)
-            self._call('cudaEventSynchronize', last)
-            elapsed = ctypes.c_float()
-            self._call('cudaEventElapsedTime', ctypes.byref(elapsed), first, last)
-            times.append(elapsed.value / 1e3 / LAUNCHES)
+        self._replay(executable)  # Warms up, as does the second.
+        replays = SECONDS_OF_REPLAYS / max(self._replay(executable), 1e-9)
+        times = [self._replay(executable) for _ in range(int(min(REPLAYS, max(3, replays))))]
         self._call('cudaGraphExecDestroy', executable)
         self._call('cudaGraphDestroy', graph)
-        return statistics.quantiles(times[2:], n=4)  # The first two warm up.
+        return statistics.quantiles([time / LAUNCHES for time in times], n=4)
+
+    def _replay(self, executable):
+        """Seconds of all launches of a graph."""
+        stream = ctypes.c_void_p(self.stream)
+        first, last = map(ctypes.c_void_p, self._events)
+        self._call('cudaEventRecord', first, stream)
+        self._call('cudaGraphLaunch', executable, stream)
+        self._call('cudaEventRecord', last, stream)
+        self._call('cudaEventSynchronize', last)
+        elapsed = ctypes.c_float()
+        self._call('cudaEventElapsedTime', ctypes.byref(elapsed), first, last)
+        return elapsed.value / 1e3
 
 
 class DeviceKernels(launchers.Kernels):
@@ -232,7 +257,7 @@ def random_cases():
     """Names and arguments of Kernels.all on maps of many blocks, with more boxes than threads."""
     rng = np.random.default_rng()  # Others in every run.
     for name, dtype in launchers.DTYPES.items():
-        for channels, num_boxes in ((256, 20), (5, 600)):
+        for channels, num_boxes in ((256, 8), (5, 300)):
             features = rng.normal(size=(BATCH, 50, 76, channels)).astype(dtype)
             corner = rng.uniform(-40, [200, 304], (num_boxes, 2))
             sides = np.exp(rng.uniform(np.log(2), np.log(400), (num_boxes, 2)))
@@ -251,18 +276,35 @@ def relative_error(result, expected):
     return float(np.nanmax(np.abs(result - expected)) / np.nanmax(np.abs(expected)))
 
 
-def check(kernels):
-    """Largest errors by dtype; raises AssertionError for a wrong or changing result."""
+def small_cases():
+    """Some of the fixed ones, for tools under which everything is slow."""
+    for name, case in launchers.fixed_cases():
+        if case[0].shape[-1] in (3, 8) and case[0].dtype in (np.float32, np.float16):
+            yield name, case
+
+
+@contextlib.contextmanager
+def expected_results(cases):
+    """One future per case with what `reference.all_passes` says; processes work on them."""
+    # Not forked: CUDA does not survive that.
+    spawn = multiprocessing.get_context('spawn')
+    workers = min(num_cores(), len(cases))
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        yield [pool.submit(reference.all_passes, *case) for _, case in cases]
+
+
+def check(kernels, cases, expected):
+    """Largest errors by dtype and pass; raises AssertionError for a wrong or changing result."""
     errors = {}
-    cases = [*launchers.fixed_cases(), *random_cases()]
-    for name, case in tqdm(cases, desc='check'):
+    for (name, case), futures in zip(tqdm(cases, desc='check'), expected):
         dtype = case[0].dtype.name
-        results, again = kernels.all(*case), kernels.all(*case)
+        with _card.shared():
+            results, again = kernels.all(*case), kernels.all(*case)
         narrow, wide = launchers.TOLERANCES[dtype]
-        for part, result, other, expected, tolerance in zip(
-            PASSES, results, again, reference.all_passes(*case), (narrow, narrow, wide)
+        for part, result, other, exact, tolerance in zip(
+            PASSES, results, again, futures.result(), (narrow, narrow, wide)
         ):
-            error = relative_error(result, expected)
+            error = relative_error(result, exact)
             if not error <= tolerance:
                 raise AssertionError(f'{part}, {name}: relative error {error:.2g}')
             if np.any(result.view(np.uint8) != other.view(np.uint8)):
@@ -372,60 +414,93 @@ def fewest_bytes(shape, boxes, indices, itemsize):
     return {name: int(count) * CHANNELS * itemsize for name, count in moved.items()}
 
 
-def time_passes(device, library, published, image_size, num_boxes, dtype, l2_bytes):
-    """Pass -> seconds of ours and of the published kernel, as quartiles, and fewest bytes."""
-    dtype = launchers.DTYPES[dtype]
-    height, width = (int(side * SCALE) for side in image_size)
-    shape = launchers.Shape(BATCH, height, width, CHANNELS, num_boxes, SIZE, SIZE, SCALE)
-    boxes, indices = make_boxes(image_size, num_boxes)
-    rows = np.concatenate([indices[:, None], boxes[:, [1, 0, 3, 2]]], 1).astype(np.float32)
-    rng = np.random.default_rng(1)
-    map_values = rng.standard_normal([BATCH * height * width * CHANNELS], np.float32).astype(dtype)
-    bin_values = rng.standard_normal([num_boxes * SIZE * SIZE * CHANNELS], np.float32)
-    bin_values = bin_values.astype(dtype)
-    with device.memory() as allocate:
+class TimedCase:
+    """The arguments of all passes of one size on the card, for ours and the published kernel."""
+
+    def __init__(self, device, allocate, image_size, num_boxes, dtype, l2_bytes):
+        height, width = (int(side * SCALE) for side in image_size)
+        self.shape = launchers.Shape(BATCH, height, width, CHANNELS, num_boxes, SIZE, SIZE, SCALE)
+        self.dtype = launchers.DTYPES[dtype]
+        self.boxes, self.indices = make_boxes(image_size, num_boxes)
+        rows = np.concatenate([self.indices[:, None], self.boxes[:, [1, 0, 3, 2]]], 1)
+        random = np.random.default_rng(1).standard_normal(RANDOM_ELEMENTS, np.float32)
+        random = random.astype(self.dtype)
+        map_bytes = BATCH * height * width * CHANNELS * self.dtype.itemsize
+        bin_bytes = num_boxes * SIZE * SIZE * CHANNELS * self.dtype.itemsize
 
         def put(array):
             pointer = allocate(array.nbytes)
             device.write(pointer, array)
             return pointer
 
-        copies = [put(map_values) for _ in range(2 + 2 * l2_bytes // map_values.nbytes)]
-        upstream, box, image, row = map(put, (bin_values, boxes, indices, rows))
-        pooled, d_features = allocate(bin_values.nbytes), allocate(map_values.nbytes)
-        d_boxes = allocate(rows.nbytes)
-        names = dict(zip(PASSES, ('Forward', 'FeatureGradient', 'BoxGradient')))
-        compiled = launchers.Launchers(library)
-        sizes = [compiled.workspace_size(name, shape, dtype.name) for name in names.values()]
-        workspace = allocate(max(sizes))
+        def fill(size):
+            pointer = allocate(size)
+            device.repeat(pointer, random, size)
+            return pointer
 
-        def ours(name, features):
+        self._features = [fill(map_bytes) for _ in range(2 + 2 * l2_bytes // map_bytes)]
+        self._upstream, self._box, self._image = fill(bin_bytes), put(self.boxes), put(self.indices)
+        self._row = put(rows.astype(np.float32))
+        self._pooled, self._d_features = allocate(bin_bytes), allocate(map_bytes)
+        self._d_boxes = allocate(4 * rows.size)
+        self._device, self._allocate = device, allocate
+
+    def ours(self, compiled):
+        """name -> enqueue(k), of our kernels."""
+        names = dict(zip(PASSES, ('Forward', 'FeatureGradient', 'BoxGradient')))
+        sizes = [compiled.workspace_size(n, self.shape, self.dtype.name) for n in names.values()]
+        workspace = self._allocate(max(sizes))
+
+        def enqueue(name, k):
+            features = self._features[k % len(self._features)]
+            where = self._box, self._image
             pointers = {
-                'forward': [features, box, image, workspace, pooled],
-                'feature gradient': [box, image, upstream, workspace, d_features],
-                'box gradient': [features, box, image, upstream, workspace, d_boxes],
+                'forward': [features, *where, workspace, self._pooled],
+                'feature gradient': [*where, self._upstream, workspace, self._d_features],
+                'box gradient': [features, *where, self._upstream, workspace, self._d_boxes],
             }[name]
+            options = {'stream': self._device.stream}
             compiled.launch(
-                names[name], shape, dtype.name, 'float32', *pointers, stream=device.stream
+                names[name], self.shape, self.dtype.name, 'float32', *pointers, **options
             )
 
-        def theirs(name, features):
+        return enqueue
+
+    def theirs(self, published):
+        """The same of the published kernel."""
+
+        def enqueue(name, k):
+            features = self._features[k % len(self._features)]
+            given = features, self._row, self._pooled
             pointers = {
-                'forward': [features, row, pooled],
-                'feature gradient': [features, row, pooled, upstream, d_features],
-                'box gradient': [features, row, pooled, upstream, d_boxes],
+                'forward': given,
+                'feature gradient': [*given, self._upstream, self._d_features],
+                'box gradient': [*given, self._upstream, self._d_boxes],
             }[name]
-            published.enqueue(name, device.stream, pointers, shape)
+            published.enqueue(name, self._device.stream, pointers, self.shape)
+
+        return enqueue
+
+
+def time_passes(device, library, published, size, l2_bytes):
+    """Pass -> seconds of ours and of the published kernel, as quartiles, and fewest bytes.
+
+    `size` is image size, number of boxes and name of the dtype.
+    """
+    with device.memory() as allocate:
+        case = TimedCase(device, allocate, *size, l2_bytes)
+        moved = fewest_bytes(case.shape, case.boxes, case.indices, case.dtype.itemsize)
+        ours, theirs = case.ours(launchers.Launchers(library)), None
+        if published is not None and case.dtype == np.float32:
+            theirs = case.theirs(published)
 
         def seconds(enqueue, name):
-            return device.seconds(lambda k: enqueue(name, copies[k % len(copies)]))
+            return device.seconds(lambda k: enqueue(name, k))
 
-        moved = fewest_bytes(shape, boxes, indices, dtype.itemsize)
-        with_published = published is not None and dtype == np.float32
         return {
             name: {
                 'seconds': seconds(ours, name),
-                'published_seconds': seconds(theirs, name) if with_published else None,
+                'published_seconds': seconds(theirs, name) if theirs else None,
                 'bytes': moved[name],
             }
             for name in PASSES
@@ -441,49 +516,67 @@ def copy_bandwidth(device):
     return 2 * COPY_BYTES / median
 
 
-def time_all(device, library, published):
+def time_all(device, library, published, figures):
     """The card's figures and one row per size, number of boxes, dtype and pass."""
     card = device.describe()
-    card['copy_bytes_per_second'] = copy_bandwidth(device)
+    with _card.exclusive():
+        card['copy_bytes_per_second'] = copy_bandwidth(device)
     cases = [(i, n, d) for i in IMAGES for n in NUM_BOXES for d in TIMED_DTYPES]
     rows = []
     for image, num_boxes, dtype in tqdm(cases, desc='time'):
-        passes = time_passes(
-            device, library, published, IMAGES[image], num_boxes, dtype, card['l2_bytes']
-        )
+        size = IMAGES[image], num_boxes, dtype
+        with _card.exclusive():
+            passes = time_passes(device, library, published, size, card['l2_bytes'])
         for name, row in passes.items():
             rate = row['bytes'] / row['seconds'][1]
             share = rate / card['copy_bytes_per_second']
             case = {'image': image, 'boxes': num_boxes, 'dtype': dtype, 'pass': name}
             rows.append({**case, **row, 'share_of_copy_bandwidth': share})
+        figures.update(**card, rows=rows)
     return card, rows
 
 
-def print_table(card, rows):
-    print(f'{card["card"]}, copies {card["copy_bytes_per_second"] / 1e9:.0f} GB/s')
-    print('| P2 of | boxes | dtype | pass | ms | fewest MB | of copy | published ms | ratio |')
-    print('|---|---|---|---|---|---|---|---|---|')
+def say_table(card, rows, figures):
+    figures.say(f'{card["card"]}, copies {card["copy_bytes_per_second"] / 1e9:.0f} GB/s')
+    figures.say(
+        '| P2 of | boxes | dtype | pass | ms | fewest MB | of copy | published ms | ratio |'
+    )
+    figures.say('|---|---|---|---|---|---|---|---|---|')
     for row in rows:
         _, ours, _ = row['seconds']
         theirs = row['published_seconds'] and row['published_seconds'][1]
         cells = [row['image'], row['boxes'], row['dtype'], row['pass'], f'{1e3 * ours:.3f}']
         cells += [f'{row["bytes"] / 1e6:.0f}', f'{row["share_of_copy_bandwidth"]:.0%}']
         cells += [f'{1e3 * theirs:.2f}', f'{theirs / ours:.1f}'] if theirs else ['-', '-']
-        print(f'| {" | ".join(map(str, cells))} |')
+        figures.say(f'| {" | ".join(map(str, cells))} |')
 
 
-def sanitize():
-    """Runs the checks under every tool of compute-sanitizer."""
+def sanitize(library, figures):
+    """Checks the small cases under the tools of compute-sanitizer, side by side."""
     program = shutil.which('compute-sanitizer') or shutil.which(
         'compute-sanitizer', path='/usr/local/cuda/bin'
     )
     if program is None:
         raise UserError('there is no compute-sanitizer: install the whole CUDA toolkit')
-    for tool in SANITIZER_TOOLS:
-        print(f'compute-sanitizer --tool {tool}', flush=True)
-        command = [program, '--tool', tool, '--error-exitcode', '1', sys.executable, __file__]
-        if subprocess.run([*command, '--check_only']).returncode:
-            raise UserError(f'compute-sanitizer --tool {tool} has found errors: see above')
+    environment = {k: v for k, v in os.environ.items() if k != _card.FOLDER_VARIABLE}
+    with _card.shared():
+        runs = {}
+        for tool in SANITIZER_TOOLS:
+            command = [program, '--tool', tool, '--error-exitcode', '1', sys.executable, __file__]
+            command += ['--small_library', str(library)]
+            runs[tool] = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        for tool, run in runs.items():
+            output, _ = run.communicate()
+            if run.returncode:
+                print(output)
+                raise UserError(f'compute-sanitizer --tool {tool} has found errors: see above')
+            figures.say(f'compute-sanitizer --tool {tool}: no error')
 
 
 def parse_flags():
@@ -495,39 +588,52 @@ def parse_flags():
         '--published', type=pathlib.Path, help='the .cu file of the published kernel'
     )
     parser.add_argument('--check_only', action='store_true', help='do not time')
-    parser.add_argument(
-        '--sanitize', action='store_true', help='check under compute-sanitizer, do not time'
-    )
+    parser.add_argument('--sanitize', action='store_true', help='check under compute-sanitizer too')
+    # For the process under a tool: the small cases, with a library that is there already.
+    parser.add_argument('--small_library', type=pathlib.Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.published and not options.published.is_file():
         raise UserError(f'--published {options.published}: there is no such file')
     return options
 
 
+def check_small(library):
+    """What runs under compute-sanitizer."""
+    cases = list(small_cases())
+    expected = [concurrent.futures.Future() for _ in cases]
+    for (_, case), future in zip(cases, expected):
+        future.set_result(reference.all_passes(*case))
+    check(DeviceKernels(Device(find_nvcc()), library), cases, expected)
+
+
+def check_all(device, library, cases, expected, figures):
+    errors = check(DeviceKernels(device, library), cases, expected)
+    for (dtype, part), error in errors.items():
+        figures.say(f'{dtype}, {part}: largest relative error {error:.1e}')
+    checks = [{'dtype': d, 'pass': p, 'error': error} for (d, p), error in errors.items()]
+    figures.update(checks=checks)
+
+
 def run(options):
-    nvcc = find_nvcc()
-    device = Device(nvcc)
-    if options.sanitize:
-        sanitize()
+    if options.small_library:
+        check_small(options.small_library)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    nvcc = find_nvcc()
+    device, figures = Device(nvcc), _card.Figures(options.json)
+    cases = [*launchers.fixed_cases(), *random_cases()]
+    with tempfile.TemporaryDirectory() as folder, expected_results(cases) as expected:
         folder = pathlib.Path(folder)
         library = folder / 'kernels.so'
         build(nvcc, launchers.KERNELS, library)
         published = options.published and Published(nvcc, options.published, folder)
         if published:
-            check_published(device, published)
-        errors = check(DeviceKernels(device, library))
-        for (dtype, part), error in errors.items():
-            print(f'{dtype}, {part}: largest relative error {error:.1e}')
-        if options.check_only:
-            return
-        card, rows = time_all(device, library, published)
-    print_table(card, rows)
-    if options.json:
-        checks = [{'dtype': d, 'pass': p, 'error': error} for (d, p), error in errors.items()]
-        figures = {**card, 'checks': checks, 'rows': rows}
-        options.json.write_text(json.dumps(figures, indent=2) + '\n', encoding='utf-8')
+            with _card.shared():
+                check_published(device, published)
+        check_all(device, library, cases, expected, figures)
+        if not options.check_only:
+            say_table(*time_all(device, library, published, figures), figures)
+        if options.sanitize:
+            sanitize(library, figures)
 
 
 if __name__ == '__main__':

@@ -3,9 +3,10 @@
 
     python benchmarks/train_step.py [--config_file configs/gland_small.yaml] [--steps 10] [--json F]
 
-Both networks take turns on the same batches of the demo set in one process, so that what else the
-machine does meets both; the ratio is the median of the pairs'. Parts are timed alone on the same
-tensors: they overlap when they run in one graph, so that their sum is an upper bound.
+The steps are those of train.py: its settings, optimizers, strategy and input, the demo set's where
+no --data_dir is given. Both networks take turns on the same batches in one process, so that what
+else the machine does meets both; the ratio is the median of the pairs'. Parts are timed alone on
+the same tensors: they overlap when they run in one graph, so that their sum is an upper bound.
 """
 
 import argparse
@@ -19,45 +20,69 @@ import time
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import gan_mrcnn  # noqa: E402, F401, I001  (chooses Keras 2 before anything imports TensorFlow)
 import tensorflow as tf  # noqa: E402
-import yaml  # noqa: E402
-from official.core import exp_factory  # noqa: E402
 
-from gan_mrcnn import configs  # noqa: E402
+from gan_mrcnn import settings  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
-from gan_mrcnn.data.readers import gland_demo  # noqa: E402
-from gan_mrcnn.data.records import records  # noqa: E402
+from gan_mrcnn.training import multi_worker, preemption, trainer  # noqa: E402
+from gan_mrcnn.training import run as training_run  # noqa: E402
 from gan_mrcnn.utils import cli  # noqa: E402
 from gan_mrcnn.utils.cores import num_cores  # noqa: E402
 
+# Weights hardly move: every step does the same work, and all are finite.
+RATE_SCALE = 1e-4
+BATCHES = 4
+
 
 class Run:
-    """A task with its networks, optimizers and compiled step."""
+    """What train.py trains with, on a few batches in turn, and its step."""
 
-    def __init__(self, config, mode):
-        config.task.gan.mode = mode
-        self.task = task_lib.GanMaskRCNNTask(config.task)
-        self.model = self.task.build_model()
-        rate = 1e-4  # Weights hardly move: every step does the same work.
-        optimizer = tf.keras.optimizers.SGD(rate, momentum=0.9, jit_compile=False)
-        optimizer.build(self.model.trainable_variables)
-        if self.task.has_discriminators:
-            self.task.build_discriminators(
-                tf.keras.optimizers.SGD(rate, momentum=0.9, jit_compile=False)
+    def __init__(self, config):
+        """Builds networks, optimizers and input; `config` is what `load_config` gives."""
+        strategy = multi_worker.make_strategy(config)
+        tf.keras.utils.set_random_seed(config.task.seed)
+        with strategy.scope():
+            self.task = task_lib.GanMaskRCNNTask(config.task)
+            self.trainer = trainer.make_trainer(
+                config, self.task, evaluate=False, best=None, stop=preemption.Stop()
             )
-        self.step = tf.function(
-            lambda inputs: self.task.train_step(inputs, self.model, optimizer)['loss']
+            self.trainer.initialize()
+        self.model = self.trainer.model
+        self._strategy = strategy
+        params = config.task.train_data
+        self.batches = self.task.build_inputs(params).take(BATCHES).cache()
+        self._same = iter(
+            strategy.distribute_datasets_from_function(lambda _: self.batches.repeat())
         )
+        self._step = tf.function(self.trainer.train_step)
+        self._arguments = self._same, tf.constant(False)
+
+    def trace(self):
+        """Makes the step's graph and runs nothing of it."""
+        self._step.get_concrete_function(*self._arguments)
+
+    def step(self):
+        """Takes a step on the next of the few batches; its loss and whether it was finite."""
+        return self._take(*self._arguments)
+
+    def input_step(self):
+        """A function that takes a step on what the input pipeline makes meanwhile."""
+        fresh = iter(self.trainer.train_dataset)
+        return lambda: self._take(fresh, tf.constant(False))
+
+    def _take(self, iterator, stop):
+        _, outcome = self._step(iterator, stop)
+        local = self._strategy.experimental_local_results
+        return local(outcome['terms']['total_loss'])[0], local(outcome['finite'])[0]
 
 
-def load_config(path, cache_dir):
-    """The experiment of a YAML file on the demo set."""
-    config = exp_factory.get_exp_config(configs.EXPERIMENT)
-    config.override(yaml.safe_load(pathlib.Path(path).read_text(encoding='utf-8')))
-    config.task.model.num_classes = 2
-    config.task.cache_dir = cache_dir
-    (record_set,) = records.ensure_splits(gland_demo.DemoGlands(), ['train'], config.task)
-    record_set.feed(config.task.train_data)
+def load_config(flags):
+    """The settings of `settings.Flags`, with records, at `RATE_SCALE` of their learning rates."""
+    dataset = settings.load_dataset(flags)
+    config = settings.load_config(flags, dataset)
+    training_run.prepare_data(config, dataset)
+    settings.scale_rates(config, RATE_SCALE)
     return config
 
 
@@ -108,23 +133,31 @@ def time_parts(run, inputs, repeats):
     return times
 
 
-def main():
+def time_pairs(baseline, combined, pairs):
+    """Seconds of one step of each, in turn."""
+    for _ in range(2):  # The first steps trace and warm up.
+        baseline.step(), combined.step()
+    return [(seconds(baseline.step), seconds(combined.step)) for _ in range(pairs)]
+
+
+def parse_flags():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config_file', default='configs/gland_small.yaml')
+    parser.add_argument('--data_dir', help='folder of the gland contest (default: the demo set)')
     parser.add_argument('--steps', type=int, default=10, help='pairs that are timed')
-    parser.add_argument('--cache_dir', default=os.path.expanduser(cli.default_cache_dir()))
+    parser.add_argument('--cache_dir', default=cli.default_cache_dir())
     parser.add_argument('--json', help='file for the figures')
-    flags = parser.parse_args()
-    tf.keras.utils.set_random_seed(0)
-    config = load_config(flags.config_file, flags.cache_dir)
-    baseline = Run(config, 'baseline')
-    combined = Run(load_config(flags.config_file, flags.cache_dir), 'combined')
-    batches = combined.task.build_inputs(config.task.train_data)
-    pairs = []
-    for number, inputs in enumerate(batches.take(flags.steps + 2)):
-        pair = seconds(baseline.step, inputs), seconds(combined.step, inputs)
-        if number >= 2:  # The first steps trace and warm up.
-            pairs.append(pair)
+    return parser.parse_args()
+
+
+def main():
+    flags = parse_flags()
+    places = {name: getattr(flags, name) for name in ('config_file', 'data_dir', 'cache_dir')}
+    baseline, combined = (
+        Run(load_config(settings.Flags(dataset='gland', gan=mode, **places)))
+        for mode in ('baseline', 'combined')
+    )
+    pairs = time_pairs(baseline, combined, flags.steps)
     figures = {
         'config_file': flags.config_file,
         'tensorflow': tf.__version__,
@@ -134,7 +167,7 @@ def main():
         'baseline_seconds': statistics.median(pair[0] for pair in pairs),
         'combined_seconds': statistics.median(pair[1] for pair in pairs),
         'ratio': statistics.median(pair[1] / pair[0] for pair in pairs),
-        'parts_seconds': time_parts(combined, inputs, flags.steps),
+        'parts_seconds': time_parts(combined, next(iter(combined.batches)), flags.steps),
     }
     print(f'baseline  {figures["baseline_seconds"]:.3f} s')
     print(f'combined  {figures["combined_seconds"]:.3f} s')

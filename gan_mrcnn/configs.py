@@ -52,6 +52,7 @@ class Parser(maskrcnn.Parser):
 
     Images are scaled so that the shorter side has the wanted length (less where the longer side
     would not fit into `model.input_size`) and padded at the bottom and right to that size.
+    `mask_crop_size` is the records', 112 (`gan_mrcnn.data.records.mask_crops`), and no other.
     `aug_photometric` changes training images by noise, blur, sharpness, lightness or contrast, see
     `gan_mrcnn.data.augment`.
     """
@@ -275,6 +276,7 @@ def check(task: GanMaskRCNNTask) -> None:
         ('model.backbone.resnet.model_id', resnet.model_id, MODEL_IDS),
         ('model.backbone.resnet.padding', resnet.padding, PADDINGS),
         ('model.backbone.resnet.freeze_stages', resnet.freeze_stages, FREEZE_STAGES),
+        ('train_data.parser.mask_crop_size', task.train_data.parser.mask_crop_size, (112,)),
     ):
         if value not in choices:
             raise UserError(f'task.{key} is {value!r}, not one of {", ".join(map(str, choices))}')

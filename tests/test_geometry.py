@@ -21,9 +21,11 @@ from pycocotools import mask as mask_api
 
 from gan_mrcnn import configs
 from gan_mrcnn.data import input_pipeline
+from gan_mrcnn.data.records import mask_crops
 from gan_mrcnn.metrics import predictions
 from gan_mrcnn.modeling import generator
 from gan_mrcnn.prediction import signatures
+from gan_mrcnn.utils import run_lengths
 from tests.utils.cells import cell_means
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
@@ -60,7 +62,7 @@ def small_task(**changes):
 
 
 def parse_train(config, image, masks, number):
-    """Labels of one training image, by the real parser, from PNGs as records hold them."""
+    """Labels of one training image, by the real parser, from masks as records hold them."""
     size = np.array(image.shape[:2])
     boxes = np.array([box_of(mask) for mask in masks]).reshape(-1, 4) / np.tile(size, 2)
     data = {
@@ -69,7 +71,7 @@ def parse_train(config, image, masks, number):
         'groundtruth_boxes': tf.constant(boxes, tf.float32),
         'groundtruth_classes': tf.ones([len(masks)], tf.int64),
         'groundtruth_is_crowd': tf.zeros([len(masks)], tf.bool),
-        'groundtruth_instance_masks_png': tf.constant([png(mask * 255) for mask in masks]),
+        'groundtruth_mask_crops': crops(masks),
     }
     parser = input_pipeline.Parser(config.model, config.train_data.parser, seed=3)
     image, labels = parser.parse_train(data, tf.constant(number, tf.int64))
@@ -80,6 +82,13 @@ def parse_train(config, image, masks, number):
         'boxes': labels['gt_boxes'][:count],
         'masks': labels['gt_masks'][:count],
     }
+
+
+def crops(masks):
+    """[N, S, S] as it comes out of a record."""
+    rles = run_lengths.encode_masks(masks)
+    boxes = [mask_api.toBbox(rle) for rle in rles]
+    return mask_crops.decode(tf.constant(mask_crops.encode(rles, boxes)))
 
 
 def png(image):

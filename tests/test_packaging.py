@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -34,14 +35,15 @@ def _environment(python):
 
 
 @functools.cache
-def _metadata(tensorflow=''):
-    """Lines of the built package's requirements, its extras' too, as pip would read them."""
+def _metadata(tensorflow='', extras=('serving', 'test')):
+    """Lines of the built package's requirements, these extras' too, as pip would read them."""
     program = (
         'import runpy, setuptools\n'
         'made = {}\n'
         'setuptools.setup = made.update\n'
         'runpy.run_path("setup.py")\n'
-        'print(*made["install_requires"], *sum(made["extras_require"].values(), []), sep="\\n")\n'
+        'print(*made["install_requires"], sep="\\n")\n'
+        f'for extra in {extras}: print(*made["extras_require"][extra], sep="\\n")\n'
     )
     environment = {**os.environ, 'GAN_MRCNN_TF': tensorflow}
     done = subprocess.run(
@@ -50,22 +52,23 @@ def _metadata(tensorflow=''):
     return done.stdout.splitlines() or done.stderr.strip()
 
 
-def _requirements(python, tensorflow=''):
-    """Every requirement of setup.py, and of its extras, that holds for a Python."""
-    requirements = [Requirement(line) for line in _metadata(tensorflow)]
+def _requirements(python, tensorflow='', extras=('serving', 'test')):
+    """Every requirement of setup.py, and of these extras, that holds for a Python."""
+    requirements = [Requirement(line) for line in _metadata(tensorflow, extras)]
     python = _environment(python)
     return [r for r in requirements if r.marker is None or r.marker.evaluate(python)]
 
 
-def _lock_lines(tensorflow):
-    text = (_ROOT / f'requirements-tf{tensorflow}.lock').read_text(encoding='utf-8')
+def _lock_lines(name):
+    text = (_ROOT / f'requirements-{name}.lock').read_text(encoding='utf-8')
     return [line for line in text.splitlines() if line and not line.startswith('#')]
 
 
-def _locked(tensorflow, python):
+def _locked(tensorflow, python, with_cuda=False):
     """Canonical name -> version, for every line of the lock that is for that Python."""
     pins = {}
-    for line in _lock_lines(tensorflow):
+    lines = _lock_lines(f'tf{tensorflow}')
+    for line in lines + (_lock_lines(f'cuda-tf{tensorflow}') if with_cuda else []):
         pin, _, marker = line.partition(' ; ')
         if not marker or Marker(marker).evaluate(_environment(python)):
             name, version = pin.split('==')
@@ -114,23 +117,89 @@ def test_imported_sees_every_form_of_import():
     ]
 
 
-@pytest.mark.parametrize('tensorflow', ['2.15', '2.20'])
-def test_lock_holds_plain_pins_only(tensorflow):
+@pytest.mark.parametrize('name', ['tf2.15', 'tf2.20', 'cuda-tf2.15', 'cuda-tf2.20'])
+def test_lock_holds_plain_pins_only(name):
     """No local file, address or editable line: it must install anywhere."""
     pin = r"[\w.-]+==[\w.]+( ; [\w.'<>=!* ()]+)?"
-    assert [line for line in _lock_lines(tensorflow) if not re.fullmatch(pin, line)] == []
+    assert [line for line in _lock_lines(name) if not re.fullmatch(pin, line)] == []
 
 
 @pytest.mark.parametrize(('tensorflow', 'python'), _LOCKS)
 def test_lock_satisfies_setup(tensorflow, python):
-    locked = _locked(tensorflow, python)
-    broken = [
+    required = _requirements(python, tensorflow)
+    assert _not_met(required, _locked(tensorflow, python)) == []
+
+
+def _not_met(requirements, locked):
+    return [
         f'{requirement}: locked is {locked.get(canonicalize_name(requirement.name))}'
-        for requirement in _requirements(python, tensorflow)
+        for requirement in requirements
         if canonicalize_name(requirement.name) not in locked
         or locked[canonicalize_name(requirement.name)] not in requirement.specifier
     ]
-    assert broken == []
+
+
+@pytest.mark.parametrize(('tensorflow', 'python'), _LOCKS)
+def test_cuda_lock_satisfies_setup(tensorflow, python):
+    required = _requirements(python, tensorflow, ('gpu',))
+    assert 'and-cuda' in {extra for requirement in required for extra in requirement.extras}
+    locked = _locked(tensorflow, python, with_cuda=True)
+    assert _not_met(required, locked) == []
+    # What it brings can be compiled with: a complete compiler of one version.
+    parts = ('nvcc', 'runtime', 'crt', 'cccl')
+    versions = [locked[f'nvidia-cuda-{part}'] for part in parts] + [locked['nvidia-nvvm']]
+    assert {version.rpartition('.')[0] for version in versions} == {'13.0'}
+
+
+def test_cuda_lock_holds_what_this_tensorflow_asks_for():
+    """That of the other set cannot be asked here."""
+    tensorflow = importlib.metadata.version('tensorflow').rpartition('.')[0]
+    wanted = [Requirement(line) for line in importlib.metadata.requires('tensorflow')]
+    of_cuda = [r for r in wanted if 'and-cuda' in str(r.marker)]
+    assert len(of_cuda) > 5
+    python = f'{sys.version_info.major}.{sys.version_info.minor}'
+    assert _not_met(of_cuda, _locked(tensorflow, python, with_cuda=True)) == []
+
+
+@pytest.mark.parametrize(
+    ('listed', 'asked', 'with_cuda'),
+    [
+        ('GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5d8c)', None, True),
+        ('GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5d8c)', 'no', False),
+        ('No devices were found', None, False),
+        (None, None, False),
+        (None, 'yes', True),
+    ],
+)
+def test_make_installs_cuda_where_a_gpu_answers(tmp_path, listed, asked, with_cuda):
+    commands = _make(tmp_path, listed, asked)
+    (line,) = re.findall(r'-r requirements-tf\S+ (.*)&& .* -e \.', commands.replace('\\\n', ' '))
+    assert line.split() == (['-r', 'requirements-cuda-tf$GAN_MRCNN_TF.lock'] if with_cuda else [])
+    assert ('6 GB with CUDA' if with_cuda else '3 GB.') in commands
+
+
+def test_make_names_an_answer_that_is_neither_yes_nor_no(tmp_path):
+    assert 'GAN_MRCNN_CUDA is maybe; set it to yes or no' in _make(tmp_path, None, 'maybe')
+
+
+def _make(folder, listed, asked):
+    """What `make test` would run in a new environment, with an nvidia-smi that prints `listed`."""
+    program = folder / 'nvidia-smi'
+    # Before whatever this machine has.
+    program.write_text(f'#!/bin/sh\necho "{listed}"\n' if listed else '#!/bin/sh\nexit 127\n')
+    program.chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{folder}{os.pathsep}{os.environ["PATH"]}'}
+    environment.pop('GAN_MRCNN_CUDA', None)
+    if asked:
+        environment['GAN_MRCNN_CUDA'] = asked
+    done = subprocess.run(
+        ['make', '-n', 'test', f'VENV={folder}/new'],
+        cwd=_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(('tensorflow', 'python'), _LOCKS)

@@ -355,6 +355,11 @@ def test_unknown_key_is_named_with_the_valid_ones(text, key, valid):
     assert valid in message
 
 
+def test_masks_have_the_cells_that_records_have():
+    message = message_of(load, 'task.train_data.parser.mask_crop_size=56')
+    assert message == 'task.train_data.parser.mask_crop_size is 56, not one of 112'
+
+
 def test_unknown_key_in_a_file_names_the_file(tmp_path):
     path = tmp_path / 'mine.yaml'
     path.write_text('task:\n  gan: {modes: baseline}\n')

@@ -207,7 +207,7 @@ def test_losses_equal_the_model_gardens_where_its_settings_are_chosen(monkeypatc
         image_shape=labels['image_info'][:, 1],
         gt_boxes=labels['gt_boxes'],
         gt_classes=labels['gt_classes'],
-        gt_masks=labels['gt_masks'],
+        gt_masks=tf.cast(labels['gt_masks'], tf.float32) / 255.0,
         training=True,
     )
     their_terms = their_task.build_losses(their_outputs, labels)

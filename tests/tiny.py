@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import pathlib
 
-import cv2
 import numpy as np
 import tensorflow as tf
 import yaml
@@ -16,6 +15,7 @@ from gan_mrcnn import configs, settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.data.readers import base
+from gan_mrcnn.data.records import mask_crops
 from gan_mrcnn.training import run as training_run
 from gan_mrcnn.utils import run_lengths
 
@@ -97,13 +97,14 @@ def make_batch(config, num_objects=3, batch_size=2, side=30, apart=40):
     examples = []
     for number in range(batch_size):
         image = rng.integers(0, 60, [*SIZE, 3]).astype(np.uint8)
-        masks, boxes = [], []
+        masks, boxes, bboxes = [], [], []
         for i in range(num_objects):
             y, x = 5 + 3 * i, 4 + apart * i
             image[y : y + side, x : x + side] += 150
             mask = np.zeros(SIZE, np.uint8)
-            mask[y : y + side, x : x + side] = 255
-            masks.append(cv2.imencode('.png', mask)[1].tobytes())
+            mask[y : y + side, x : x + side] = 1
+            masks.append(mask)
+            bboxes.append([x, y, side, side])
             boxes.append([y / 64, x / 128, (y + side) / 64, (x + side) / 128])
         data = {
             'image': tf.constant(image),
@@ -111,7 +112,9 @@ def make_batch(config, num_objects=3, batch_size=2, side=30, apart=40):
             'groundtruth_boxes': tf.reshape(tf.constant(boxes, tf.float32), [-1, 4]),
             'groundtruth_classes': tf.constant([1 + i % 2 for i in range(num_objects)], tf.int64),
             'groundtruth_is_crowd': tf.zeros([num_objects], tf.bool),
-            'groundtruth_instance_masks_png': tf.constant(masks, tf.string),
+            'groundtruth_mask_crops': mask_crops.decode(
+                tf.constant(mask_crops.encode(run_lengths.encode_masks(masks), bboxes))
+            ),
         }
         examples.append(parser.parse_train(data, tf.constant(number, tf.int64)))
     images, labels = zip(*examples)

@@ -14,6 +14,7 @@ digest of the sources, so that a library of another TensorFlow or of older sourc
 import argparse
 import concurrent.futures
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
@@ -44,6 +45,8 @@ _X86_FLAGS = {
 
 # Volta to Hopper. CUDA 13 has left out sm_70.
 _GPUS = ('70', '75', '80', '86', '89', '90')
+# As in the extra `gpu` of setup.py.
+NVCC_REMEDY = "pip install 'cuda-toolkit[nvcc,cccl]==13.0.*' brings it, or NVIDIA's CUDA toolkit"
 
 
 class BuildError(Exception):
@@ -90,9 +93,12 @@ def find_compiler() -> Optional[str]:
 
 
 def find_nvcc() -> Optional[str]:
-    """Path of CUDA's compiler."""
-    home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
-    return shutil.which('nvcc') or shutil.which('nvcc', path=f'{home}/bin')
+    """Path of CUDA's compiler: the machine's, or that of the Python package nvidia-cuda-nvcc."""
+    folders = [f'{os.environ.get("CUDA_HOME", "/usr/local/cuda")}/bin']
+    packages = importlib.util.find_spec('nvidia')
+    for place in (packages and packages.submodule_search_locations) or ():
+        folders += map(str, sorted(pathlib.Path(place).glob('cu*/bin')))
+    return shutil.which('nvcc') or shutil.which('nvcc', path=os.pathsep.join(folders))
 
 
 def build_library(cuda: str = 'auto', folder: Optional[pathlib.Path] = None) -> pathlib.Path:
@@ -148,7 +154,7 @@ def _wants_cuda(cuda: str) -> bool:
     import tensorflow as tf
 
     if cuda == 'yes' and not find_nvcc():
-        raise BuildError('there is no nvcc: install the CUDA toolkit, or leave --cuda out')
+        raise BuildError(f'there is no nvcc: {NVCC_REMEDY}; or leave --cuda out')
     return cuda != 'no' and bool(find_nvcc()) and tf.test.is_built_with_cuda()
 
 
@@ -216,7 +222,12 @@ def _link_command(compiler, with_cuda, objects, library):
 
     # CUDA's runtime goes into the library, since TensorFlow brings another version of it; nvcc
     # knows where it is.
-    linker = [find_nvcc(), '-cudart=static', f'-ccbin={compiler}'] if with_cuda else [compiler]
+    linker = [compiler]
+    if with_cuda:
+        nvcc = find_nvcc()
+        # The Python package has it in `lib`, where its nvcc does not look.
+        folder = pathlib.Path(nvcc).resolve().parents[1] / 'lib'
+        linker = [nvcc, '-cudart=static', f'-ccbin={compiler}', f'-L{folder}']
     flags = tf.sysconfig.get_link_flags()
     return [*linker, '-shared', *objects, *flags, '-o', str(library)]
 
@@ -236,11 +247,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--cuda', choices=('auto', 'yes', 'no'), default='auto')
     parser.add_argument('--folder', type=pathlib.Path, help='where to (default: beside build.py)')
+    parser.add_argument('--if_missing', action='store_true', help='not where FOLDER has it already')
     flags = parser.parse_args()
     # Lines of TensorFlow and of what it imports about themselves.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     warnings.filterwarnings('ignore', category=FutureWarning, module=r'google\..*')
     try:
+        if flags.if_missing and any(
+            (flags.folder / library_name(cuda)).is_file() for cuda in (True, False)
+        ):
+            return
         print(f'PrRoIPool: built {build_library(flags.cuda, flags.folder)}')
     except (BuildError, ImportError) as error:
         sys.exit(f'PrRoIPool was not built: {error}')

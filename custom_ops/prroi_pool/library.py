@@ -25,8 +25,9 @@ def load() -> Library:
 
     Without a compiler, plain TensorFlow serves; the reason is printed once on standard error.
     """
+    has_gpu = bool(tf.config.list_physical_devices('GPU'))
     try:
-        path = build.find_library() or _build()
+        path = _find(has_gpu) or _build()
         ops = tf.load_op_library(str(path))
     except (build.BuildError, tf.errors.NotFoundError, OSError) as error:
         text = f'TensorFlow ({" ".join(str(error).split())})'
@@ -37,11 +38,45 @@ def load() -> Library:
         )
         return Library(None, text)
     has_cuda = '-cuda-' in path.name
-    if tf.config.list_physical_devices('GPU') and not has_cuda:
-        text = 'TensorFlow (the compiled operation was built without nvcc, for the CPU only)'
-        print(f'PrRoIPool and NMS are served by {text}', file=sys.stderr)
+    problem = _problem_on_gpu(ops, has_cuda) if has_gpu else None
+    if problem:
+        text = f'TensorFlow ({problem})'
+        print(f'PrRoIPool and NMS are served by their slower versions in {text}', file=sys.stderr)
         return Library(None, text)
     return Library(ops, f'compiled operation, {"CPU and CUDA" if has_cuda else "CPU"}')
+
+
+def _find(has_gpu: bool):
+    """The library; None where it lacks the GPU's kernels, and there is what compiles them."""
+    path = build.find_library()
+    can_have_cuda = has_gpu and tf.test.is_built_with_cuda() and build.find_nvcc()
+    return None if path and '-cuda-' not in path.name and can_have_cuda else path
+
+
+def _problem_on_gpu(ops, has_cuda: bool) -> Optional[str]:
+    """Why the operation cannot serve on this machine's GPU, and what helps; None where it can."""
+    if not has_cuda:
+        return (
+            f'the compiled operation is for the CPU only, since there was no nvcc: '
+            f'{build.NVCC_REMEDY}; then start again'
+        )
+    try:
+        # The driver may be older than the compiler's CUDA, or the card than its oldest.
+        with tf.init_scope(), tf.device('/GPU:0'):
+            ops.pr_roi_pool(
+                features=tf.zeros([1, 2, 2, 1]),
+                boxes=tf.constant([[0.0, 0.0, 1.0, 1.0]]),
+                box_indices=tf.constant([0]),
+                output_height=1,
+                output_width=1,
+                spatial_scale=1.0,
+            ).numpy()
+    except tf.errors.OpError as error:
+        return (
+            f'{" ".join(error.message.split())}; a newer driver helps, or a compiler of its CUDA: '
+            f'python {build.__file__} takes the first nvcc on PATH'
+        )
+    return None
 
 
 def choose(implementation: str) -> Optional[Any]:

@@ -57,7 +57,8 @@ def _maximum(*tensors):
     maximum = functools.reduce(tf.maximum, tensors)
 
     def gradient(upstream):
-        nothing = tf.zeros([], upstream.dtype)
+        # Not a scalar: TensorFlow's layout optimizer gives up on the whole graph for one.
+        nothing = tf.zeros_like(upstream)
         return [tf.where(tf.equal(tensor, maximum), upstream, nothing) for tensor in tensors]
 
     return maximum, gradient

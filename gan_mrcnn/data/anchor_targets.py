@@ -3,18 +3,20 @@
 
 The Model Garden compares all anchors with all objects at once. An image of 1024x2048 pixels has
 523,776 anchors, and with 300 objects each of several such matrices is 630 MB. Here they are
-compared with a few objects at a time.
+compared with one object at a time, and only those that match an object are encoded.
 """
 
 from typing import Optional
 
 import tensorflow as tf
-from official.vision.ops import anchor, box_matcher
+from official.vision.ops import anchor
+from official.vision.utils.object_detection import box_list
 
 from gan_mrcnn.utils.balanced_sampling import sample_balanced
 
-# Pairs of an anchor and an object that are compared at a time, 4 MB for each number about them.
-_PAIRS = 1 << 20
+# Matched anchors are encoded in multiples of this number. The processor's wide instructions and its
+# narrow ones, for what is left over, differ in the last bit of a logarithm.
+_WIDTH = 64
 
 
 class AnchorLabeler(anchor.RpnAnchorLabeler):
@@ -48,13 +50,24 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
         )
         self._seed = seed
         self._image_size = image_size
-        self._overlaps = self.similarity_calc
-        self._classify = box_matcher.BoxMatcher(
-            [unmatched_threshold, match_threshold], indicators=[-1, -2, 1]
-        )
-        # The parent hands on whatever the comparison gives: here the boxes, yet to be compared.
-        self.similarity_calc = lambda *boxes: boxes
-        self.matcher = lambda boxes: self._match(*boxes)
+        self._thresholds = unmatched_threshold, match_threshold
+
+    def label_anchors(self, anchor_boxes, gt_boxes):
+        """Score and box targets by level, as the parent's.
+
+        Args:
+          anchor_boxes: level -> [h, w, 4 * anchors per place].
+          gt_boxes: [N, 4].
+
+        Returns:
+          Level -> [h, w, anchors per place] int32, 1 positive, 0 negative, -1 neither; and level ->
+          [h, w, 4 * anchors per place] float32, zeros where no object matches.
+        """
+        anchors = tf.concat([tf.reshape(x, [-1, 4]) for x in anchor_boxes.values()], axis=0)
+        matches, indicators = self._match(anchors, gt_boxes)
+        scores, _, _ = self._get_rpn_samples(indicators)
+        boxes = self._encode(anchors, gt_boxes, matches, indicators)
+        return tuple(anchor.unpack_targets(x, anchor_boxes) for x in (scores, boxes))
 
     def _match(self, anchors, objects):
         """Each anchor's object, as the Model Garden's matcher finds it, ties included.
@@ -69,26 +82,19 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
         """
         num_anchors, num_objects = anchors.shape[0], tf.shape(objects)[0]
         inside = self._inside(anchors)
-        size = max(_PAIRS // num_anchors, 1)
+        iou_with_all = _compare(anchors, inside)
 
-        def add(start, best, best_object, forced_object):
-            overlaps = self._overlaps(objects[start : start + size], anchors)
-            # Below every IoU: no object's best anchor lies in the padding either.
-            overlaps = tf.where(inside, overlaps, -1.0)
-            numbers = start + tf.range(tf.shape(overlaps)[0])
-            highest = tf.reduce_max(overlaps, axis=0)
-            which = start + tf.argmax(overlaps, axis=0, output_type=tf.int32)
+        def add(number, best, best_object, forced_object):
+            overlaps = iou_with_all(objects[number])
             # Of several best objects the first counts, and so it does of those that force a match.
-            best_object = tf.where(highest > best, which, best_object)
-            best_anchors = tf.argmax(overlaps, axis=1, output_type=tf.int32)
-            forced_object = tf.tensor_scatter_nd_min(
-                forced_object, best_anchors[:, tf.newaxis], numbers
-            )
-            return start + size, tf.maximum(highest, best), best_object, forced_object
+            best_object = tf.where(overlaps > best, number, best_object)
+            best_anchor = tf.argmax(overlaps, output_type=tf.int32)
+            forced_object = tf.tensor_scatter_nd_min(forced_object, [[best_anchor]], [number])
+            return number + 1, tf.maximum(overlaps, best), best_object, forced_object
 
         # One after the other, for TensorFlow would compare several at a time.
         _, best, best_object, forced_object = tf.while_loop(
-            lambda start, *_: start < num_objects,
+            lambda number, *_: number < num_objects,
             add,
             (
                 tf.constant(0),
@@ -100,18 +106,33 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
         )
         # An image of one pixel's height holds no anchor's centre.
         is_forced = (forced_object < num_objects) & inside
-        _, indicators = self._classify(best[:, tf.newaxis])
+        low, high = self._thresholds
+        indicators = tf.where(best >= high, 1, tf.where(best < low, -1, -2))
         return (
             tf.where(is_forced, forced_object, best_object),
             tf.where(is_forced, 1, tf.where(inside, indicators, -2)),
+        )
+
+    def _encode(self, anchors, objects, matches, indicators):
+        """What the matched anchors are to predict, [A, 4]; zeros for the others."""
+        places = tf.where(indicators > 0)[:, 0]
+        matched = tf.gather(anchors, places)
+        boxes = tf.gather(objects, tf.gather(matches, places))
+        filling = [[0, -tf.size(places) % _WIDTH], [0, 0]]
+        codes = self.box_coder.encode(
+            *(box_list.BoxList(tf.pad(x, filling, constant_values=1.0)) for x in (boxes, matched))
+        )
+        return tf.scatter_nd(
+            places[:, tf.newaxis], codes[: tf.size(places)], tf.shape(anchors, tf.int64)
         )
 
     def _inside(self, anchors):
         """Whether the centre of each anchor lies in the image, [A] bool."""
         if self._image_size is None:
             return tf.ones([anchors.shape[0]], tf.bool)
-        centres = (anchors[:, :2] + anchors[:, 2:]) / 2.0
-        return tf.reduce_all(centres < tf.cast(self._image_size, centres.dtype), axis=1)
+        top, left, bottom, right = tf.unstack(anchors, axis=1)
+        height, width = tf.unstack(tf.cast(self._image_size, anchors.dtype))
+        return ((top + bottom) / 2.0 < height) & ((left + right) / 2.0 < width)
 
     def _get_rpn_samples(self, match_results):
         """As the parent's: 1 sampled positive, 0 sampled negative, -1 not sampled, [N] int32."""
@@ -131,3 +152,23 @@ class AnchorLabeler(anchor.RpnAnchorLabeler):
         negatives = negatives & (sampled > 0)
         targets = tf.where(positives, 1, tf.where(negatives, 0, -1))
         return targets, positives, negatives
+
+
+def _compare(anchors, inside):
+    """The function from a box [4] to its IoU with all anchors [A], that of the Model Garden.
+
+    Those that are not `inside` [A] get 0, too: they are given no height to overlap with.
+    """
+    top, left, bottom, right = tf.unstack(anchors, axis=1)
+    areas = (bottom - top) * (right - left)
+    bottom = tf.where(inside, bottom, top)
+
+    def compare(box):
+        y1, x1, y2, x2 = tf.unstack(box)
+        height = tf.nn.relu(tf.minimum(bottom, y2) - tf.maximum(top, y1))
+        width = tf.nn.relu(tf.minimum(right, x2) - tf.maximum(left, x1))
+        common = height * width
+        # No anchor is without area, nor is then what the two cover together.
+        return common / ((y2 - y1) * (x2 - x1) + areas - common)
+
+    return compare

@@ -186,24 +186,34 @@ def _predict_saved_model(config, record_sets, predictor) -> list[list]:
 def _predict_checkpoint(config, record_sets, path) -> list[list]:
     """Detections of each of the record sets."""
     devices.set_up(config.runtime.mixed_precision_dtype, config.task.deterministic)
-    strategy = devices.mirrored_strategy()
+    strategy = devices.mirrored_strategy(config.runtime.all_reduce_alg)
     devices.check_batch(strategy, config.task.train_data.global_batch_size)
+    print(f'devices: {devices.describe(strategy.num_replicas_in_sync)}', flush=True)
     with strategy.scope():
         task = task_lib.GanMaskRCNNTask(config.task)
         model = task.build_model()
         checkpoint_lib.restore(model, path)
+
+    step = make_step(strategy, task, model)
+    return [predict(config, task, step, one, strategy) for one in record_sets]
+
+
+def make_step(strategy, task, model):
+    """A function of one distributed batch: `task.validation_step` of each replica."""
 
     @tf.function
     def step(inputs):
         outputs = strategy.run(task.validation_step, args=(inputs, model))
         return tf.nest.map_structure(strategy.experimental_local_results, outputs)
 
-    return [_predict(config, task, step, one, strategy) for one in record_sets]
+    return step
 
 
 def _load_saved_model(path, dataset):
     """A predictor of the exported model; UserError where it has other classes than `dataset`."""
+    devices.prepare_gpus()
     predictor = predictor_lib.load_saved_model(path)
+    print(f'devices: {devices.describe()}', flush=True)
     if predictor.card.class_names != tuple(dataset.class_names):
         raise UserError(
             f'--saved_model {path} knows {", ".join(predictor.card.class_names)}, but the classes '
@@ -213,7 +223,7 @@ def _load_saved_model(path, dataset):
     return predictor
 
 
-def _predict(config, task, step, record_set, strategy) -> list:
+def predict(config, task, step, record_set, strategy) -> list:
     """Detections of every image, as COCO results at the images' own size, batch by batch."""
     params = config.task.validation_data
     record_set.feed(params)

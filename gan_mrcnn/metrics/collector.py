@@ -11,13 +11,12 @@ import concurrent.futures
 from typing import Any, Callable
 
 from gan_mrcnn.metrics import predictions
-from gan_mrcnn.utils.cores import num_cores
 
-# More wait for the interpreter rather than for a core.
-MOST_THREADS = 4
-# Images that are held beside those that threads work on, per thread: one of a hundred detections is
-# 0.3 MB.
-_HELD = 16
+# More would wait for the interpreter instead of a core: they take more time of CPUs, and end no
+# sooner.
+_NUM_THREADS = 2
+# Images that are held at most until they are pasted: one of a hundred detections is 0.3 MB.
+_MOST_HELD = 32
 
 
 class Collector:
@@ -28,9 +27,7 @@ class Collector:
 
     def __init__(self, progress: Callable[[int], Any] = lambda count: None):
         """`progress` is called now and then with the number of images done since the last call."""
-        num_threads = min(num_cores(), MOST_THREADS)
-        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, 'paste')
-        self._most_pending = num_threads * _HELD
+        self._pool = concurrent.futures.ThreadPoolExecutor(_NUM_THREADS, 'paste')
         self._pending: collections.deque[concurrent.futures.Future] = collections.deque()
         self._results: list[dict[str, Any]] = []
         self._progress = progress
@@ -47,9 +44,7 @@ class Collector:
         The arrays must not be changed afterwards.
         """
         self._pending.append(self._pool.submit(predictions.detections_to_coco, *detections))
-        while self._pending and (
-            len(self._pending) > self._most_pending or self._pending[0].done()
-        ):
+        while self._pending and (len(self._pending) > _MOST_HELD or self._pending[0].done()):
             self._take()
 
     def results(self) -> list[dict[str, Any]]:

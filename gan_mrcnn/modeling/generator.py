@@ -53,7 +53,7 @@ class Generator(maskrcnn_model.MaskRCNNModel):
           anchor_boxes: level -> [B, h, w, 4 * anchors]; made here where missing.
           gt_boxes: [B, M, 4] padded with -1; only in training, as are the next three.
           gt_classes: [B, M] padded with -1.
-          gt_masks: [B, M, h, w] masks inside their boxes, padded with -1.
+          gt_masks: [B, M, S, S] uint8, 255 times the masks inside their boxes, padded with 0.
           sampling_seed: [B, 2] int32, decides which RoIs are sampled.
           training: whether to sample RoIs and return targets, or to return detections.
           nms: `implementation` of `custom_ops.nms`.
@@ -134,7 +134,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
         """Masks and boxes of the first K RoIs; the sampler puts positive RoIs first."""
         num_masks = self.mask_sampler.get_config()['num_sampled_masks']
         first = {name: value[:, :num_masks] for name, value in targets.items()}
-        masks = tf.gather(gt_masks, tf.maximum(first['gt_indices'], 0), batch_dims=1)
+        # Not as bytes: those are gathered by CPUs only.
+        masks = tf.cast(gt_masks, tf.float32)
+        masks = tf.gather(masks, tf.maximum(first['gt_indices'], 0), batch_dims=1) / 255.0
         mask_targets = cell_means.of_box_masks(masks, first['gt_boxes'], first['rois'], MASK_SIZE)
         logits = self.mask_head(
             [

@@ -5,10 +5,10 @@ He et al., Mask R-CNN (2017), section 3. The Model Garden takes one sample per b
 from P6. Averaging 2x2 of its samples at twice the resolution puts samples exactly where RoIAlign
 with `sampling_ratio=2` has them.
 
-In training the samples are the Model Garden's. It gathers the four neighbours of each sample: with
-1000 boxes and 256 channels, 800 MB an image. Inference lets `tf.image.crop_and_resize` take the
-same samples, level by level and some boxes at a time, so that samples are averaged while they are
-in the cache.
+In training on a CPU the samples are the Model Garden's. It gathers the four neighbours of each
+sample: with 1000 boxes and 256 channels, 800 MB an image. On a GPU, and in inference,
+`tf.image.crop_and_resize` takes the same samples, level by level; in inference some boxes at a
+time, so that samples are averaged while they are in the cache.
 """
 
 import functools
@@ -17,6 +17,8 @@ from typing import Optional
 
 import tensorflow as tf
 from official.vision.modeling.layers import roi_aligner
+
+from gan_mrcnn.utils import devices
 
 POOLED_LEVELS = ('2', '3', '4', '5')
 # Boxes that inference samples at a time, by the kind of device. On a CPU enough for every core, and
@@ -62,13 +64,13 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
     def _align(self, features, boxes, training):
         """Pools each box from the one of `features` whose level is nearest to its size."""
         shape = tf.shape(boxes)
-        if training:
+        if training and not devices.has_gpu():
             samples = super().call(features, boxes)
             size, channels = samples.shape[2], samples.shape[4]
             pooled = self._pool(tf.reshape(samples, [-1, size, size, channels]))
         else:
             images = tf.repeat(tf.range(shape[0]), shape[1])
-            pooled = self._pool_by_level(features, tf.reshape(boxes, [-1, 4]), images)
+            pooled = self._pool_by_level(features, tf.reshape(boxes, [-1, 4]), images, training)
         size, channels = pooled.shape[1], pooled.shape[3]
         pooled = tf.reshape(pooled, [shape[0], shape[1], size, size, channels])
         pooled.set_shape([None, boxes.shape[1], size, size, channels])
@@ -80,7 +82,7 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             return samples
         return tf.nn.avg_pool2d(samples, self._samples_per_bin, self._samples_per_bin, 'VALID')
 
-    def _pool_by_level(self, features, boxes, images):
+    def _pool_by_level(self, features, boxes, images, training):
         """[M, crop_size, crop_size, C] features of boxes [M, 4], each in one of the `images`."""
         levels = sorted(features)
         box_levels = _levels(boxes, levels[0], levels[-1])
@@ -89,10 +91,10 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             place = tf.where(box_levels == int(level))[:, 0]
             scaled = tf.gather(boxes, place) / 2 ** int(level)
             places.append(tf.cast(place, tf.int32))
-            pooled.append(self._crop(features[level], scaled, tf.gather(images, place)))
+            pooled.append(self._crop(features[level], scaled, tf.gather(images, place), training))
         return tf.cast(tf.dynamic_stitch(places, pooled), features[levels[0]].dtype)
 
-    def _crop(self, feature, boxes, images):
+    def _crop(self, feature, boxes, images, training):
         """[M, crop_size, crop_size, C] of boxes [M, 4] in pixels of `feature`."""
         feature = tf.cast(feature, tf.float32)
         # The border is repeated by two pixels: samples may lie up to one pixel beyond the last, and
@@ -101,6 +103,8 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             feature = tf.pad(feature, [[0, 0], [0, 1], [0, 1], [0, 0]], 'SYMMETRIC')
         samples = self._samples(boxes, tf.shape(feature)[1:3])
         count, size = tf.shape(boxes)[0], self._config_dict['crop_size']
+        if training:
+            return self._pool(tf.image.crop_and_resize(feature, samples, images, [size, size]))
         at_a_time = _boxes_at_a_time()
         filling = -count % at_a_time
         pooled = tf.map_fn(

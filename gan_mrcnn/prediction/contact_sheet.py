@@ -2,6 +2,8 @@
 """Image, ground truth and predictions side by side, for examples chosen by id."""
 
 import collections
+import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +21,6 @@ _LONGEST_SIDE = 1024
 _FEATURES = {
     'image/source_id': tf.io.FixedLenFeature((), tf.string),
     'image/encoded': tf.io.FixedLenFeature((), tf.string),
-    'image/object/mask': tf.io.RaggedFeature(tf.string),
 }
 
 
@@ -28,20 +29,27 @@ def read_images(
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Images uint8 [h, w, 3] and masks of their objects bool [N, h, w] by id, large ones shrunk."""
     wanted = {str(image_id).encode() for image_id in image_ids}
+    ground_truth = _ground_truth(record_set, image_ids)
     files = sorted(tf.io.gfile.glob(record_set.input_path))
     images = {}
     for record in tf.data.TFRecordDataset(files):
         example = tf.io.parse_single_example(record, _FEATURES)
         if example['image/source_id'].numpy() in wanted:
             image = tf.io.decode_image(example['image/encoded'], channels=3).numpy()
-            masks = (
-                tf.io.decode_png(encoded)[..., 0].numpy() > 0
-                for encoded in example['image/object/mask']
-            )
-            images[int(example['image/source_id'].numpy())] = visualization.shrink(
-                image, masks, _LONGEST_SIDE
-            )
+            image_id = int(example['image/source_id'].numpy())
+            masks = (mask_utils.decode(one).astype(bool) for one in ground_truth[image_id])
+            images[image_id] = visualization.shrink(image, masks, _LONGEST_SIDE)
     return images
+
+
+def _ground_truth(record_set, image_ids):
+    """Run lengths of all objects of these images by id; the records have no whole masks."""
+    content = json.loads(pathlib.Path(record_set.annotation_file).read_text(encoding='utf-8'))
+    found = {image_id: [] for image_id in image_ids}
+    for annotation in content['annotations']:
+        if annotation['image_id'] in found:
+            found[annotation['image_id']].append(annotation['segmentation'])
+    return found
 
 
 def _shrunk(predictions, image):

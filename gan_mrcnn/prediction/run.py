@@ -7,12 +7,14 @@ from typing import Optional
 
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.prediction import image_files, predictor, writing
-from gan_mrcnn.utils import progress_bar
+from gan_mrcnn.utils import devices, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
 
 def load(model: str, checkpoint: str, data_dir: Optional[str]) -> predictor.Predictor:
     """The network of a run's folder, where `model` is one, or of an export."""
+    devices.prepare_gpus()
+    print(f'devices: {devices.describe()}', flush=True)
     if (pathlib.Path(model) / checkpoint_lib.PARAMS_NAME).is_file():
         return checkpoint_lib.load_predictor(model, checkpoint, data_dir)
     return predictor.load_saved_model(model)

@@ -206,7 +206,12 @@ def decode(encoded: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
 
 def _or_else(function, encoded, otherwise):
     """`function(encoded)`, or `otherwise` where that fails."""
+    options = tf.data.Options()
+    # For one element, optimizing takes longer than decoding.
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
     results = tf.data.Dataset.from_tensors(encoded).map(function).ignore_errors()
+    results = results.with_options(options)
     return results.reduce(otherwise, lambda _, result: result)
 
 

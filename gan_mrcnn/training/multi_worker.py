@@ -58,7 +58,7 @@ def make_strategy(config) -> tf.distribute.Strategy:
     """
     devices.set_up(config.runtime.mixed_precision_dtype, config.task.deterministic)
     if num_workers() == 1:
-        strategy = devices.mirrored_strategy()
+        strategy = devices.mirrored_strategy(config.runtime.all_reduce_alg)
     else:
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()

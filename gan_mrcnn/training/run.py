@@ -23,7 +23,7 @@ from gan_mrcnn.data.readers import base, options
 from gan_mrcnn.data.records import records
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.training import checkpoints, multi_worker, nonfinite, preemption, status, trainer
-from gan_mrcnn.utils import files, yaml_files
+from gan_mrcnn.utils import devices, files, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -445,13 +445,6 @@ def _steps_text(config, step: int) -> str:
 
 
 def _devices_text(run: Run) -> str:
-    workers = multi_worker.num_workers()
-    return ''.join(
-        (
-            f'{run.strategy.num_replicas_in_sync} x ',
-            'GPU' if tf.config.list_logical_devices('GPU') else 'CPU',
-            f' of {workers} workers' if workers > 1 else '',
-            f', seed {run.config.task.seed}',
-            ', deterministic' if run.config.task.deterministic else '',
-        )
-    )
+    devices_in_use = devices.describe(run.strategy.num_replicas_in_sync, multi_worker.num_workers())
+    deterministic = ', deterministic' if run.config.task.deterministic else ''
+    return f'{devices_in_use}, seed {run.config.task.seed}{deterministic}'

@@ -33,28 +33,6 @@ def overlaps(low: tf.Tensor, high: tf.Tensor, num_cells: int, length) -> tf.Tens
     return tf.math.divide_no_nan(tf.nn.relu(common), tf.nn.relu(size))
 
 
-def of_image_mask(mask: tf.Tensor, box: tf.Tensor, num_cells: int) -> tf.Tensor:
-    """Means of an image's mask over num_cells x num_cells cells of a box.
-
-    Args:
-      mask: [H, W] uint8, 0 outside the object and 255 inside.
-      box: [4] float, [y1, x1, y2, x2] in pixels of the mask, edges of pixels being whole numbers.
-      num_cells: C.
-
-    Returns:
-      [C, C] float32 in [0, 1].
-    """
-    corners = tf.cast(tf.stack([tf.floor(box[:2]), tf.math.ceil(box[2:])]), tf.int32)
-    # The whole image's weights would mostly be zeros.
-    corners = tf.clip_by_value(corners, 0, tf.shape(mask))
-    top, left, bottom, right = tf.unstack(tf.reshape(corners, [4]))
-    window = tf.cast(mask[top:bottom, left:right], tf.float32) / 255.0
-    y1, x1, y2, x2 = tf.unstack(box - tf.cast(tf.stack([top, left, top, left]), box.dtype))
-    rows = overlaps(y1, y2, num_cells, bottom - top)
-    columns = overlaps(x1, x2, num_cells, right - left)
-    return tf.linalg.matmul(rows @ window, columns, transpose_b=True)
-
-
 def of_box_masks(
     masks: tf.Tensor, mask_boxes: tf.Tensor, boxes: tf.Tensor, num_cells: int
 ) -> tf.Tensor:

@@ -1,9 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices of this machine: number formats, determinism, and one strategy for all of them."""
+"""Devices of this machine: which there are, number formats, and one strategy for all of them."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Optional
 
 import tensorflow as tf
 
 from gan_mrcnn.utils.errors import UserError
+
+# `runtime.all_reduce_alg`, named as in the Model Garden: how gradients are added up over the GPUs.
+_REDUCTIONS = {
+    'nccl': tf.distribute.NcclAllReduce,
+    'hierarchical_copy': tf.distribute.HierarchicalCopyAllReduce,
+    'one_device': tf.distribute.ReductionToOneDevice,
+}
 
 
 def set_up(mixed_precision_dtype: str, deterministic: bool) -> None:
@@ -13,6 +29,7 @@ def set_up(mixed_precision_dtype: str, deterministic: bool) -> None:
       mixed_precision_dtype: 'float32', 'bfloat16' or 'float16'; '' is 'float32'.
       deterministic: whether every operation gives the same bits each time, where it can.
     """
+    prepare_gpus()
     if mixed_precision_dtype and mixed_precision_dtype != 'float32':
         tf.keras.mixed_precision.set_global_policy(f'mixed_{mixed_precision_dtype}')
     if deterministic:
@@ -21,10 +38,105 @@ def set_up(mixed_precision_dtype: str, deterministic: bool) -> None:
         tf.config.optimizer.set_experimental_options({'arithmetic_optimization': False})
 
 
-def mirrored_strategy() -> tf.distribute.Strategy:
-    """All GPUs of this machine, one CPU without."""
-    gpus = tf.config.list_logical_devices('GPU')
-    return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus] or ['/cpu:0'])
+@functools.cache
+def prepare_gpus() -> None:
+    """Has each GPU's memory be taken as it is needed, and says once where a GPU is left unused.
+
+    TensorFlow would take nearly all memory of every GPU at its start: evaluate.py could not run
+    beside train.py. The variable TF_FORCE_GPU_ALLOW_GROWTH=false brings that back.
+    """
+    gpus = tf.config.list_physical_devices('GPU')
+    for gpu in gpus:
+        # Too late where a GPU is in use already, as in a notebook.
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if not gpus and _has_nvidia_gpu():
+        print(f'warning: {_why_unused()}', file=sys.stderr, flush=True)
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether NVIDIA's driver knows a GPU that this process is not told to leave alone."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if visible is not None and visible.strip() in ('', '-1'):
+        return False
+    if pathlib.Path('/dev/nvidia0').exists():
+        return True
+    program = shutil.which('nvidia-smi')
+    if program is None:
+        return False
+    try:
+        listed = subprocess.run(
+            [program, '-L'], capture_output=True, text=True, check=False, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return any(line.startswith('GPU ') for line in listed.stdout.splitlines())
+
+
+def _why_unused() -> str:
+    text = (
+        f'there is an NVIDIA GPU, but TensorFlow {tf.__version__} sees none and runs on the CPU: '
+    )
+    built = tf.sysconfig.get_build_info()
+    if not built.get('is_cuda_build'):
+        return f'{text}it was built without CUDA; install the package tensorflow in its place'
+    return (
+        f'{text}it needs CUDA {built.get("cuda_version")} and cuDNN {built.get("cudnn_version")}, '
+        f"which pip install 'tensorflow[and-cuda]=={tf.__version__}' brings (where they are, "
+        'TF_CPP_MIN_LOG_LEVEL=0 shows what could not be loaded)'
+    )
+
+
+def describe(number: int = 1, workers: int = 1) -> str:
+    """The devices in use, and what is computed in by the policy that `set_up` has set.
+
+    Args:
+      number: of devices.
+      workers: that these belong to.
+
+    Returns:
+      Such as '1 x GPU (NVIDIA H100 80GB HBM3), float32 (TF32)', '2 x CPU of 2 workers, float32'.
+    """
+    gpus = tf.config.get_visible_devices('GPU')
+    names = dict.fromkeys(_detail(gpu, 'device_name', 'unknown') for gpu in gpus)
+    kind = f'GPU ({", ".join(names)})' if gpus else 'CPU'
+    others = f' of {workers} workers' if workers > 1 else ''
+    return f'{number} x {kind}{others}, {_number_format(gpus)}'
+
+
+def _number_format(gpus) -> str:
+    policy = tf.keras.mixed_precision.global_policy().name
+    if policy.startswith('mixed_'):
+        return f'{policy.removeprefix("mixed_")} (mixed)'
+    # From Ampere on, matrix products and convolutions round float32 to 10 bits behind the point.
+    has_tf32 = gpus and all(_detail(gpu, 'compute_capability', (0, 0)) >= (8, 0) for gpu in gpus)
+    if has_tf32 and tf.config.experimental.tensor_float_32_execution_enabled():
+        return f'{policy} (TF32)'
+    return policy
+
+
+def _detail(gpu, name, otherwise):
+    return tf.config.experimental.get_device_details(gpu).get(name, otherwise)
+
+
+def mirrored_strategy(all_reduce_alg: Optional[str] = None) -> tf.distribute.Strategy:
+    """All GPUs of this machine, one CPU without.
+
+    Args:
+      all_reduce_alg: 'nccl', 'hierarchical_copy' or 'one_device'; None leaves it to TensorFlow,
+        which takes NCCL for several GPUs.
+
+    Raises:
+      UserError: another algorithm.
+    """
+    if all_reduce_alg and all_reduce_alg not in _REDUCTIONS:
+        raise UserError(
+            f'runtime.all_reduce_alg is {all_reduce_alg}; set it to {", ".join(_REDUCTIONS)}, or '
+            'leave it out'
+        )
+    gpus = [gpu.name for gpu in tf.config.list_logical_devices('GPU')]
+    reduction = _REDUCTIONS[all_reduce_alg]() if all_reduce_alg else None
+    return tf.distribute.MirroredStrategy(gpus or ['/cpu:0'], cross_device_ops=reduction)
 
 
 def check_batch(strategy: tf.distribute.Strategy, global_batch_size: int) -> None:

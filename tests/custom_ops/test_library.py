@@ -4,6 +4,8 @@
 import os
 import shutil
 import stat
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -97,7 +99,7 @@ def test_a_library_of_another_tensorflow_is_not_loaded(empty_folder, monkeypatch
 
 
 def test_a_damaged_library_is_not_a_crash(empty_folder, capfd):
-    (empty_folder / build.library_name(cuda=False)).write_bytes(b'\x7fELF damaged')
+    (empty_folder / build.library_name(cuda=True)).write_bytes(b'\x7fELF damaged')
     np.testing.assert_allclose(pool(), [[[[5.0]]]], rtol=1e-6)
     assert 'served by their slower versions' in capfd.readouterr().err
 
@@ -107,6 +109,88 @@ def test_no_folder_can_be_written_to(monkeypatch, tmp_path):
     monkeypatch.setattr(build, 'folders', lambda: [tmp_path / 'file' / 'folder'])
     with pytest.raises(build.BuildError, match='none of .* can be written to'):
         build.build_library('no')
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """TensorFlow says that there is a GPU; what is put there runs on the CPU."""
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda _: ['GPU:0'])
+    library.load.cache_clear()
+    yield
+    library.load.cache_clear()
+
+
+def serve(monkeypatch, folder, cuda, ops):
+    """Has `ops` be what the library of that name, in `folder`, holds."""
+    path = folder / build.library_name(cuda)
+    path.write_bytes(b'')
+    monkeypatch.setattr(tf, 'load_op_library', lambda _: ops)
+    return path
+
+
+def operations(message=None):
+    """Operations that work, or fail with what TensorFlow says of CUDA's errors."""
+
+    def pr_roi_pool(**inputs):
+        if message:
+            raise tf.errors.InternalError(None, None, message)
+        return tf.zeros([1, 1, 1, 1])
+
+    return types.SimpleNamespace(pr_roi_pool=pr_roi_pool)
+
+
+def test_the_kernels_serve_on_a_gpu_that_runs_them(gpu, empty_folder, monkeypatch, capfd):
+    ops = operations()
+    serve(monkeypatch, empty_folder, True, ops)
+    assert library.load() == (ops, 'compiled operation, CPU and CUDA')
+    assert capfd.readouterr().err == ''
+
+
+def test_kernels_that_the_gpu_cannot_run_are_named_with_the_remedy(
+    gpu, empty_folder, monkeypatch, capfd
+):
+    reason = 'PrRoiPool: CUDA says CUDA driver version is insufficient for CUDA runtime version'
+    serve(monkeypatch, empty_folder, True, operations(reason))
+    assert library.load().ops is None
+    library.load()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f'({reason}; a newer driver helps, or a compiler of its CUDA: python ' in line
+
+
+def test_a_library_for_the_cpu_does_not_serve_on_a_gpu(gpu, empty_folder, monkeypatch, capfd):
+    monkeypatch.setattr(build, 'find_nvcc', lambda: None)
+    serve(monkeypatch, empty_folder, False, operations())
+    assert library.load().ops is None
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "no nvcc: pip install 'cuda-toolkit[nvcc,cccl]==13.0.*' brings it" in line
+
+
+def test_a_library_for_the_cpu_is_compiled_again_where_there_is_nvcc(
+    gpu, empty_folder, monkeypatch, capfd
+):
+    serve(monkeypatch, empty_folder, False, operations())
+    monkeypatch.setattr(build, 'find_nvcc', lambda: '/somewhere/nvcc')
+    monkeypatch.setattr(tf.test, 'is_built_with_cuda', lambda: True)
+    monkeypatch.setattr(
+        build, 'build_library', lambda cuda: empty_folder / build.library_name(cuda != 'no')
+    )
+    assert library.load().text == 'compiled operation, CPU and CUDA'
+
+
+def test_nvcc_is_found_in_the_python_package_after_that_of_the_machine(tmp_path, monkeypatch):
+    package, machine = tmp_path / 'nvidia' / 'cu13' / 'bin', tmp_path / 'bin'
+    for folder in (package, machine):
+        folder.mkdir(parents=True)
+        (folder / 'nvcc').write_text('#!/bin/sh\n')
+        (folder / 'nvcc').chmod(0o755)
+    (tmp_path / 'nvidia' / '__init__.py').write_text('')
+    monkeypatch.delitem(sys.modules, 'nvidia', raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv('CUDA_HOME', str(tmp_path / 'none'))
+    monkeypatch.setenv('PATH', str(machine))
+    assert build.find_nvcc() == str(machine / 'nvcc')
+    monkeypatch.setenv('PATH', '')
+    assert build.find_nvcc() == str(package / 'nvcc')
 
 
 @needs_compiler

@@ -1,26 +1,26 @@
-"""Whether a data set, converted and read back by the Model Garden's decoder, is what was put in."""
+"""Whether a data set, converted and read back by the training input, is what was put in."""
 
 import contextlib
 import io
 
 import numpy as np
 import tensorflow as tf
-from official.vision.dataloaders import tf_example_decoder
 from pycocotools import coco
 
+from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.data.records import records
 from gan_mrcnn.utils.errors import UserError
+from tests.utils.cells import cell_means
 
 
 def check(dataset, split, ground_truths, cache_dir):
     """Compares images, masks, boxes, classes and crowds of every record with `ground_truths`."""
     record_set = records.ensure_records(dataset, split, str(cache_dir), num_processes=1)
     names = {item.image_id: item.file_name for item in dataset.items(split)}
-    decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
     files = sorted(tf.io.gfile.glob(record_set.input_path))
     found = {}
     for record in tf.data.TFRecordDataset(files):
-        data = {key: np.asarray(value) for key, value in decoder.decode(record).items()}
+        data = {key: np.asarray(value) for key, value in input_pipeline.decode(record).items()}
         found[names[int(data['source_id'].item())]] = data
     wanted = {gt.file_name: gt for gt in ground_truths}
     assert found.keys() == wanted.keys()
@@ -37,11 +37,14 @@ def _check_record(data, gt, class_names):
     assert classes == [thing.name for thing in gt.objects], gt.file_name
     crowds = [thing.is_crowd for thing in gt.objects]
     assert data['groundtruth_is_crowd'].astype(bool).tolist() == crowds, gt.file_name
-    assert len(data['groundtruth_instance_masks']) == len(gt.objects) or not gt.objects
+    assert len(data['groundtruth_mask_crops']) == len(gt.objects)
     for i, thing in enumerate(gt.objects):
-        np.testing.assert_array_equal(
-            data['groundtruth_instance_masks'][i] > 0,
-            thing.mask,
+        pixels = data['groundtruth_boxes'][i].astype(float) * np.tile(thing.mask.shape, 2)
+        np.testing.assert_allclose(
+            data['groundtruth_mask_crops'][i],
+            255 * cell_means(thing.mask, pixels, 112),
+            # A record keeps eight bits, and boxes 24.
+            atol=0.5 + 0.01,
             err_msg=f'{gt.file_name} {i}',
         )
         y, x = np.nonzero(thing.mask)

@@ -42,41 +42,39 @@ ANCHORS = anchor.build_anchor_generator(2, 4, 1, [0.5, 1.0, 2.0], 4.0)([64, 96])
         st.tuples(*[st.integers(0, 8)] * 2, *[st.integers(0, 6)] * 2), min_size=0, max_size=40
     ),
     grid=st.sampled_from([8, 11.3]),
-    objects_at_a_time=st.sampled_from([1, 3, 64]),
 )
-def test_targets_are_the_model_gardens_whatever_the_number_of_objects_at_a_time(
-    corners, grid, objects_at_a_time
-):
+def test_targets_are_the_model_gardens(corners, grid):
     corners = np.array(corners, np.float32).reshape(-1, 4) * grid
     boxes = tf.constant(np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1))
     labels = tf.ones([len(boxes), 1])
-    num_anchors = sum(level.shape.num_elements() // 4 for level in ANCHORS.values())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anchor_targets, '_PAIRS', objects_at_a_time * num_anchors)
-        found = anchor_targets.AnchorLabeler(tf.constant([4, 2]), 64, 0.5).label_anchors(
-            ANCHORS, boxes, labels
-        )
+    found = anchor_targets.AnchorLabeler(tf.constant([4, 2]), 64, 0.5).label_anchors(ANCHORS, boxes)
     expected = WholeMatrix(rpn_batch_size_per_im=64).label_anchors(ANCHORS, boxes, labels)
     for targets, wanted in zip(tf.nest.flatten(found), tf.nest.flatten(expected)):
         np.testing.assert_array_equal(targets, wanted)
 
 
-def test_memory_does_not_grow_with_the_objects():
-    """The largest tensor of the graph, which the whole matrix would be."""
-    largest = 0
-
-    def look(overlaps):
-        nonlocal largest
-        largest = max(largest, overlaps.shape.num_elements())
-        return overlaps
-
-    labeler = anchor_targets.AnchorLabeler(tf.constant([4, 2]), 64, 0.5)
-    compare = labeler._overlaps
-    labeler._overlaps = lambda *boxes: look(compare(*boxes))
+def test_memory_does_not_grow_with_the_objects(monkeypatch):
+    """All anchors are compared with one object at a time."""
     anchors = anchor.build_anchor_generator(2, 6, 1, [0.5, 1.0, 2.0], 8.0)([512, 512])
-    boxes = tf.constant(np.random.default_rng(0).uniform(0, 256, (400, 4)), tf.float32)
-    labeler.label_anchors(anchors, boxes + [0, 0, 256, 256], tf.ones([400, 1]))
-    assert 0 < largest <= 1 << 20
+    num_anchors = sum(level.shape.num_elements() // 4 for level in anchors.values())
+    compare, sizes = anchor_targets._compare, []
+
+    def look(*arguments):
+        iou_with_all = compare(*arguments)
+
+        def compared(box):
+            overlaps = iou_with_all(box)
+            sizes.append(overlaps.shape.num_elements())
+            return overlaps
+
+        return compared
+
+    monkeypatch.setattr(anchor_targets, '_compare', look)
+    boxes = tf.constant(np.random.default_rng(0).uniform(0, 256, (40, 4)), tf.float32)
+    anchor_targets.AnchorLabeler(tf.constant([4, 2]), 64, 0.5).label_anchors(
+        anchors, boxes + [0, 0, 256, 256]
+    )
+    assert sizes == [num_anchors] * 40
 
 
 # Images inside their canvases: the rows of configs/.
@@ -97,7 +95,7 @@ def label(size, canvas, boxes):
     anchors = anchor.build_anchor_generator(2, 6, 1, [0.5, 1.0, 2.0], 8.0)(canvas)
     scores, _ = anchor_targets.AnchorLabeler(
         tf.constant([4, 2]), 256, 0.5, image_size=tf.constant(size, tf.float32)
-    ).label_anchors(anchors, tf.constant(boxes, tf.float32), tf.ones([len(boxes), 1]))
+    ).label_anchors(anchors, tf.constant(boxes, tf.float32))
     scores = np.concatenate([x.numpy().ravel() for x in scores.values()])
     boxes = np.concatenate([x.numpy().reshape(-1, 4) for x in anchors.values()])
     return scores, boxes
@@ -147,7 +145,7 @@ def test_an_image_that_fills_its_canvas_has_the_model_gardens_targets():
     labels = tf.ones([7, 1])
     found = anchor_targets.AnchorLabeler(
         tf.constant([4, 2]), 64, 0.5, image_size=tf.constant([64.0, 96.0])
-    ).label_anchors(ANCHORS, boxes, labels)
+    ).label_anchors(ANCHORS, boxes)
     expected = WholeMatrix(rpn_batch_size_per_im=64).label_anchors(ANCHORS, boxes, labels)
     for targets, wanted in zip(tf.nest.flatten(found), tf.nest.flatten(expected)):
         np.testing.assert_array_equal(targets, wanted)

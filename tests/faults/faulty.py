@@ -117,7 +117,7 @@ def use_devices(number: int) -> None:
     )
     original = tf.distribute.MirroredStrategy
     devices = [f'CPU:{i}' for i in range(number)]
-    tf.distribute.MirroredStrategy = lambda _: original(devices)
+    tf.distribute.MirroredStrategy = lambda _, **options: original(devices, **options)
 
 
 def main() -> None:

@@ -35,8 +35,7 @@ def no_new_threads(before):
 
 def test_threads_give_what_a_loop_gives_in_its_order(monkeypatch):
     # Fewer images are held than there are, so that `add` has to wait.
-    monkeypatch.setattr(collector, '_HELD', 2)
-    monkeypatch.setattr(collector, 'num_cores', lambda: 4)
+    monkeypatch.setattr(collector, '_MOST_HELD', 4)
     images, before, progress = make_images(40), set(threading.enumerate()), []
     one_after_another = [
         result for image in images for result in predictions.detections_to_coco(*image)
@@ -50,7 +49,6 @@ def test_threads_give_what_a_loop_gives_in_its_order(monkeypatch):
 
 
 def test_no_more_images_are_held_than_said(monkeypatch):
-    monkeypatch.setattr(collector, 'num_cores', lambda: 2)
     waiting, released = [], threading.Event()
 
     def paste(number):
@@ -69,10 +67,10 @@ def test_no_more_images_are_held_than_said(monkeypatch):
     feeder = threading.Thread(target=feed)
     feeder.start()
     deadline = time.monotonic() + 10
-    while len(waiting) < 2 * collector._HELD + 1 and time.monotonic() < deadline:
+    while len(waiting) < collector._MOST_HELD + 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(waiting) == 2 * collector._HELD + 1
+    assert len(waiting) == collector._MOST_HELD + 1
     released.set()
     feeder.join(10)
     assert waiting[-1] == list(range(100))
@@ -80,7 +78,7 @@ def test_no_more_images_are_held_than_said(monkeypatch):
 
 @pytest.mark.parametrize('error', [ValueError('of a thread'), KeyboardInterrupt()])
 def test_an_error_ends_the_threads_and_leaves_what_waits(monkeypatch, error):
-    monkeypatch.setattr(collector, 'num_cores', lambda: 1)
+    monkeypatch.setattr(collector, '_NUM_THREADS', 1)
     before, done = set(threading.enumerate()), []
 
     def paste(number):

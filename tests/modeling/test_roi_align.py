@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from gan_mrcnn.modeling import roi_align
+from gan_mrcnn.utils import devices
 
 
 def bilinear(feature, y, x):
@@ -88,8 +89,34 @@ def test_boxes_are_pooled_alike_however_many_at_a_time(monkeypatch):
     boxes = np.concatenate([corners, corners + rng.uniform(1, 28, [2, 45, 2])], -1)
     aligner = roi_align.MultilevelRoIAligner(crop_size=3)
     found = []
-    for devices in ([], ['a GPU']):
-        monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind, d=devices: d)
+    for gpus in ([], ['a GPU']):
+        monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind, d=gpus: d)
         found.append(aligner(features, tf.constant(boxes, tf.float32), training=False).numpy())
     np.testing.assert_array_equal(*found)
     assert np.unique(found[0]).size > 1000
+
+
+def test_a_gpu_learns_from_the_same_samples_as_a_cpu(monkeypatch):
+    """Pooled features and their gradient in training, boxes at the borders included."""
+    rng = np.random.default_rng(3)
+    features = {
+        str(level): tf.constant(
+            rng.normal(size=[2, 256 // 2**level, 256 // 2**level, 3]), tf.float32
+        )
+        for level in range(2, 6)
+    }
+    corners = rng.uniform(0, 128, [2, 40, 2])
+    sides = np.exp(rng.uniform(0, np.log(256), [2, 40, 2]))
+    boxes = tf.constant(np.minimum(np.concatenate([corners, corners + sides], -1), 256), tf.float32)
+    aligner = roi_align.MultilevelRoIAligner(crop_size=7)
+    weights = tf.constant(rng.normal(size=[2, 40, 7, 7, 3]), tf.float32)
+    results = []
+    for has_gpu in (False, True):
+        monkeypatch.setattr(devices, 'has_gpu', lambda has_gpu=has_gpu: has_gpu)
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            pooled = aligner(features, boxes, training=True)
+            loss = tf.reduce_sum(weights * pooled)
+        results.append([pooled, *tape.gradient(loss, features).values()])
+    for cpu, gpu in zip(*results):
+        np.testing.assert_allclose(gpu, cpu, atol=1e-4)

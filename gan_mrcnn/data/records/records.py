@@ -30,7 +30,7 @@ from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
 # Raise it when what is written changes.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 # Enough shards to keep every core busy and to shuffle by, and no more files than a folder likes.
 EXAMPLES_PER_SHARD = 32
 MOST_SHARDS = 256

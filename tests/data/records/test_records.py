@@ -1,4 +1,4 @@
-"""TFRecords read back by the Model Garden's decoder, COCO ground truth, and the cache."""
+"""TFRecords read back, COCO ground truth, and the cache."""
 
 import contextlib
 import dataclasses
@@ -12,23 +12,22 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from official.vision.dataloaders import tf_example_decoder
 from pycocotools import coco
 from pycocotools import mask as coco_mask
 
+from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.data.readers import fingerprints
-from gan_mrcnn.data.records import records, shards
+from gan_mrcnn.data.records import mask_crops, records
 from gan_mrcnn.utils import run_lengths
 from gan_mrcnn.utils.errors import UserError
 from tests.data.blocks import Blocks, make_example, make_masks
+from tests.utils.cells import cell_means
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 
@@ -47,9 +46,17 @@ def contents(record_set):
 
 
 def decode(record_set):
-    decoder = tf_example_decoder.TfExampleDecoder(include_mask=True)
     files = sorted(tf.io.gfile.glob(record_set.input_path))
-    return [decoder.decode(record) for record in tf.data.TFRecordDataset(files)]
+    return [input_pipeline.decode(record) for record in tf.data.TFRecordDataset(files)]
+
+
+def check_crops(data, masks):
+    """Whether masks of a decoded record are those [N, H, W], inside their boxes."""
+    boxes = data['groundtruth_boxes'] * np.tile(masks.shape[1:], 2)
+    found = data['groundtruth_mask_crops'].numpy()
+    assert found.dtype == np.uint8 and len(found) == len(masks)
+    for crop, mask, box in zip(found, masks, boxes.numpy()):
+        np.testing.assert_allclose(crop, 255 * cell_means(mask, box, 112), atol=0.5 + 1e-3)
 
 
 def load_coco(path):
@@ -72,7 +79,7 @@ def test_the_model_gardens_decoder_gives_back_the_source(tmp_path):
         assert int(data['source_id'].numpy()) == source.image_id == record_set.image_ids[k]
         assert (data['height'], data['width']) == (height, width)
         np.testing.assert_array_equal(data['image'], source.image)
-        np.testing.assert_array_equal(data['groundtruth_instance_masks'] > 0, make_masks(k))
+        check_crops(data, make_masks(k))
         np.testing.assert_array_equal(data['groundtruth_classes'], source.classes)
         np.testing.assert_array_equal(data['groundtruth_is_crowd'], source.is_crowd)
         np.testing.assert_array_equal(data['groundtruth_area'], [35, (height - 10) * 11, 4])
@@ -220,7 +227,9 @@ def test_a_shard_that_becomes_other_bytes_is_not_mixed_with_the_rest(tmp_path, m
     """As with another version of OpenCV."""
     record_set = convert(Blocks(), tmp_path)
     (folder_of(record_set) / 'records-00001.tfrecord').unlink()
-    monkeypatch.setattr(shards, '_MASK_PNG', [])
+    encode = mask_crops.encode
+    other = lambda *masks: zlib.compress(zlib.decompress(encode(*masks)), 1)  # noqa: E731
+    monkeypatch.setattr(mask_crops, 'encode', other)
     again = convert(Blocks(), tmp_path)
     assert contents(again) == contents(convert(Blocks(), tmp_path / 'other'))
 
@@ -481,7 +490,7 @@ def test_an_object_without_a_pixel_is_skipped_and_counted(tmp_path, capsys):
     assert record_set.objects_per_image == [2, 1, 2, 2]
     data = decode(record_set)[1]
     np.testing.assert_array_equal(data['groundtruth_classes'], [1, 1])
-    np.testing.assert_array_equal(data['groundtruth_instance_masks'] > 0, make_masks(1)[[0, 2]])
+    check_crops(data, make_masks(1)[[0, 2]])
 
 
 def test_what_is_not_learnt_of_crowded_images_is_counted():
@@ -533,13 +542,3 @@ def test_moving_the_cache_does_not_spoil_it(tmp_path):
     shutil.move(tmp_path / 'a', tmp_path / 'b')
     assert len(decode(convert(source, tmp_path / 'b'))) == 3
     assert len(source.reads) == 3
-
-
-@settings(deadline=None, derandomize=True, max_examples=60)
-@given(hnp.arrays(bool, st.tuples(st.integers(1, 19), st.integers(1, 19))))
-def test_a_mask_as_png_is_what_opencv_and_tensorflow_read(mask):
-    (rle,) = run_lengths.encode_masks([mask])
-    png = shards.encode_mask(rle)
-    found = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(found > 0, mask)
-    np.testing.assert_array_equal(tf.io.decode_png(png)[..., 0] > 0, mask)
