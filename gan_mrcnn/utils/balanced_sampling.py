@@ -50,7 +50,8 @@ def _is_among_best(values, count):
     """Whether each of the last axis is among the `count` largest; of equal ones the first are.
 
     The last one that is says it for all, so that no permutation has to be inverted, for which
-    there is no kernel on a GPU. Places are compared as floating point: a GPU does not do integers.
+    there is no kernel for GPUs. Places are compared as floating point, for TensorFlow compares
+    integers of 32 bits on the host.
     """
     if count == 0:
         return tf.zeros_like(values, tf.bool)
