@@ -175,7 +175,8 @@ def run_jobs(jobs, options, report):
                     running.remove(one)
                     one.kill()
                     report.finish(one, status)
-            if 'records' not in [job.name for job in (*waiting, *(one.job for one in running))]:
+            left = (*waiting, *(one.job for one in running))
+            if not any(job.name.startswith('records') for job in left):
                 converting.close()  # From here on the others may read them.
             time.sleep(POLL_SECONDS)
     finally:
@@ -229,8 +230,10 @@ def make_jobs(options, report):
     commands = tensorflow_commands(options)
     others = [Job(name, command + on_card, tensorflow) for name, command in commands]
     if others:
-        convert = [sys.executable, __file__, '--only_convert', *data_flags(options)]
-        jobs.insert(0, Job('records', convert, base, SHARES['records'] * options.limit))
+        # Side by side: the processes that convert begin with importing TensorFlow.
+        convert = [sys.executable, __file__, *data_flags(options), '--only_convert']
+        limit = SHARES['records'] * options.limit
+        jobs = [Job(f'records-{s}', [*convert, s], tensorflow, limit) for s in SPLITS] + jobs
     return jobs + others
 
 
@@ -294,10 +297,9 @@ def tensorflow_commands(options):
 
 
 def convert(options):
-    """Makes the records that the parts read, once and before them."""
+    """Makes the records of a split, which the parts read, once and before them."""
     dataset = readers.load_dataset('gland', options.data_dir)
-    for split in SPLITS:
-        records.ensure_records(dataset, split, options.cache_dir)
+    records.ensure_records(dataset, options.only_convert, options.cache_dir)
 
 
 def parse_flags():
@@ -320,7 +322,7 @@ def parse_flags():
     add('--published', type=pathlib.Path, help='the .cu file of the published PrRoIPool kernel')
     add('--torch_python', help='an interpreter with torch, torchvision and OpenCV')
     add('--model_dir', help='a trained run for inference and evaluation (default: random weights)')
-    add('--only_convert', action='store_true', help=argparse.SUPPRESS)
+    add('--only_convert', choices=SPLITS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.cache_dir = os.path.expanduser(options.cache_dir)
     if options.folder is None and not options.only_convert:

@@ -81,7 +81,7 @@ def test_others_wait_for_the_records(tmp_path):
         f'os.environ["GPU_BENCHMARK_LOCKS"] = {str(tmp_path)!r}\n'
         f'with _card.shared("records"):\n    assert os.path.exists({str(converted)!r})'
     )
-    parts, _ = run([python('records', convert), python('reader', read)], tmp_path)
+    parts, _ = run([python('records-train', convert), python('reader', read)], tmp_path)
     assert parts['reader']['status'] == 'finished', parts
 
 
