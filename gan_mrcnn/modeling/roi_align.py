@@ -101,10 +101,10 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         # what rounding puts beyond the end `crop_and_resize` would fill with zeros.
         for _ in range(2):
             feature = tf.pad(feature, [[0, 0], [0, 1], [0, 1], [0, 0]], 'SYMMETRIC')
-        samples = self._samples(boxes, tf.shape(feature)[1:3])
-        count, size = tf.shape(boxes)[0], self._config_dict['crop_size']
         if training:
-            return self._pool(tf.image.crop_and_resize(feature, samples, images, [size, size]))
+            return self._mean_of_crops(feature, boxes, images)
+        count, size = tf.shape(boxes)[0], self._config_dict['crop_size']
+        samples = self._samples(boxes, tf.shape(feature)[1:3], [0, 0], size - 1)
         at_a_time = _boxes_at_a_time()
         filling = -count % at_a_time
         pooled = tf.map_fn(
@@ -118,15 +118,31 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         size //= self._samples_per_bin
         return tf.reshape(pooled, [-1, size, size, feature.shape[-1]])[:count]
 
-    def _samples(self, boxes, feature_size):
-        """First and last sample of each box, over the last index, as `crop_and_resize` wants it."""
-        size = self._config_dict['crop_size']
+    def _mean_of_crops(self, feature, boxes, images):
+        """The same without samples side by side, which a GPU is slow to average: a crop for each
+        place of a sample in its bin."""
+        per_bin, total = self._samples_per_bin, self._config_dict['crop_size']
+        size = total // per_bin
+        crops = [
+            tf.image.crop_and_resize(
+                feature,
+                self._samples(boxes, tf.shape(feature)[1:3], [y, x], total - per_bin),
+                images,
+                [size, size],
+            )
+            for y in range(per_bin)
+            for x in range(per_bin)
+        ]
+        return tf.add_n(crops) / per_bin**2
+
+    def _samples(self, boxes, feature_size, first, step):
+        """Sample number `first` (y, x) of each box along its sides, and the one `step` after it,
+        over the last index, as `crop_and_resize` wants it."""
         low, high = tf.split(boxes, 2, axis=1)
-        offset = self._config_dict['sample_offset']
-        first = low + (high - low) * offset / size
-        last = low + (high - low) * (size - 1 + offset) / size
+        pitch = (high - low) / self._config_dict['crop_size']
+        first = low + pitch * (tf.constant(first, tf.float32) + self._config_dict['sample_offset'])
         last_index = tf.tile(tf.cast(feature_size - 1, tf.float32), [2])
-        return tf.concat([first, last], axis=1) / last_index
+        return tf.concat([first, first + pitch * step], axis=1) / last_index
 
 
 def _boxes_at_a_time() -> int:

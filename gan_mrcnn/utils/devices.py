@@ -30,6 +30,9 @@ def set_up(mixed_precision_dtype: str, deterministic: bool) -> None:
       deterministic: whether every operation gives the same bits each time, where it can.
     """
     prepare_gpus()
+    if _is_made_for_nhwc(tf.config.get_visible_devices('GPU')):
+        # TensorFlow would turn float32 maps around for convolutions that these cards do as it is.
+        tf.config.optimizer.set_experimental_options({'layout_optimizer': False})
     if mixed_precision_dtype and mixed_precision_dtype != 'float32':
         tf.keras.mixed_precision.set_global_policy(f'mixed_{mixed_precision_dtype}')
     if deterministic:
@@ -108,11 +111,16 @@ def _number_format(gpus) -> str:
     policy = tf.keras.mixed_precision.global_policy().name
     if policy.startswith('mixed_'):
         return f'{policy.removeprefix("mixed_")} (mixed)'
-    # From Ampere on, matrix products and convolutions round float32 to 10 bits behind the point.
+    return f'{policy} (TF32)' if _is_made_for_nhwc(gpus) else policy
+
+
+def _is_made_for_nhwc(gpus) -> bool:
+    """Whether convolutions in float32 use tensor cores, which round to 10 bits behind the point.
+
+    From Ampere on, and with the channels last.
+    """
     has_tf32 = gpus and all(_detail(gpu, 'compute_capability', (0, 0)) >= (8, 0) for gpu in gpus)
-    if has_tf32 and tf.config.experimental.tensor_float_32_execution_enabled():
-        return f'{policy} (TF32)'
-    return policy
+    return bool(has_tf32) and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def _detail(gpu, name, otherwise):

@@ -146,6 +146,15 @@ def test_the_number_format_is_described(monkeypatch, policy, has_tf32, text):
     assert devices.describe() == f'1 x GPU (NVIDIA H100), {text}'
 
 
+@pytest.mark.parametrize(('capability', 'stays'), [((9, 0), True), ((7, 5), False)])
+def test_maps_stay_as_they_are_where_convolutions_want_them_so(monkeypatch, capability, stays):
+    options = []
+    monkeypatch.setattr(tf.config.optimizer, 'set_experimental_options', options.append)
+    _gpus(monkeypatch, ('a GPU', capability))
+    devices.set_up('', deterministic=False)
+    assert options == ([{'layout_optimizer': False}] if stays else [])
+
+
 @pytest.mark.parametrize(
     ('name', 'reduction'),
     [
