@@ -240,7 +240,7 @@ def training_dataset(
         num_parallel_calls=_num_parallel_calls(params),
         deterministic=True,
     )
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    return _without_autotuning(dataset.batch(batch_size, drop_remainder=True).prefetch(2))
 
 
 def _shuffled_epoch(params, files, seed, number):
@@ -292,8 +292,8 @@ def _without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The same data set without tf.data's thread that looks for better numbers.
 
     Ours are given. That thread sleeps longer and longer between two looks, and at the end of the
-    data it is sometimes not woken: whoever drops the iterator then waits until it wakes by itself,
-    which takes up to twice as long as the data took.
+    data it is sometimes not woken: dropping the iterator then waits until it wakes by itself, which
+    takes up to twice as long as the data took.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
