@@ -197,7 +197,11 @@ def assert_same_discriminators(task, literal):
         assert np.abs(momentum).max() > 1e-9
 
 
-WEIGHTINGS = {'paper': (1.0, 1.0, 1.0, 1.0), 'authors_code': (0.025, 0.5, 0.025, 0.5)}
+WEIGHTINGS = {
+    'paper': (1.0, 1.0, 1.0, 1.0),
+    'authors_code': (0.025, 0.5, 0.025, 0.5),
+    'one_sided': (0.025, 0.5, 1.0, 1.0),
+}
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,7 @@ WEIGHTINGS = {'paper': (1.0, 1.0, 1.0, 1.0), 'authors_code': (0.025, 0.5, 0.025,
     [
         ('combined', 'paper', {}),
         ('combined', 'authors_code', {'clip_norm': 0.01}),
+        ('combined', 'one_sided', {}),
         ('adversarial_only', 'paper', {'clip_norm': 0.01, 'num_layers': 4}),
         ('adversarial_only', 'authors_code', {}),
     ],

@@ -476,7 +476,10 @@ def test_a_run_of_version_0_1_weighed_the_discriminators_losses_by_1(tmp_path):
     own = ('discriminator_box_weight', 'discriminator_mask_weight')
     assert [gan.weight(name) for name in own] == [1.0, 1.0] and gan.clip_norm == 10.0
     # A run of this version, and a file that somebody wrote, have the preset's.
-    for text in ({**saved, 'preset': 'authors_code'}, {'detach_features': False}):
+    for text, weights in (
+        ({**saved, 'preset': 'authors_code'}, [0.025, 0.5]),
+        ({'detach_features': False}, [1.0, 1.0]),
+    ):
         path.write_text(yaml.safe_dump({'task': {'gan': text, 'clip_norm': 10.0}}))
         gan = settings.saved_config(path).task.gan
-        assert [gan.weight(name) for name in own] == [0.025, 0.5] and gan.clip_norm == 0.0
+        assert [gan.weight(name) for name in own] == weights and gan.clip_norm == 0.0
