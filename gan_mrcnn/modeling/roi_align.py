@@ -105,7 +105,7 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
             return self._mean_of_crops(feature, boxes, images)
         count, size = tf.shape(boxes)[0], self._config_dict['crop_size']
         samples = self._samples(boxes, tf.shape(feature)[1:3], [0, 0], size - 1)
-        at_a_time = _boxes_at_a_time()
+        at_a_time = _BOXES_AT_A_TIME['GPU' if devices.has_gpu() else 'CPU']
         filling = -count % at_a_time
         pooled = tf.map_fn(
             lambda part: self._pool(tf.image.crop_and_resize(feature, *part, [size, size])),
@@ -143,11 +143,6 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         first = low + pitch * (tf.constant(first, tf.float32) + self._config_dict['sample_offset'])
         last_index = tf.tile(tf.cast(feature_size - 1, tf.float32), [2])
         return tf.concat([first, first + pitch * step], axis=1) / last_index
-
-
-def _boxes_at_a_time() -> int:
-    """For the graph that is being built: a GPU that TensorFlow sees is what will run it."""
-    return _BOXES_AT_A_TIME['GPU' if tf.config.list_physical_devices('GPU') else 'CPU']
 
 
 def _levels(boxes, lowest, highest):
