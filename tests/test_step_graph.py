@@ -43,6 +43,7 @@ def host_arguments(node):
             if kernel.device_type == device and all(
                 set(_types(node.attr[one.name])) <= set(one.allowed_values.list.type)
                 for one in kernel.constraint
+                if one.allowed_values.list.type  # Others are of strings, which all kernels take.
             ):
                 return set(kernel.host_memory_arg)
     return None

@@ -130,7 +130,7 @@ def test_folded_batch_norm_is_batch_norm(model_id, tmp_path, monkeypatch):
         return [*outputs.values(), *tape.gradient(loss, model.trainable_variables)]
 
     for x, y in zip(outputs_and_gradients(folded), outputs_and_gradients(plain)):
-        np.testing.assert_allclose(x, y, atol=2e-4 * np.abs(y).max())
+        np.testing.assert_allclose(x, y, atol=1e-3 * np.abs(y).max())
 
 
 def test_gradients_reach_every_kernel():
