@@ -27,7 +27,7 @@ def _locked(name, kind):
     with open(pathlib.Path(folder) / f'{name}.lock', 'a') as file:
         fcntl.flock(file, kind)
         yield
-    # Who lets go would otherwise have it again before those who wait have woken.
+    # Otherwise the process that releases the lock takes it again before a waiting one has woken.
     time.sleep(_PAUSE)
 
 
