@@ -57,7 +57,7 @@ def write_records(folder, count):
             example = tf.train.Example(features=tf.train.Features(feature=features))
             writer.write(example.SerializeToString())
     return records.RecordSet(
-        f'{folder}/records-*.tfrecord', count, '', '', list(range(count)), [], []
+        f'{folder}/records-*.tfrecord', count, 0, [1, 1], '', '', list(range(count)), [], []
     )
 
 

@@ -102,7 +102,9 @@ def images_per_second(dataset, batch_size, num_batches):
 def stage_milliseconds(config, num_examples):
     """Milliseconds of one core for each stage of one example's way, and for the whole."""
     params = config.task.train_data
-    parser = input_pipeline.Parser(config.task.model, params.parser, seed=0)
+    # What most pictures are.
+    canvas = input_pipeline.training_canvases(config.task.model, params)[0]
+    parser = input_pipeline.Parser(config.task.model, params.parser, seed=0, canvas=canvas)
     files = sorted(tf.io.gfile.glob(params.input_path))
 
     def milliseconds(wanted):
@@ -137,11 +139,12 @@ def stage_milliseconds(config, num_examples):
     }
 
 
-def step_seconds(config, mode, batches):
-    """Median seconds of a train step on `batches`, after one that traces and one that warms up."""
-    run = train_step.Run(config, mode)
-    times = [train_step.seconds(run.step, batch) for batch in (*batches[:2], *batches)]
-    return statistics.median(times[2:])
+def step_seconds(config, mode, steps):
+    """Median seconds of a train step on batches that are held, after two of each that warm up."""
+    config.task.gan.mode = mode
+    run = train_step.Run(config)
+    times = [train_step.seconds(run.step) for _ in range(2 * train_step.BATCHES + steps)]
+    return statistics.median(times[2 * train_step.BATCHES :])
 
 
 def measure_throughput(flags, dataset):
@@ -158,10 +161,8 @@ def measure_throughput(flags, dataset):
         'input_images_per_second': delivered,
         'stage_milliseconds': stage_milliseconds(config, flags.examples),
     }
-    # Held, so that no input is made while steps are timed.
-    batches = list(inputs.take(flags.steps))
     for mode in ('baseline', 'combined') if flags.steps else ():
-        consumed = batch_size / step_seconds(config, mode, batches)
+        consumed = batch_size / step_seconds(config, mode, flags.steps)
         figures[f'{mode}_images_per_second'] = consumed
         figures[f'input_over_{mode}'] = delivered / consumed
     return figures

@@ -56,23 +56,22 @@ class Run:
             strategy.distribute_datasets_from_function(lambda _: self.batches.repeat())
         )
         self._step = tf.function(self.trainer.train_step)
-        self._arguments = self._same, tf.constant(False)
 
     def trace(self):
         """Makes the step's graph and runs nothing of it."""
-        self._step.get_concrete_function(*self._arguments)
+        self._step.get_concrete_function(next(self._same), tf.constant(False))
 
     def step(self):
         """Takes a step on the next of the few batches; its loss and whether it was finite."""
-        return self._take(*self._arguments)
+        return self._take(self._same)
 
     def input_step(self):
         """A function that takes a step on what the input pipeline makes meanwhile."""
         fresh = iter(self.trainer.train_dataset)
-        return lambda: self._take(fresh, tf.constant(False))
+        return lambda: self._take(fresh)
 
-    def _take(self, iterator, stop):
-        _, outcome = self._step(iterator, stop)
+    def _take(self, iterator):
+        outcome = self._step(next(iterator), tf.constant(False))
         local = self._strategy.experimental_local_results
         return local(outcome['terms']['total_loss'])[0], local(outcome['finite'])[0]
 

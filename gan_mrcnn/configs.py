@@ -72,7 +72,12 @@ class Parser(maskrcnn.Parser):
 
 @dataclasses.dataclass
 class DataConfig(maskrcnn.DataConfig):
-    """Where examples come from; `input_path` and `num_examples` are filled in from the records."""
+    """Where examples come from.
+
+    `input_path`, `num_examples`, `num_upright` (images higher than wide) and `aspect_ratios` (the
+    largest of longer to shorter side, of wide or square images and of upright ones) are filled in
+    from the records.
+    """
 
     dtype: str = 'float32'
     parser: Parser = dataclasses.field(default_factory=Parser)
@@ -82,6 +87,8 @@ class DataConfig(maskrcnn.DataConfig):
     # Training images, the rest of which are copies changed by `datasets.augment` when converted;
     # fewer than there are: none.
     expand_to: int = 0
+    num_upright: int = 0
+    aspect_ratios: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

@@ -58,17 +58,17 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     def __init__(
         self,
         *args,
-        first_example: int = 0,
+        first_batch: int = 0,
         **kwargs,
     ):
         """Makes a task without models.
 
         Args:
           *args: the parent's, as are `kwargs`.
-          first_example: number of the first training example, for a resumed run.
+          first_batch: number of the first training batch, for a resumed run.
         """
         super().__init__(*args, **kwargs)
-        self._first_example = first_example
+        self._first_batch = first_batch
         self.box_discriminator = None
         self.mask_discriminator = None
         self.discriminator_optimizer = None
@@ -133,12 +133,12 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     def build_inputs(self, params, input_context=None) -> tf.data.Dataset:
         """Batches of `params.split`'s records."""
-        seed = self.task_config.seed
-        parser = input_pipeline.Parser(self.task_config.model, params.parser, seed)
+        model, seed = self.task_config.model, self.task_config.seed
         if params.is_training:
             return input_pipeline.training_dataset(
-                params, parser, seed, self._first_example, input_context
+                model, params, seed, self._first_batch, input_context
             )
+        parser = input_pipeline.Parser(model, params.parser, seed)
         return input_pipeline.evaluation_dataset(params, parser, input_context)
 
     # Losses.

@@ -7,6 +7,9 @@ in training and fixed in testing (paper, sections 4.3-4.6). Every random draw is
 run's seed and of the example's number in the run, so that a resumed run sees what an uninterrupted
 one would have.
 
+All images of a training batch lie the same way, wide or upright, on a canvas no larger than those
+need: one canvas for both would be up to twice as large, and the rest of it padding.
+
 Shapes: H, W the padded input, M ground-truth objects per image at most, S x S the cells of a mask.
 """
 
@@ -26,9 +29,23 @@ from gan_mrcnn.utils.cores import num_cores
 class Parser:
     """Turns decoded examples into what the network and its losses take."""
 
-    def __init__(self, model: configs.Generator, parser: configs.Parser, seed: int):
-        """`model` gives input size and anchors, `parser` the rest, `seed` is the run's."""
-        self._size = model.input_size[:2]
+    def __init__(
+        self,
+        model: configs.Generator,
+        parser: configs.Parser,
+        seed: int,
+        canvas: Optional[tuple[int, int]] = None,
+    ):
+        """Makes a parser for one canvas.
+
+        Args:
+          model: gives anchors and input size.
+          parser: the rest.
+          seed: the run's.
+          canvas: height and width of the padded input in pixels, see `training_canvases`; None is
+            the model's input size, which takes images of either way.
+        """
+        self._size = list(canvas or model.input_size[:2])
         self._config = parser
         self._seed = seed
         self._anchors = anchor.build_anchor_generator(
@@ -211,28 +228,98 @@ def _num_parallel_calls(params):
     return min(max(params.global_batch_size, _AT_A_TIME), num_cores())
 
 
+def training_canvases(
+    model: configs.Generator, params: configs.DataConfig
+) -> list[tuple[int, int]]:
+    """Height and width in pixels that the training images need: wide or square ones, upright ones.
+
+    One where there is one kind only, or both need the same.
+
+    The shorter side is never longer than `train_short_side` allows, and the longer one by the
+    largest of `aspect_ratios`. Multiples of the coarsest level's stride; no image is scaled
+    otherwise than on a canvas of the model's input size.
+    """
+    stride = 2**model.max_level
+    height, width, _ = model.input_size
+    short, long, high = (
+        -(-int(params.parser.train_short_side[1] * ratio + 0.5) // stride) * stride
+        for ratio in (1.0, *params.aspect_ratios)
+    )
+    wide, upright = (min(height, short), min(width, long)), (min(height, high), min(width, short))
+    if params.num_upright in (0, params.num_examples):
+        return [upright if params.num_upright else wide]
+    return [wide] if wide == upright else [wide, upright]
+
+
 def training_dataset(
+    model: configs.Generator,
     params: configs.DataConfig,
-    parser: Parser,
     seed: int,
-    first_example: int = 0,
+    first_batch: int = 0,
     input_context: Optional[tf.distribute.InputContext] = None,
 ) -> tf.data.Dataset:
     """Endless batches of training examples, a new order each epoch, the same for the same seed.
 
+    Where a data set has wide and upright images, so that there are two canvases, a global batch has
+    either. Which one goes by their shares in the data set, so that every image comes equally often;
+    each kind has epochs of its own.
+
     Args:
-      params: `input_path`, `num_examples`, `global_batch_size`, and `shuffle_buffer_size`, the
-        number of encoded examples that are held and shuffled at a time.
-      parser: see there.
-      seed: of the order.
-      first_example: number of the first example, to go on where a stopped run was.
+      model: gives anchors and input size.
+      params: fed from records; `parser`, `global_batch_size`, and `shuffle_buffer_size`, the number
+        of encoded examples that are held and shuffled at a time.
+      seed: the run's.
+      first_batch: number of the first global batch, to go on where a stopped run was.
       input_context: of the distribution strategy.
 
     Returns:
-      A dataset of (images [b, H, W, 3], labels), b the batch of one replica.
+      A dataset of (images [b, H, W, 3], labels), b the batch of one replica; H and W are static
+      where all have the same canvas.
     """
-    first_epoch, skipped = divmod(first_example, params.num_examples)
-    epoch = functools.partial(_shuffled_epoch, params, _files(params), seed)
+    make = functools.partial(_training_part, model, params, seed, input_context=input_context)
+    canvases = training_canvases(model, params)
+    if len(canvases) == 1:
+        dataset = make(*canvases, None, first_batch)
+    else:
+        wide, upright = canvases
+        # Batches of upright images among the first so many ones.
+        count = lambda batches: batches * params.num_upright // params.num_examples  # noqa: E731
+        replicas = input_context.num_replicas_in_sync if input_context else 1
+        pipelines = input_context.num_input_pipelines if input_context else 1
+        choice = tf.data.Dataset.range(first_batch, tf.int64.max).flat_map(
+            lambda batch: tf.data.Dataset.from_tensors(count(batch + 1) - count(batch)).repeat(
+                replicas // pipelines
+            )
+        )
+        parts = [
+            make(wide, False, first_batch - count(first_batch)),
+            make(upright, True, count(first_batch)),
+        ]
+        dataset = tf.data.Dataset.choose_from_datasets(parts, choice)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    return _without_autotuning(dataset.prefetch(2))
+
+
+# Examples of upright images are counted from here, so that they draw other numbers than wide ones.
+_FIRST_UPRIGHT = 2**62
+
+
+def _training_part(model, params, seed, canvas, is_upright, first_batch, input_context):
+    """Endless batches on one canvas from global batch `first_batch` on.
+
+    Of wide images, of upright ones, or, where `is_upright` is None, of all.
+    """
+    parser = Parser(model, params.parser, seed, canvas)
+    num_examples, first_number = params.num_examples, 0
+    if is_upright is not None:
+        num_examples = params.num_upright if is_upright else num_examples - params.num_upright
+        first_number = _FIRST_UPRIGHT if is_upright else 0
+    first_epoch, skipped = divmod(first_batch * params.global_batch_size, num_examples)
+
+    def epoch(number):
+        records = _shuffled_epoch(params, _files(params), seed, number, is_upright)
+        return records.enumerate(first_number + number * num_examples)
+
     dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(skipped)
     dataset, batch_size = _shard(dataset, params.global_batch_size, input_context)
     dataset = dataset.map(
@@ -240,11 +327,11 @@ def training_dataset(
         num_parallel_calls=_num_parallel_calls(params),
         deterministic=True,
     )
-    return _without_autotuning(dataset.batch(batch_size, drop_remainder=True).prefetch(2))
+    return dataset.batch(batch_size, drop_remainder=True)
 
 
-def _shuffled_epoch(params, files, seed, number):
-    """Records of epoch `number`, each with its number in the run: files and blocks are shuffled."""
+def _shuffled_epoch(params, files, seed, number, is_upright):
+    """Records of epoch `number`, all or those of one kind: files and blocks are shuffled."""
 
     def shuffle(x, what):
         return tf.random.experimental.stateless_shuffle(
@@ -254,9 +341,19 @@ def _shuffled_epoch(params, files, seed, number):
     encoded = tf.data.Dataset.from_tensor_slices(shuffle(tf.constant(files), 0)).interleave(
         tf.data.TFRecordDataset, cycle_length=min(len(files), 16)
     )
+    if is_upright is not None:
+        encoded = encoded.filter(lambda record: tf.equal(_lies_upright(record), is_upright))
     blocks = encoded.batch(params.shuffle_buffer_size)
-    shuffled = blocks.map(lambda block: shuffle(block, 1)).unbatch()
-    return shuffled.enumerate(number * params.num_examples)
+    return blocks.map(lambda block: shuffle(block, 1)).unbatch()
+
+
+def _lies_upright(record):
+    """Whether the image of an encoded record is higher than wide; the image stays encoded."""
+    names = ('image/height', 'image/width')
+    size = tf.io.parse_single_example(
+        record, {name: tf.io.FixedLenFeature([], tf.int64) for name in names}
+    )
+    return size['image/height'] > size['image/width']
 
 
 def _shard(dataset, batch_size, input_context):

@@ -232,7 +232,8 @@ def build_generator(
 
 def _parts(config: configs.Generator, kernel_regularizer) -> dict[str, Any]:
     """Arguments of `Generator`: the Model Garden's parts, with the paper's in their places."""
-    input_specs = tf.keras.layers.InputSpec(shape=[None] + list(config.input_size))
+    # Training has canvases of its own.
+    input_specs = tf.keras.layers.InputSpec(shape=[None, None, None, config.input_size[2]])
     backbone = _build_backbone(config, input_specs, kernel_regularizer)
     is_papers = config.head_norm != 'batch_norm'
     decoder = None

@@ -17,7 +17,7 @@ from official.modeling import hyperparams
 from custom_ops.prroi_pool import serving
 from gan_mrcnn import configs, settings
 from gan_mrcnn import task as task_lib
-from gan_mrcnn.data import augment
+from gan_mrcnn.data import augment, input_pipeline
 from gan_mrcnn.data.check import check
 from gan_mrcnn.data.readers import base, options
 from gan_mrcnn.data.records import records
@@ -267,7 +267,7 @@ def _build(
         task = task_lib.GanMaskRCNNTask(
             config.task,
             logging_dir=run.model_dir,
-            first_example=step * config.task.train_data.global_batch_size,
+            first_batch=step,
         )
         drawn = run.validation_set if run.is_chief else None
         runner = trainer.make_trainer(config, task, run.evaluates, best, run.stop, drawn)
@@ -401,7 +401,7 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
         (
             'network',
             f'Mask R-CNN, ResNet-{task.model.backbone.resnet.model_id} FPN, input '
-            f'{task.model.input_size[0]}x{task.model.input_size[1]}',
+            f'{_input_text(task)}',
         ),
         ('backbone', task.backbone_weights or 'none: training from scratch'),
         ('GAN', _gan_text(task.gan)),
@@ -419,6 +419,14 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
         lines.append(('note', crowded))
     for name, text in lines:
         print(f'{name:>9}: {text}', flush=True)
+
+
+def _input_text(task) -> str:
+    """The canvas, and those of training where they are smaller."""
+    full = tuple(task.model.input_size[:2])
+    training = input_pipeline.training_canvases(task.model, task.train_data)
+    text = lambda canvases: ' and '.join(f'{height}x{width}' for height, width in canvases)  # noqa: E731
+    return text([full]) + ('' if training == [full] else f' (training: {text(training)})')
 
 
 def _data_text(run: Run, dataset: base.Dataset) -> str:

@@ -77,7 +77,10 @@ class Trainer(base_trainer.Trainer):
 
         def loop(iterator, num_steps):
             for _ in range(int(num_steps)):
-                inputs, outcome = step(iterator, tf.constant(self._stop.wanted is not None))
+                # Not within the function, which is traced once for each canvas that comes: there
+                # the shapes of what an iterator gives would have to be all the same.
+                inputs = self.next_train_inputs(iterator)
+                outcome = step(inputs, tf.constant(self._stop.wanted is not None))
                 # The first step took its time to be traced; until then a signal breaks it off.
                 self._stop.hold()
                 local = tf.nest.map_structure(self.strategy.experimental_local_results, outcome)
@@ -88,18 +91,17 @@ class Trainer(base_trainer.Trainer):
 
         return loop
 
-    def train_step(self, iterator, stop: tf.Tensor):
+    def train_step(self, inputs, stop: tf.Tensor):
         """One step on every replica.
 
         Args:
-          iterator: of the training input.
+          inputs: of each replica, see `GanMaskRCNNTask.train_step`.
           stop: scalar bool, whether this worker's run is to end.
 
         Returns:
-          The step's inputs, and `finite` and `terms` of `GanMaskRCNNTask.train_step` with `stop`,
-          whether any worker's run is to end, each by replica.
+          `finite` and `terms` of `GanMaskRCNNTask.train_step` with `stop`, whether any worker's run
+          is to end, each by replica.
         """
-        inputs = self.next_train_inputs(iterator)
 
         def step_on_replica(inputs, stop):
             logs = self.task.train_step(inputs, self.model, self.optimizer, self.train_metrics)
@@ -108,7 +110,7 @@ class Trainer(base_trainer.Trainer):
             stops = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(stop, tf.float32))
             return {'finite': logs['finite'], 'terms': logs['terms'], 'stop': stops > 0}
 
-        return inputs, self.strategy.run(step_on_replica, args=(inputs, stop))
+        return self.strategy.run(step_on_replica, args=(inputs, stop))
 
     def _join(self, inputs) -> Any:
         """This worker's inputs of all its replicas as one batch."""

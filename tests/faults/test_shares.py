@@ -12,6 +12,7 @@ from gan_mrcnn.data.records import records
 from tests import tiny
 
 NUM_IMAGES = 5
+MODEL = configs.Generator(num_classes=2, input_size=[64, 64, 3])
 # Together fewer and more than there are images.
 several = pytest.mark.parametrize('workers, per_worker', [(4, 1), (3, 2)])
 
@@ -25,18 +26,16 @@ def record_set(tmp_path_factory) -> records.RecordSet:
 
 def read(record_set, build, workers, per_worker, batches):
     """Ids of the images, and numbers of the draws, that each worker gets, in its order."""
-    model = configs.Generator(num_classes=2, input_size=[64, 64, 3])
-    parser = input_pipeline.Parser(model, configs.Parser(train_short_side=[32, 40]), seed=7)
     params = configs.DataConfig(
-        input_path=record_set.input_path,
-        num_examples=record_set.num_examples,
         global_batch_size=workers * per_worker,
         shuffle_buffer_size=3,
+        parser=configs.Parser(train_short_side=[32, 40]),
     )
+    record_set.feed(params)
     shares = []
     for worker in range(workers):
         context = tf.distribute.InputContext(workers, worker, workers)
-        dataset = build(params, parser, context)
+        dataset = build(params, context)
         labels = [labels for _, labels in dataset.take(batches).as_numpy_iterator()]
         shares.append([int(x) for one in labels for x in one['source_id']])
     return shares
@@ -46,8 +45,8 @@ def read(record_set, build, workers, per_worker, batches):
 def test_no_image_is_seen_twice_in_an_epoch(record_set, workers, per_worker):
     """Over as many steps as make some epochs exactly: each image as often as there are epochs."""
 
-    def build(params, parser, context):
-        return input_pipeline.training_dataset(params, parser, 7, 0, context)
+    def build(params, context):
+        return input_pipeline.training_dataset(MODEL, params, 7, 0, context)
 
     # NUM_IMAGES steps are workers * per_worker epochs.
     shares = read(record_set, build, workers, per_worker, NUM_IMAGES)
@@ -62,7 +61,11 @@ def test_no_image_is_seen_twice_in_an_epoch(record_set, workers, per_worker):
 
 @several
 def test_validation_covers_every_image_once(record_set, workers, per_worker):
-    shares = read(record_set, input_pipeline.evaluation_dataset, workers, per_worker, -1)
+    def build(params, context):
+        parser = input_pipeline.Parser(MODEL, params.parser, seed=7)
+        return input_pipeline.evaluation_dataset(params, parser, context)
+
+    shares = read(record_set, build, workers, per_worker, -1)
     ids = [x for share in shares for x in share if x >= 0]
     assert sorted(ids) == sorted(record_set.image_ids)
     # All take part in as many batches: nobody waits for somebody who has none left.

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from pycocotools import mask as mask_api
 
 from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.evaluation import run as evaluation_run
 from gan_mrcnn.prediction import checkpoint
-from gan_mrcnn.training import gan_monitor, replay
+from gan_mrcnn.training import gan_monitor, multi_worker, replay
 from gan_mrcnn.training import run as training_run
+from gan_mrcnn.utils import run_lengths
 from gan_mrcnn.utils.errors import UserError
 from tests import tiny
 from tests.tiny import DATASET, HEIGHT, STEPS, WIDTH, make_config, train
@@ -250,9 +252,9 @@ class Poisoned(task_lib.GanMaskRCNNTask):
         self._counted.assign_add(1)
         return {**terms, 'model_loss': terms['model_loss'] + poison}
 
-    def __init__(self, *args, first_example=0, **kwargs):
-        super().__init__(*args, first_example=first_example, **kwargs)
-        self._counted = tf.Variable(1 + first_example // 2, trainable=False)
+    def __init__(self, *args, first_batch=0, **kwargs):
+        super().__init__(*args, first_batch=first_batch, **kwargs)
+        self._counted = tf.Variable(1 + first_batch, trainable=False)
 
 
 @tiny.eager_steps()
@@ -386,3 +388,43 @@ def test_missing_checkpoints_are_said_in_one_line(tmp_path):
         checkpoint.find_checkpoint(str(tmp_path), str(tmp_path / 'nosuch'))
     with pytest.raises(UserError, match='params.yaml'):
         checkpoint.use_saved_settings(settings.Flags(dataset='gland', model_dir=str(tmp_path)))
+
+
+class Turned(tiny.Rectangles):
+    """Every second image upright."""
+
+    name = 'turned'
+
+    def read(self, item):
+        example = super().read(item)
+        if item.image_id % 2:
+            return example
+        masks = np.ascontiguousarray(mask_api.decode(example.rles).transpose(2, 1, 0))
+        image = np.ascontiguousarray(example.image.swapaxes(0, 1))
+        return dataclasses.replace(example, image=image, rles=run_lengths.encode_masks(masks))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_devices', [1, 2])
+def test_wide_and_upright_images_train_in_one_run(folder, monkeypatch, num_devices):
+    """In a graph for each canvas, on one device and on two."""
+    devices = [f'CPU:{i}' for i in range(num_devices)]
+    strategy = tf.distribute.MirroredStrategy(devices)
+    monkeypatch.setattr(multi_worker, 'make_strategy', lambda config: strategy)
+    seen = []
+    train_step = task_lib.GanMaskRCNNTask.train_step
+
+    def watch(self, inputs, *args):
+        seen.append(tuple(inputs[0].shape))
+        return train_step(self, inputs, *args)
+
+    monkeypatch.setattr(task_lib.GanMaskRCNNTask, 'train_step', watch)
+    config = make_config(
+        folder, f'trainer.train_steps={STEPS}', 'task.model.input_size=[128,128,3]'
+    )
+    model_dir = folder / f'turned{num_devices}'
+    training_run.train(config, Turned(), str(model_dir), 'train')
+    batch = 2 // num_devices
+    # Traced once for each, and for each device.
+    assert sorted(seen) == sorted([(batch, 64, 128, 3), (batch, 128, 64, 3)] * num_devices)
+    assert all(np.isfinite(value).all() for value in variables(model_dir).values())

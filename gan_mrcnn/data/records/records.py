@@ -30,7 +30,7 @@ from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
 # Raise it when what is written changes.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 # Enough shards to keep every core busy and to shuffle by, and no more files than a folder likes.
 EXAMPLES_PER_SHARD = 32
 MOST_SHARDS = 256
@@ -46,6 +46,8 @@ class RecordSet:
 
     input_path: pattern of the TFRecord files.
     num_examples: how many there are.
+    num_upright: those whose image is higher than wide.
+    aspect_ratios: largest ratio of longer to shorter side, of the others and of those; 1 if none.
     annotation_file: ground truth as COCO has it, in JSON.
     fingerprint: of data and format.
     image_ids: in the order of the records.
@@ -55,6 +57,8 @@ class RecordSet:
 
     input_path: str
     num_examples: int
+    num_upright: int
+    aspect_ratios: list[float]
     annotation_file: str
     fingerprint: str
     image_ids: list[int]
@@ -65,6 +69,8 @@ class RecordSet:
         """Points the input configuration `configs.DataConfig` at these records."""
         params.input_path = self.input_path
         params.num_examples = self.num_examples
+        params.num_upright = self.num_upright
+        params.aspect_ratios = self.aspect_ratios
 
     def crowded(self, max_instances: int) -> str:
         """What is not learnt of images with more objects than that, '' where there is none."""
@@ -118,6 +124,8 @@ def ensure_records(
     return RecordSet(
         input_path=f'{glob.escape(str(folder))}/records-*.tfrecord',
         num_examples=len(manifest['image_ids']),
+        num_upright=manifest['num_upright'],
+        aspect_ratios=manifest['aspect_ratios'],
         annotation_file=str(folder / _ANNOTATIONS),
         fingerprint=manifest['fingerprint'],
         image_ids=manifest['image_ids'],
@@ -371,8 +379,11 @@ def _merge_annotations(dataset, split, jobs, path) -> dict[str, Any]:
                     per_image[annotation['image_id']] += 1
         file.write('], ' + json.dumps(_about_annotations(dataset, split, images))[1:])
     num_objects = sum(per_class.values())
+    ratios = [image['height'] / image['width'] for image in images]
     return {
         'num_images': len(images),
+        'num_upright': sum(ratio > 1 for ratio in ratios),
+        'aspect_ratios': [max([1.0, *(1 / x for x in ratios)]), max([1.0, *ratios])],
         'num_objects': num_objects,
         'num_crowds': number - num_objects,
         'objects_per_class': dict(zip(dataset.class_names, per_class.values())),

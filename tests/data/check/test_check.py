@@ -254,7 +254,9 @@ def test_a_thumbnail_of_a_large_image_shows_even_the_smallest_object():
 
 
 def record_set(image_ids, objects_per_class):
-    return records.RecordSet('', len(image_ids), '', '', image_ids, [], objects_per_class)
+    return records.RecordSet(
+        '', len(image_ids), 0, [1, 1], '', '', image_ids, [], objects_per_class
+    )
 
 
 def test_training_is_told_of_classes_and_stopped_by_what_would_go_wrong():

@@ -494,7 +494,7 @@ def test_an_object_without_a_pixel_is_skipped_and_counted(tmp_path, capsys):
 
 
 def test_what_is_not_learnt_of_crowded_images_is_counted():
-    crowded = records.RecordSet('', 4, '', '', [1, 2, 3, 4], [3, 9, 4, 6], [22]).crowded
+    crowded = records.RecordSet('', 4, 0, [1, 1], '', '', [1, 2, 3, 4], [3, 9, 4, 6], [22]).crowded
     assert crowded(9) == ''
     said = crowded(4)
     # Five of the 9 and two of the 6.
