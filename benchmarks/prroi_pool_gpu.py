@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PrRoIPool's CUDA kernels on a GPU: checked, timed, and beside the published kernel.
+"""PrRoIPool's and RoIAlign's CUDA kernels on a GPU: checked, timed, and beside the published.
 
     python benchmarks/prroi_pool_gpu.py [--json FILE] [--published FILE.cu] [--sanitize]
     python benchmarks/prroi_pool_gpu.py --check_only
 
 Wants a GPU, nvcc, NumPy, ml_dtypes and tqdm; TensorFlow is not needed. The kernels are built for
 the card at hand and called through their C launchers. First they are held against numerical
-integration in float64, which processes on all cores do meanwhile; a mistake ends the run. With
---sanitize a few small cases run under compute-sanitizer too. Then every pass is timed at the sizes
-that the discriminators need: 28 x 28 bins of 256 channels of P2 of two images.
+integration in float64, which processes on all cores do meanwhile; a mistake ends the run. So are
+those over several levels, RoIAlign's against its samples one by one. With --sanitize a few small
+cases run under compute-sanitizer too. Then every pass over one level is timed at the sizes that the
+discriminators need: 28 x 28 bins of 256 channels of P2 of two images.
 
 A time is the median over replays of a CUDA graph with several launches in a row, so that it holds
 no time of the host; the launches take turns on copies of the features that together exceed the L2
@@ -252,6 +253,51 @@ class DeviceKernels(launchers.Kernels):
                     raise AssertionError(f'{name} wrote out of bounds')
             return self._device.read(pointers[-1], size).view(result_dtype).reshape(result_shape)
 
+    def _call_pyramid(self, name, pyramid, dtype, inputs, results):
+        """Lists, of one of each level, are taken apart for the way to the card and back."""
+        workspace = self._launchers.workspace_size(name, pyramid, dtype.name)
+        with self._device.memory() as allocate:
+
+            def put(value):
+                pointer = allocate(value.nbytes)
+                self._device.write(pointer, value)
+                return pointer
+
+            def make_room(size):
+                pointer = allocate(size + GUARD_BYTES)
+                self._device.fill(pointer, size + GUARD_BYTES)
+                return pointer
+
+            def take(pointer, result):
+                (shape, of_type), size = result, _size(result)
+                if np.any(self._device.read(pointer + size, GUARD_BYTES) != POISON):
+                    raise AssertionError(f'{name} wrote out of bounds')
+                return self._device.read(pointer, size).view(of_type).reshape(shape)
+
+            rooms = {k: _each(lambda r: make_room(_size(r)), v) for k, v in results.items()}
+            self._launchers.launch_pyramid(
+                name,
+                pyramid,
+                dtype.name,
+                inputs['boxes'].dtype.name,
+                self._device.stream,
+                workspace=make_room(workspace),
+                **{k: _each(put, v) for k, v in inputs.items()},
+                **rooms,
+            )
+            self._device.synchronize()
+            return {k: _each(take, rooms[k], v) for k, v in results.items()}
+
+
+def _each(function, *values):
+    """The function of each of a list, or of a value that is none."""
+    return list(map(function, *values)) if isinstance(values[0], list) else function(*values)
+
+
+def _size(result):
+    shape, dtype = result
+    return int(np.prod(shape)) * dtype.itemsize
+
 
 def random_cases():
     """Names and arguments of Kernels.all on maps of many blocks, with more boxes than threads."""
@@ -310,6 +356,27 @@ def check(kernels, cases, expected):
             if np.any(result.view(np.uint8) != other.view(np.uint8)):
                 raise AssertionError(f'{part}, {name}: other bits on the second run')
             errors[dtype, part] = max(error, errors.get((dtype, part), 0))
+    return errors
+
+
+def check_pyramid(kernels):
+    """Largest errors by dtype of all passes over several levels; raises as `check` does."""
+    errors = {}
+    for name, case in tqdm(list(launchers.pyramid_cases()), desc='check levels'):
+        dtype = case[4].dtype.name
+        with _card.shared():
+            results, again = (launchers.all_of_pyramid(kernels, case) for _ in range(2))
+        for result, other in zip(results, again):
+            if np.any(result.view(np.uint8) != other.view(np.uint8)):
+                raise AssertionError(f'several levels, {name}: other bits on the second run')
+        pooled, winners, *rest = results
+        expected = reference.all_of_pyramid(case, winners, 2, 0.5)
+        for part, (result, exact) in enumerate(zip([pooled, *rest], expected)):
+            error = relative_error(result, exact)
+            # The gradient to the boxes, second, is not rounded to the features' type.
+            if not error <= launchers.TOLERANCES[dtype][part == 1]:
+                raise AssertionError(f'several levels, {name}, {part}: relative error {error:.2g}')
+            errors[dtype] = max(error, errors.get(dtype, 0))
     return errors
 
 
@@ -603,7 +670,9 @@ def check_small(library):
     expected = [concurrent.futures.Future() for _ in cases]
     for (_, case), future in zip(cases, expected):
         future.set_result(reference.all_passes(*case))
-    check(DeviceKernels(Device(find_nvcc()), library), cases, expected)
+    kernels = DeviceKernels(Device(find_nvcc()), library)
+    check(kernels, cases, expected)
+    launchers.all_of_pyramid(kernels, dict(launchers.pyramid_cases())['float32, 8 channels'])
 
 
 def check_all(device, library, cases, expected, figures):
@@ -611,6 +680,9 @@ def check_all(device, library, cases, expected, figures):
     for (dtype, part), error in errors.items():
         figures.say(f'{dtype}, {part}: largest relative error {error:.1e}')
     checks = [{'dtype': d, 'pass': p, 'error': error} for (d, p), error in errors.items()]
+    for dtype, error in check_pyramid(DeviceKernels(device, library)).items():
+        figures.say(f'{dtype}, several levels: largest relative error {error:.1e}')
+        checks.append({'dtype': dtype, 'pass': 'several levels', 'error': error})
     figures.update(checks=checks)
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow.python.framework import kernels, op_def_registry
 
-from custom_ops.prroi_pool import build
+from custom_ops.prroi_pool import build, serving
 from tests import tiny
 
 pytestmark = [
@@ -22,13 +22,22 @@ pytestmark = [
     pytest.mark.skipif(not tf.test.is_built_with_cuda(), reason='no kernels for GPUs to ask for'),
 ]
 
-# Compiled by nvcc where there is one, which this test need not have.
-OURS = {'GroupedNonMaxSuppression', 'PrRoiPool', 'PrRoiPoolGradBoxes', 'PrRoiPoolGradFeatures'}
+# Ours. Their kernels for GPUs are there where nvcc compiled the library.
+OURS = {
+    'GroupedNonMaxSuppression',
+    'PrRoiPoolPyramid',
+    'PrRoiPoolPyramidGradBoxes',
+    'RoiAlignPyramid',
+    'RoiAlignPyramidGradFeatures',
+}
 # Arguments, results and control flow, which run anywhere.
 BOOKKEEPING = {'NoOp', 'Placeholder', 'If', 'StatelessIf'}
+# TensorFlow has no deterministic gradient of `tf.image.crop_and_resize` on a GPU, and under
+# `--deterministic` raises an error for it.
+NOT_DETERMINISTIC = {'CropAndResizeGradImage', 'CropAndResizeGradBoxes'}
 # The Model Garden's own code, by its names in the graph: the gradient of the mask head's choice of
-# a class, and the indices of the features that RoIAlign takes.
-OF_OTHERS = ('/mask_head', '/multilevel_crop_and_resize/')
+# a class.
+OF_OTHERS = ('/mask_head',)
 # Where values come from that differ from step to step.
 SOURCES = {'Placeholder', 'ReadVariableOp'}
 
@@ -53,13 +62,18 @@ def _types(attribute):
     return attribute.list.type or [attribute.type]
 
 
+def all_nodes(graph):
+    """The graph's nodes and those of the functions that it calls."""
+    return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+
+
 def missing_kernels(graph):
     """Operations, with their type, that have no kernel for GPUs, and how many nodes are such."""
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    exempt = BOOKKEEPING if 'CUDA' in serving() else BOOKKEEPING | OURS
     return collections.Counter(
         f'{node.op} {types_pb2.DataType.Name(node.attr["T"].type)}'
-        for node in nodes
-        if node.op not in OURS | BOOKKEEPING and host_arguments(node) is None
+        for node in all_nodes(graph)
+        if node.op not in exempt and host_arguments(node) is None
     )
 
 
@@ -109,6 +123,13 @@ def graph(request):
 
 def test_every_operation_has_a_kernel_for_gpus(graph):
     assert missing_kernels(graph) == {}
+
+
+def test_ours_pool_the_rois_and_every_one_can_be_deterministic(graph):
+    operations = {node.op for node in all_nodes(graph)}
+    assert operations & NOT_DETERMINISTIC == set()
+    # The baseline has no discriminators and with them no PrRoIPool.
+    assert operations & OURS in ({x for x in OURS if not x.startswith('PrRoiPool')}, OURS)
 
 
 def test_nothing_that_the_gpu_computes_is_awaited_by_the_host(graph):

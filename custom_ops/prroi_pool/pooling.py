@@ -16,6 +16,11 @@ def serving() -> str:
     return library.load().text
 
 
+def is_compiled() -> bool:
+    """Whether the compiled operations serve here, and not plain TensorFlow."""
+    return library.load().ops is not None
+
+
 def prroi_pool(
     features: tf.Tensor,
     boxes: tf.Tensor,
@@ -57,7 +62,7 @@ def prroi_pool(
     ops = library.choose(implementation)
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     box_indices = tf.cast(box_indices, tf.int32)
-    _check(features, boxes, box_indices, output_size, spatial_scale)
+    check(features, boxes, box_indices, output_size, spatial_scale)
     if ops is None:
         return prroi_pool_tf.prroi_pool(features, boxes, box_indices, output_size, spatial_scale)
     if boxes.dtype not in (tf.float32, tf.float64):
@@ -75,8 +80,12 @@ def prroi_pool(
     )
 
 
-def _check(*arguments):
-    """Raises InvalidArgumentError for what is wrong before any value is known."""
+def check(*arguments):
+    """Raises InvalidArgumentError for what is wrong before any value is known.
+
+    Args:
+      *arguments: those of `prroi_pool` but the last, features, boxes and indices as tensors.
+    """
     for problem in _problems(*arguments):
         raise tf.errors.InvalidArgumentError(None, None, f'prroi_pool: {problem}')
 

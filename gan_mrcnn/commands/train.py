@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--deterministic',
         action='store_true',
-        help='the same bits each time with the same seed, on a CPU; slower',
+        help='the same bits each time with the same seed and devices; slower',
     )
     parser.add_argument('--log_file', metavar='FILE', help='what is printed goes there too')
 

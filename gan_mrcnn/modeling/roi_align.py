@@ -5,10 +5,12 @@ He et al., Mask R-CNN (2017), section 3. The Model Garden takes one sample per b
 from P6. Averaging 2x2 of its samples at twice the resolution puts samples exactly where RoIAlign
 with `sampling_ratio=2` has them.
 
-In training on a CPU the samples are the Model Garden's. It gathers the four neighbours of each
-sample: with 1000 boxes and 256 channels, 800 MB an image. On a GPU, and in inference,
-`tf.image.crop_and_resize` takes the same samples, level by level; in inference some boxes at a
-time, so that samples are averaged while they are in the cache.
+In training the compiled operation pools from all levels at once (`custom_ops/prroi_pool`). Where it
+could not be built, the samples are the Model Garden's on a CPU. It gathers the four neighbours of
+each: with 1000 boxes and 256 channels, 800 MB an image. On a GPU without the operation, and in
+inference, whose graph holds stock operations only, `tf.image.crop_and_resize` takes the same
+samples, level by level; in inference some boxes at a time, so that samples are averaged while they
+are in the cache.
 """
 
 import functools
@@ -18,6 +20,7 @@ from typing import Optional
 import tensorflow as tf
 from official.vision.modeling.layers import roi_aligner
 
+from custom_ops.prroi_pool import is_compiled, multilevel_roi_align
 from gan_mrcnn.utils import devices
 
 POOLED_LEVELS = ('2', '3', '4', '5')
@@ -64,17 +67,35 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
     def _align(self, features, boxes, training):
         """Pools each box from the one of `features` whose level is nearest to its size."""
         shape = tf.shape(boxes)
-        if training and not devices.has_gpu():
+        if training and not is_compiled() and not devices.has_gpu():
             samples = super().call(features, boxes)
             size, channels = samples.shape[2], samples.shape[4]
             pooled = self._pool(tf.reshape(samples, [-1, size, size, channels]))
         else:
-            images = tf.repeat(tf.range(shape[0]), shape[1])
-            pooled = self._pool_by_level(features, tf.reshape(boxes, [-1, 4]), images, training)
+            flat, images = tf.reshape(boxes, [-1, 4]), tf.repeat(tf.range(shape[0]), shape[1])
+            if training and is_compiled():
+                pooled = self._pool_at_once(features, flat, images)
+            else:
+                pooled = self._pool_by_level(features, flat, images, training)
         size, channels = pooled.shape[1], pooled.shape[3]
         pooled = tf.reshape(pooled, [shape[0], shape[1], size, size, channels])
         pooled.set_shape([None, boxes.shape[1], size, size, channels])
         return pooled
+
+    def _pool_at_once(self, features, boxes, images):
+        """[M, crop_size, crop_size, C] features of boxes [M, 4], each in one of the `images`."""
+        levels = sorted(features)
+        box_levels = _levels(boxes, levels[0], levels[-1]) - float(levels[0])
+        return multilevel_roi_align(
+            features,
+            boxes,
+            images,
+            box_levels,
+            self._config_dict['crop_size'] // self._samples_per_bin,
+            self._samples_per_bin,
+            self._config_dict['sample_offset'],
+            levels,
+        )
 
     def _pool(self, samples):
         """Means of a bin's samples, [M, S, S, C] to [M, crop_size, crop_size, C]."""
@@ -88,7 +109,7 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
         box_levels = _levels(boxes, levels[0], levels[-1])
         places, pooled = [], []
         for level in levels:
-            place = tf.where(box_levels == int(level))[:, 0]
+            place = tf.where(box_levels == float(level))[:, 0]
             scaled = tf.gather(boxes, place) / 2 ** int(level)
             places.append(tf.cast(place, tf.int32))
             pooled.append(self._crop(features[level], scaled, tf.gather(images, place), training))
@@ -146,9 +167,10 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
 
 
 def _levels(boxes, lowest, highest):
-    """Level of each of the boxes [M, 4] (Lin et al., 2017, Eq. 1), as the Model Garden rounds."""
+    """Level of each of the boxes [M, 4] (Lin et al., 2017, Eq. 1), as the Model Garden rounds; as
+    float32, because TensorFlow computes with int32 on the host."""
     sides = boxes[:, 2:] - boxes[:, :2]
     octave = tf.math.floordiv(
-        tf.math.log(tf.sqrt(sides[:, 0] * sides[:, 1]) / 224.0), tf.math.log(2.0)
+        tf.math.log(tf.sqrt(tf.maximum(sides[:, 0] * sides[:, 1], 0.0)) / 224.0), tf.math.log(2.0)
     )
-    return tf.cast(tf.clip_by_value(octave + 4.0, float(lowest), float(highest)), tf.int32)
+    return tf.clip_by_value(octave + 4.0, float(lowest), float(highest))

@@ -11,6 +11,7 @@ Python and therefore wants a process of its own (without TensorFlow).
 """
 
 import ctypes
+import functools
 import pathlib
 import subprocess
 import sys
@@ -79,22 +80,67 @@ class EmulatedKernels(launchers.Kernels):
 
     def _call(self, name, shape, dtype, inputs, result_shape, result_dtype, shift=0):
         (boxes_dtype,) = {value.dtype.name for value in inputs if value.ndim == 2}
-        held, pointers = [], []
-        for value in inputs:
-            if value.nbytes > _LARGEST_COPY:
-                pointers.append(value.ctypes.data)
-                continue
-            held.append(Guarded(value.nbytes, self._guard, shift if value.ndim == 4 else 0))
-            held[-1].array(value.dtype, value.shape)[...] = value
-            pointers.append(held[-1].pointer)
+        held = []
+        pointers = [self._put(value, held, shift) for value in inputs]
         workspace = Guarded(self._launchers.workspace_size(name, shape, dtype.name), self._guard)
-        size = int(np.prod(result_shape)) * result_dtype.itemsize
-        result = Guarded(size, self._guard, shift if len(result_shape) == 4 else 0)
+        result = self._room(result_shape, result_dtype, shift)
         pointers += [workspace.pointer, result.pointer]
         self._launchers.launch(name, shape, dtype.name, boxes_dtype, *pointers)
         for buffer in (*held, workspace, result):
             buffer.check()
         return result.array(result_dtype, result_shape).copy()
+
+    def _call_pyramid(self, name, pyramid, dtype, inputs, results, shift=0):
+        held, put = [], functools.partial(self._put, shift=shift)
+        pointers = {
+            argument: [put(level, held) for level in value]
+            if isinstance(value, list)
+            else put(value, held)
+            for argument, value in inputs.items()
+        }
+        workspace = Guarded(self._launchers.workspace_size(name, pyramid, dtype.name), self._guard)
+        rooms = {
+            argument: [self._room(*level, shift) for level in result]
+            if isinstance(result, list)
+            else self._room(*result, shift)
+            for argument, result in results.items()
+        }
+        for argument, room in rooms.items():
+            several = isinstance(room, list)
+            pointers[argument] = [r.pointer for r in room] if several else room.pointer
+        self._launchers.launch_pyramid(
+            name,
+            pyramid,
+            dtype.name,
+            inputs['boxes'].dtype.name,
+            workspace=workspace.pointer,
+            **pointers,
+        )
+        for buffer in (*held, workspace):
+            buffer.check()
+        return {
+            argument: [self._taken(r, *level) for r, level in zip(room, results[argument])]
+            if isinstance(room, list)
+            else self._taken(room, *results[argument])
+            for argument, room in rooms.items()
+        }
+
+    def _put(self, value, held, shift):
+        """Pointer to a guarded copy, which goes to `held`."""
+        if value.nbytes > _LARGEST_COPY:
+            return value.ctypes.data
+        held.append(Guarded(value.nbytes, self._guard, shift if value.ndim == 4 else 0))
+        held[-1].array(value.dtype, value.shape)[...] = value
+        return held[-1].pointer
+
+    def _room(self, shape, dtype, shift):
+        size = int(np.prod(shape)) * dtype.itemsize
+        return Guarded(size, self._guard, shift if len(shape) == 4 else 0)
+
+    @staticmethod
+    def _taken(room, shape, dtype):
+        room.check()
+        return room.array(dtype, shape).copy()
 
 
 def main(library, results):
@@ -104,6 +150,9 @@ def main(library, results):
     for name, case in launchers.fixed_cases():
         for part, result in enumerate(kernels.all(*case)):
             arrays[f'{name}, {part}'] = result.view(np.uint8)
+    for name, case in launchers.pyramid_cases():
+        for part, result in enumerate(launchers.all_of_pyramid(kernels, case)):
+            arrays[f'pyramid, {name}, {part}'] = result.view(np.uint8)
     np.savez(results, **arrays)
 
 

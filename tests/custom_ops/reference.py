@@ -131,3 +131,97 @@ def all_passes(features, boxes, box_indices, upstream, spatial_scale):
         feature_gradient(features.shape, boxes, box_indices, upstream, spatial_scale),
         box_gradient(features, boxes, box_indices, upstream, spatial_scale),
     )
+
+
+def maximum(features, boxes, box_indices, output_size, scales):
+    """PrRoIPool of every level, [L, N, h, w, C], of which the maximum is taken; `features` and
+    `scales` are one of each level."""
+    return np.stack(
+        [
+            integrate(level, boxes, box_indices, output_size, scale)
+            for level, scale in zip(features, scales)
+        ]
+    )
+
+
+def maximum_gradients(features, boxes, box_indices, upstream, winners, scales):
+    """Derivatives of sum(upstream * maximum) to the boxes, [N, 4], and to each level's features,
+    where `winners` [N, h, w, C] says which level has the maximum."""
+    d_boxes, d_features = 0, []
+    for number, (level, scale) in enumerate(zip(features, scales)):
+        won = np.where(winners == number, np.asarray(upstream, np.float64), 0)
+        d_boxes = d_boxes + box_gradient(level, boxes, box_indices, won, scale)
+        d_features.append(feature_gradient(level.shape, boxes, box_indices, won, scale))
+    return d_boxes, d_features
+
+
+def _samples(start, stop, num_bins, samples, offset, num_nodes):
+    """RoIAlign's samples along one axis: bin, node and share of each of the two nodes, [2, P].
+
+    As the Model Garden has it: beyond the last node its value holds; before the first the line
+    through the first two goes on.
+    """
+    points = start + (np.arange(num_bins * samples) + offset) * (stop - start) / (
+        num_bins * samples
+    )
+    lower = np.clip(np.floor(points), 0, num_nodes - 1).astype(int)
+    upper = np.minimum(lower + 1, num_nodes - 1)
+    share = np.stack([1 - (points - lower), points - lower]) / samples
+    bins = np.broadcast_to(np.arange(num_bins * samples) // samples, share.shape)
+    return bins.ravel(), np.stack([lower, upper]).ravel(), share.ravel()
+
+
+def _roi_align_terms(
+    features, boxes, box_indices, box_levels, output_size, scales, samples, offset
+):
+    """Of every box that has values: its number, image and level, and all of its terms as (bins,
+    nodes, share) along y as [P, 1] and along x as [1, Q]."""
+    defined = _defined(boxes, box_indices, len(features[0]))
+    defined &= (box_levels >= 0) & (box_levels < len(features))
+    for n in np.flatnonzero(defined):
+        level = box_levels[n]
+        y1, x1, y2, x2 = np.asarray(boxes[n], np.float64) * scales[level]
+        if y2 < y1 or x2 < x1:
+            continue
+        height, width = features[level].shape[1:3]
+        y = _samples(y1, y2, output_size[0], samples, offset, height)
+        x = _samples(x1, x2, output_size[1], samples, offset, width)
+        yield n, box_indices[n], level, [t[:, None] for t in y], [t[None] for t in x]
+
+
+def roi_align(features, boxes, box_indices, box_levels, output_size, scales, samples, offset):
+    """RoIAlign sample by sample of features [B, H, W, C] of each level: [N, h, w, C]."""
+    pooled = np.zeros([len(boxes), *output_size, features[0].shape[-1]])
+    defined = _defined(boxes, box_indices, len(features[0]))
+    pooled[~(defined & (box_levels >= 0) & (box_levels < len(features)))] = np.nan
+    arguments = boxes, box_indices, box_levels, output_size, scales, samples, offset
+    for n, image, level, y, x in _roi_align_terms(features, *arguments):
+        values = np.asarray(features[level][image], np.float64)[y[1], x[1]]
+        np.add.at(pooled[n], (y[0], x[0]), values * (y[2] * x[2])[..., None])
+    return pooled
+
+
+def roi_align_gradient(features, boxes, box_indices, box_levels, upstream, scales, samples, offset):
+    """Derivatives of sum(upstream * roi_align) to each level's features."""
+    d_features = [np.zeros(level.shape) for level in features]
+    upstream, size = np.asarray(upstream, np.float64), upstream.shape[1:3]
+    arguments = boxes, box_indices, box_levels, size, scales, samples, offset
+    for n, image, level, y, x in _roi_align_terms(features, *arguments):
+        values = upstream[n][y[0], x[0]] * (y[2] * x[2])[..., None]
+        np.add.at(d_features[level][image], (y[1], x[1]), values)
+    return d_features
+
+
+def all_of_pyramid(case, winners, samples, offset):
+    """What `launchers.all_of_pyramid` gives of the same case, without the winners."""
+    features, boxes, indices, levels, upstream, scales = case
+    size = upstream.shape[1:3]
+    align, sampling = (boxes, indices, levels), (scales, samples, offset)
+    d_boxes, d_features = maximum_gradients(features, boxes, indices, upstream, winners, scales)
+    return (
+        maximum(features, boxes, indices, size, scales).max(0),
+        d_boxes,
+        *d_features,
+        roi_align(features, *align, size, *sampling),
+        *roi_align_gradient(features, *align, upstream, *sampling),
+    )

@@ -26,28 +26,13 @@ from tests.custom_ops.launchers import (
     LaunchError,
     Launchers,
     Shape,
+    all_of_pyramid,
     fixed_cases,
+    pyramid_cases,
 )
 
 OUTPUT = (3, 4)
 MAP = (2, 7, 9)
-
-
-@pytest.fixture(scope='session')
-def library(tmp_path_factory):
-    if shutil.which('g++') is None:
-        pytest.skip('the emulation of the CUDA kernels wants g++')
-    path = tmp_path_factory.mktemp('emulation') / 'kernels.so'
-    emulated_kernels.build(path)
-    return path
-
-
-@pytest.fixture
-def kernels(library):
-    kernels = emulated_kernels.EmulatedKernels(library)
-    kernels.set_seed(1)
-    kernels.set_max_grid(0)
-    return kernels
 
 
 def random_case(seed, dtype, boxes, channels, output_size=OUTPUT, map_shape=MAP):
@@ -343,9 +328,11 @@ def test_sanitizers_find_nothing(library, kernels, tmp_path):
     )
     assert run.returncode == 0, run.stderr[-4000:]
     found = np.load(results)
-    for name, case in fixed_cases():
-        plain = kernels.all(*case)
-        for part, result in enumerate(plain):
+    plain = {name: kernels.all(*case) for name, case in fixed_cases()}
+    for name, case in pyramid_cases():
+        plain[f'pyramid, {name}'] = all_of_pyramid(kernels, case)
+    for name, results in plain.items():
+        for part, result in enumerate(results):
             np.testing.assert_array_equal(found[f'{name}, {part}'], result.view(np.uint8))
 
 
@@ -358,7 +345,7 @@ def test_errors_are_returned(library):
     too_wide = Shape(1, 7, 1 << 26, 4, 0, *OUTPUT, 1.0)
     for name, num_pointers in (('Forward', 5), ('FeatureGradient', 5), ('BoxGradient', 6)):
         assert launchers.workspace_size(name, shape, 'int8') == -1
-        assert launchers.workspace_size(name, shape, 'float32') == 0
+        assert launchers.workspace_size(name, shape, 'float32') >= 0
         with pytest.raises(LaunchError, match='invalid argument'):
             launchers.launch(name, too_wide, 'float32', 'float32', *[None] * num_pointers)
 

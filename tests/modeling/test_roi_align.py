@@ -4,8 +4,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from custom_ops.prroi_pool import build
 from gan_mrcnn.modeling import roi_align
 from gan_mrcnn.utils import devices
+
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason='no C++ compiler')
+ways = pytest.mark.parametrize(
+    'way', [pytest.param('compiled', marks=needs_compiler), 'Model Garden', 'crops', 'inference']
+)
+
+
+def take(way, monkeypatch):
+    """What pools from here on; gives `training`. 'crops' are a GPU's without the operation."""
+    monkeypatch.setattr(roi_align, 'is_compiled', lambda: way == 'compiled')
+    monkeypatch.setattr(devices, 'has_gpu', lambda: way == 'crops')
+    return way != 'inference'
 
 
 def bilinear(feature, y, x):
@@ -33,9 +46,10 @@ def roi_align_slowly(feature, box, size, samples):
     return out
 
 
-@pytest.mark.parametrize('training', [True, False])
+@ways
 @pytest.mark.parametrize('samples', [1, 2])
-def test_equals_the_definition_on_the_level_of_the_box(samples, training):
+def test_equals_the_definition_on_the_level_of_the_box(samples, way, monkeypatch):
+    training = take(way, monkeypatch)
     rng = np.random.default_rng(0)
     features = {
         str(level): rng.normal(size=[1, 512 // 2**level, 512 // 2**level, 3]).astype(np.float32)
@@ -59,8 +73,9 @@ def test_equals_the_definition_on_the_level_of_the_box(samples, training):
         np.testing.assert_allclose(found[i], wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize('training', [True, False])
-def test_fused_levels_are_the_maximum_over_all_of_them(training):
+@ways
+def test_fused_levels_are_the_maximum_over_all_of_them(way, monkeypatch):
+    training = take(way, monkeypatch)
     rng = np.random.default_rng(1)
     features = {
         str(level): rng.normal(size=[2, 128 // 2**level, 128 // 2**level, 3]).astype(np.float32)
@@ -96,8 +111,9 @@ def test_boxes_are_pooled_alike_however_many_at_a_time(monkeypatch):
     assert np.unique(found[0]).size > 1000
 
 
-def test_a_gpu_learns_from_the_same_samples_as_a_cpu(monkeypatch):
-    """Pooled features and their gradient in training, boxes at the borders included."""
+@needs_compiler
+def test_training_has_the_same_samples_in_every_way(monkeypatch):
+    """Pooled features and their gradient, boxes at the borders and without size included."""
     rng = np.random.default_rng(3)
     features = {
         str(level): tf.constant(
@@ -107,16 +123,39 @@ def test_a_gpu_learns_from_the_same_samples_as_a_cpu(monkeypatch):
     }
     corners = rng.uniform(0, 128, [2, 40, 2])
     sides = np.exp(rng.uniform(0, np.log(256), [2, 40, 2]))
-    boxes = tf.constant(np.minimum(np.concatenate([corners, corners + sides], -1), 256), tf.float32)
+    boxes = np.minimum(np.concatenate([corners, corners + sides], -1), 256)
+    boxes[:, 0] = [20, 30, 20, 30]
+    boxes = tf.constant(boxes, tf.float32)
     aligner = roi_align.MultilevelRoIAligner(crop_size=7)
     weights = tf.constant(rng.normal(size=[2, 40, 7, 7, 3]), tf.float32)
     results = []
-    for has_gpu in (False, True):
-        monkeypatch.setattr(devices, 'has_gpu', lambda has_gpu=has_gpu: has_gpu)
+    for way in ('compiled', 'Model Garden', 'crops'):
+        take(way, monkeypatch)
         with tf.GradientTape() as tape:
             tape.watch(features)
             pooled = aligner(features, boxes, training=True)
             loss = tf.reduce_sum(weights * pooled)
         results.append([pooled, *tape.gradient(loss, features).values()])
-    for cpu, gpu in zip(*results):
-        np.testing.assert_allclose(gpu, cpu, atol=1e-4)
+    for compiled, garden, crops in zip(*results):
+        np.testing.assert_allclose(compiled, garden, atol=1e-4)
+        np.testing.assert_allclose(crops, garden, atol=1e-4)
+    assert np.all(np.isfinite(results[0][0]))
+
+
+@needs_compiler
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_training_in_sixteen_bits(dtype):
+    rng = np.random.default_rng(4)
+    features = {
+        str(level): tf.cast(rng.normal(size=[1, 64 // 2**level, 96 // 2**level, 3]), dtype)
+        for level in range(2, 6)
+    }
+    boxes = tf.constant([[[3.1, 5, 60.5, 90.3], [1, 2, 20, 9]]])
+    aligner = roi_align.MultilevelRoIAligner(crop_size=7, autocast=False)
+    pooled = aligner(features, boxes, training=True)
+    exact = {level: tf.cast(tensor, tf.float32) for level, tensor in features.items()}
+    assert pooled.dtype == dtype and pooled.shape == (1, 2, 7, 7, 3)
+    expected = tf.cast(aligner(exact, boxes, training=True), dtype)
+    np.testing.assert_allclose(
+        tf.cast(pooled, tf.float32), tf.cast(expected, tf.float32), atol=2**-8
+    )

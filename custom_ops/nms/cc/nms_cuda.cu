@@ -142,7 +142,8 @@ cudaError_t Launch(void (*kernel)(Parameters...), int64_t blocks, int threads, v
   config.blockDim = dim3(threads);
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  // It is returned here; whoever asks CUDA next shall not be told of it again.
+  // CUDA keeps the error until it is asked for it. Here it is returned, so that a later, sound launch
+  // must not report it again.
   if (error != cudaSuccess) cudaGetLastError();
   return error;
 }

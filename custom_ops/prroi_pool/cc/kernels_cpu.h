@@ -52,28 +52,45 @@ struct AxisPlan {
   int32_t num_pairs;
 };
 
+// Of a box and a level.
 template <typename R>
 struct BoxPlan {
   int64_t image;
+  int64_t level;
   AxisPlan<R> y;
   AxisPlan<R> x;
 };
 
-// Everything is row-major: features [B, H, W, C], output and upstream [N, h, w, C]. Each function
-// does a range of units that share nothing, so that how they are spread over threads changes no bit.
+// What the gradients come from. `winners` is null where each box is pooled from one level.
+template <typename T>
+struct Upstream {
+  const T* values;
+  const uint8_t* winners;
+};
+
+// Everything is row-major: features of a level [B, H, W, C], output, upstream and winners
+// [N, h, w, C]. `boxes` are the plans of all entries (geometry.h). Each function does a range of
+// units that share nothing, so that how they are spread over threads changes no bit.
 template <typename T>
 struct CpuKernels {
-  // Units [begin, end) of N * h: one row of bins of one box each.
-  void (*forward)(const Shape& shape, const BoxPlan<Real<T>>* boxes, const T* features,
+  // Units [begin, end) of N * h: one row of bins of one box each, pooled from the box's own level.
+  void (*forward)(const Pyramid& pyramid, const BoxPlan<Real<T>>* boxes, const T* const* features,
                   int64_t begin, int64_t end, T* output);
+  // The same units, pooled from every level: the maximum and the number of the level that has it,
+  // the first of those that tie. NaN is larger than anything.
+  void (*maximum)(const Pyramid& pyramid, const BoxPlan<Real<T>>* boxes, const T* const* features,
+                  int64_t begin, int64_t end, T* output, uint8_t* winners);
   // Units of N: one box each. `d_boxes` is [N, 4], in pixels.
-  void (*box_gradient)(const Shape& shape, const BoxPlan<Real<T>>* boxes, const T* features,
-                       const T* upstream, int64_t begin, int64_t end, double* d_boxes);
-  // Units of B * H: one row of one image each, summed over the image's boxes in their order.
-  // `order` holds the numbers of the boxes, those of image b from first_of_image[b] on.
+  void (*box_gradient)(const Pyramid& pyramid, const BoxPlan<Real<T>>* boxes,
+                       const T* const* features, const Upstream<T>& upstream, int64_t begin,
+                       int64_t end, double* d_boxes);
+  // Units of B * H of one level: one row of one image each, summed over the image's boxes in their
+  // order. `boxes` are the plans of that level by box; `order` holds the numbers of its boxes, those
+  // of image b from first_of_image[b] on.
   void (*feature_gradient)(const Shape& shape, const BoxPlan<Real<T>>* boxes,
-                           const int64_t* order, const int64_t* first_of_image, const T* upstream,
-                           int64_t begin, int64_t end, T* d_features);
+                           const int64_t* order, const int64_t* first_of_image,
+                           const Upstream<T>& upstream, int64_t begin, int64_t end,
+                           T* d_features);
 };
 
 // One for each instruction set that the library was built for.

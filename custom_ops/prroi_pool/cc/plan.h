@@ -36,7 +36,7 @@ class AxisPlanStorage {
       bin_spans_[bin] = span;
       bin_offsets_[bin] = static_cast<int32_t>(bin_weights_.size());
       for (int32_t k = 0; k < span.count; ++k) {
-        bin_weights_.push_back(static_cast<R>(Weight(axis, bin, span.first + k)));
+        bin_weights_.push_back(static_cast<R>(Weight(axis, bin, span.first + k, num_nodes)));
       }
     }
   }
@@ -81,24 +81,30 @@ class AxisPlanStorage {
   std::vector<R> bin_weights_, node_weights_;
 };
 
-// The plans of all boxes. `parallel_for(total, cost_in_cycles, function(begin, end))` spreads them.
+// The plans of all entries. `box_levels` is null where every box is pooled from every level.
+// `parallel_for(total, cost_in_cycles, function(begin, end))` spreads them.
 template <typename R>
 class BoxPlans {
  public:
   template <typename Coordinate, typename ParallelFor>
-  BoxPlans(const Shape& shape, const Coordinate* boxes, const int32_t* box_indices,
-           const ParallelFor& parallel_for)
-      : plans_(shape.num_boxes), storage_(2 * shape.num_boxes) {
-    const int64_t cost = 200 * (shape.output_height + shape.output_width);
-    parallel_for(shape.num_boxes, cost, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
+  BoxPlans(const Pyramid& pyramid, const Coordinate* boxes, const int32_t* box_indices,
+           const int32_t* box_levels, const ParallelFor& parallel_for)
+      : plans_(NumEntries(pyramid)), storage_(2 * NumEntries(pyramid)) {
+    const int64_t num_boxes = pyramid.levels[0].num_boxes;
+    const int64_t cost = 200 * (pyramid.levels[0].output_height + pyramid.levels[0].output_width);
+    parallel_for(NumEntries(pyramid), cost, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e) {
+        const int64_t n = e % num_boxes;
+        const int64_t level = box_levels == nullptr ? e / num_boxes : box_levels[n];
+        const Shape& shape = pyramid.levels[level];
         const double box[4] = {boxes[4 * n], boxes[4 * n + 1], boxes[4 * n + 2],
                                boxes[4 * n + 3]};
         Axis y, x;
         BoxAxes(box, shape, &y, &x);
-        plans_[n].image = box_indices[n];
-        plans_[n].y = storage_[2 * n].Build(y, shape.output_height, shape.height);
-        plans_[n].x = storage_[2 * n + 1].Build(x, shape.output_width, shape.width);
+        plans_[e].image = box_indices[n];
+        plans_[e].level = level;
+        plans_[e].y = storage_[2 * e].Build(y, shape.output_height, shape.height);
+        plans_[e].x = storage_[2 * e + 1].Build(x, shape.output_width, shape.width);
       }
     });
   }
@@ -110,14 +116,22 @@ class BoxPlans {
   std::vector<AxisPlanStorage<R>> storage_;
 };
 
-// Numbers of the boxes, image by image and in their own order within each.
+// Numbers of the boxes of one level, image by image and in their own order within each. A null
+// `box_levels` says that they all are.
 struct BoxesByImage {
-  BoxesByImage(const Shape& shape, const int32_t* box_indices)
-      : order(shape.num_boxes), first_of_image(shape.num_images + 1, 0) {
-    for (int64_t n = 0; n < shape.num_boxes; ++n) ++first_of_image[box_indices[n] + 1];
+  BoxesByImage(const Shape& shape, const int32_t* box_indices, const int32_t* box_levels,
+               int64_t level)
+      : first_of_image(shape.num_images + 1, 0) {
+    const auto is_here = [&](int64_t n) { return box_levels == nullptr || box_levels[n] == level; };
+    for (int64_t n = 0; n < shape.num_boxes; ++n) {
+      if (is_here(n)) ++first_of_image[box_indices[n] + 1];
+    }
     for (int64_t b = 0; b < shape.num_images; ++b) first_of_image[b + 1] += first_of_image[b];
+    order.resize(first_of_image[shape.num_images]);
     std::vector<int64_t> next(first_of_image.begin(), first_of_image.end() - 1);
-    for (int64_t n = 0; n < shape.num_boxes; ++n) order[next[box_indices[n]]++] = n;
+    for (int64_t n = 0; n < shape.num_boxes; ++n) {
+      if (is_here(n)) order[next[box_indices[n]]++] = n;
+    }
   }
 
   std::vector<int64_t> order;

@@ -26,6 +26,7 @@
 // One block at a time: a function's static variable is shared by the threads of a block alone.
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 enum cudaError_t {
   cudaSuccess = 0,
