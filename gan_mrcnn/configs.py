@@ -243,7 +243,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     """Everything that is trained and what it is trained on.
 
     dataset, data_dir, cache_dir, skip_bad: see `gan_mrcnn.data.readers`.
-    share, split_seed, group_by, annotations: how the data are divided, `datasets.options.Options`.
+    share, split_seed, group_by, annotations, crowds, objects, skip_bad_annotations: how the data
+      are divided and read, `data.readers.options.Options`.
     learning_rate_batch: filled in where the learning rate was scaled: the batch that it was for.
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
       scratch.
@@ -266,6 +267,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     split_seed: int = 0
     group_by: str = ''
     annotations: list[str] = dataclasses.field(default_factory=list)
+    crowds: str = 'ignored'
+    objects: str = ''
+    skip_bad_annotations: bool = False
     cache_dir: str = ''
     skip_bad: bool = False
     backbone_weights: str = ''

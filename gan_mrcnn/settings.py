@@ -47,6 +47,9 @@ class Flags:
     split_seed: Optional[int] = None
     group_by: Optional[str] = None
     annotations: Sequence[str] = ()
+    crowds: Optional[str] = None
+    objects: Optional[str] = None
+    skip_bad_annotations: bool = False
     model_dir: Optional[str] = None
     config_file: Optional[str] = None
     params_override: Sequence[str] = ()
@@ -99,9 +102,10 @@ def load_config(flags: Flags, dataset: base.Dataset) -> config_definitions.Exper
 def _apply_flags(task: configs.GanMaskRCNNTask, flags: Flags) -> None:
     """Sets what has a flag of its own."""
     task.dataset, task.data_dir = flags.dataset, flags.data_dir or ''
-    division = options.from_flags(flags)
-    task.share, task.split_seed = division.share or 0.0, division.split_seed
-    task.group_by, task.annotations = division.group_by, list(division.annotations)
+    chosen = options.from_flags(flags)
+    for name in options.FLAGS:
+        setattr(task, name, getattr(chosen, name))
+    task.share, task.annotations = chosen.share or 0.0, list(chosen.annotations)
     task.skip_bad = flags.skip_bad
     task.cache_dir = str(pathlib.Path(flags.cache_dir).expanduser())
     task.deterministic |= flags.deterministic

@@ -295,6 +295,7 @@ def test_flags_say_where_data_and_cache_are():
 
 def test_the_division_of_the_data_is_saved_with_the_run(tmp_path):
     chosen = {'share': 0.8, 'split_seed': 3, 'group_by': 'patient', 'annotations': ['a.json']}
+    chosen |= {'crowds': 'objects', 'objects': 'components', 'skip_bad_annotations': True}
     train_utils.serialize_config(load(**chosen), str(tmp_path))
     saved = yaml.safe_load((tmp_path / 'params.yaml').read_text())['task']
     assert {name: saved[name] for name in chosen} == chosen
@@ -313,6 +314,7 @@ def test_the_division_of_the_data_is_saved_with_the_run(tmp_path):
 def test_flags_that_are_not_given_divide_nothing():
     task = load(share=None, split_seed=None, group_by=None, annotations=[]).task
     assert (task.share, task.split_seed, task.group_by, task.annotations) == (0, 0, '', [])
+    assert (task.crowds, task.objects, task.skip_bad_annotations) == ('ignored', '', False)
 
 
 def test_an_option_that_a_data_set_does_not_take_is_named():

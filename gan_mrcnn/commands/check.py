@@ -21,8 +21,15 @@ def main(options: argparse.Namespace) -> None:
     from gan_mrcnn import settings
     from gan_mrcnn.data.check import check, page
 
-    dataset = settings.load_dataset(settings.Flags.from_arguments(options))
-    report = check.check(dataset)
+    flags = settings.Flags.from_arguments(options)
+    dataset = settings.load_dataset(flags)
+    task = settings.load_config(flags, dataset).task
+    limits = check.Limits(
+        learnt=task.train_data.parser.max_num_instances,
+        found=task.model.detection_generator.max_num_detections,
+        settings=settings.default_config_file(dataset).name,
+    )
+    report = check.check(dataset, limits=limits)
     print(page.to_text(report))
     if options.html:
         page.write(report, options.html)

@@ -118,6 +118,9 @@ class Expanded(base.Dataset):
             image=image,
             # As a PNG, a photograph of many megapixels would take tens of megabytes, in each copy.
             encoded=_encode_jpeg(image) if is_jpeg else None,
+            # Said and counted once, of the original.
+            warning='',
+            num_skipped=0,
         )
 
     def fingerprint(self, split: str) -> str:

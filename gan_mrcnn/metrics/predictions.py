@@ -205,6 +205,10 @@ def load_predictions(path, ground_truth, category_ids):
     sizes = {image['id']: (image['height'], image['width']) for image in ground_truth['images']}
     own = {category_id: place for place, category_id in enumerate(category_ids, start=1)}
     for number, prediction in enumerate(predictions):
+        if isinstance(prediction, dict):
+            for key in ('image_id', 'category_id'):
+                if key in prediction:
+                    prediction[key] = coco_annotations.whole(prediction[key])
         text = _error_in_entry(prediction, sizes, own)
         if text:
             raise UserError(f'{path}: entry {number} {text}')

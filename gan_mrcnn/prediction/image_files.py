@@ -32,6 +32,8 @@ class Result(NamedTuple):
 def find_sources(arguments: Sequence[str]) -> list[Source]:
     """Files, folders (with all below) and patterns, in the order given, each file once.
 
+    Of a folder, without what is hidden and without label images (`images.list_images`).
+
     Raises:
       UserError: an argument matches no image, or two files would have results of the same name.
     """
@@ -57,9 +59,8 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
 def _expand(argument):
     folder = pathlib.Path(argument)
     if folder.is_dir():
-        for path in sorted(folder.rglob('*')):
-            if path.suffix.lower() in images.IMAGE_SUFFIXES and path.is_file():
-                yield Source(path, path.relative_to(folder).with_suffix('').as_posix())
+        for path in images.list_images(folder):
+            yield Source(path, path.relative_to(folder).with_suffix('').as_posix())
         return
     matches = [argument] if folder.is_file() else sorted(glob.glob(argument, recursive=True))
     for path in map(pathlib.Path, matches):

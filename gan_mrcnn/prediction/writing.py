@@ -41,7 +41,12 @@ class Writer:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = open(  # noqa: SIM115
-                self._folder / 'objects.csv', 'w', newline='', encoding='utf-8'
+                self._folder / 'objects.csv',
+                'w',
+                newline='',
+                encoding='utf-8',
+                # Names of files may hold bytes that are no text.
+                errors='backslashreplace',
             )
         except OSError as error:
             raise UserError(f'--out {folder} cannot be written: {error}') from error

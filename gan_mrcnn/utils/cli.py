@@ -14,6 +14,9 @@ from typing import Callable
 from gan_mrcnn.utils.errors import UserError
 
 GAN_MODES = ('combined', 'baseline', 'adversarial_only')
+# What a data set's reader may be told, see `data.readers.options`.
+CROWDS = ('ignored', 'objects')
+OBJECTS = ('numbers', 'components')
 
 
 # Names only, so that --help imports none of the readers.
@@ -21,7 +24,7 @@ DATASETS = ('gland', 'phone', 'cityscapes', 'coco', 'coco_format', 'label_images
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which data set, and where it is."""
+    """Adds the flags that say which data set, where it is, and how its files are read."""
     parser.add_argument('--dataset', required=True, help=f'one of {", ".join(DATASETS)}')
     parser.add_argument(
         '--data_dir', help='folder of the data set (default: data/DATASET); see docs/data'
@@ -32,6 +35,23 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar='FILE',
         help='coco_format: files for training, validation and test; a single one is split',
+    )
+    parser.add_argument(
+        '--crowds',
+        choices=CROWDS,
+        help='coco_format: what annotations with iscrowd 1 are: groups, neither learnt nor scored '
+        '(ignored; the default), or objects as the others',
+    )
+    parser.add_argument(
+        '--objects',
+        choices=OBJECTS,
+        help='label_images: what an object is: a number, or each connected piece of it; without '
+        'it, an image with several pieces of one number is refused',
+    )
+    parser.add_argument(
+        '--skip_bad_annotations',
+        action='store_true',
+        help='skip (and count) annotations that cannot be used, and keep the rest of their images',
     )
 
 
@@ -107,12 +127,20 @@ def run_main(main: Callable[[], None], program: str, stopped: str = 'stopped') -
       stopped: what Ctrl-C is answered with.
     """
     silence_start_up()
+    _print_any_name()
     try:
         main()
     except UserError as error:
         sys.exit(_fail(program, str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_fail(program, stopped, 130))
+
+
+def _print_any_name() -> None:
+    """Names of files can hold bytes that are no text here; they are printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def leave_at_once() -> None:
@@ -163,7 +191,9 @@ def log_to(path: str) -> None:
       UserError: the file cannot be written.
     """
     try:
-        file = open(path, 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+        file = open(  # noqa: SIM115
+            path, 'a', buffering=1, encoding='utf-8', errors='backslashreplace'
+        )
     except OSError as error:
         raise UserError(f'--log_file {path} cannot be written ({error.strerror})') from error
     sys.stdout, sys.stderr = _Logged(sys.stdout, file), _Logged(sys.stderr, file)

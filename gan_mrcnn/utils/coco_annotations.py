@@ -6,6 +6,7 @@ add up give whatever was in memory, and memory is taken for as long an outline o
 the file says.
 """
 
+import re
 import reprlib
 from collections.abc import Container, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ BOX_TOLERANCE = 1
 _LONGEST_OUTLINE = 1 << 22
 # JSON has integers of any length; the product of two of these is still a float.
 _LARGEST_NUMBER = 1e100
+_WHOLE = re.compile(r'-?[0-9]{1,19}(\.0*)?')
 _SHORTENER = reprlib.Repr()
 _SHORTENER.maxstring = _SHORTENER.maxother = 80
 
@@ -29,6 +31,15 @@ _SHORTENER.maxstring = _SHORTENER.maxother = 80
 def is_id(value: Any) -> bool:
     """Whether `value` is a whole number from 0 that fits into 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def whole(value: Any) -> Any:
+    """A whole number that is written as `1.0`, `"1"` or `"1.0"` as an int; all else as it is."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value.partition('.')[0])
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        return int(value)
+    return value
 
 
 def is_number(value: Any) -> bool:

@@ -77,7 +77,8 @@ def load_json(path: PathLike, wanted: str) -> Any:
       UserError: the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+        # Of bytes, JSON knows the byte order mark.
+        return json.loads(pathlib.Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         reason = ' '.join(str(error).split())
         raise UserError(f'cannot read {path}: {reason}; give {wanted}') from error

@@ -276,7 +276,7 @@ _SHORT = {'segmentation': {'size': [64, 80], 'counts': shapes.rle(np.ones((64, 7
 _GARBAGE = {'segmentation': {'size': [64, 80], 'counts': '\u00e4!'}}
 BAD = {
     'unknown image': ({'image_id': 9}, 'image_id 9'),
-    'image id as text': ({'image_id': '1'}, "image_id '1'"),
+    'image id a word': ({'image_id': 'one'}, "image_id 'one'"),
     'unknown class': ({'category_id': 1}, r'category_id 1; the data set has \[7, 24\]'),
     'another size': (_OTHER_SIZE, r'\[80, 64\].*\[64, 80\]'),
     'too few pixels': (_SHORT, '5056 pixels for an image of 5120'),
@@ -316,3 +316,16 @@ def test_an_entry_that_is_no_object_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match='nowhere.json'):
         predictions.load_predictions(str(tmp_path / 'nowhere.json'), GROUND_TRUTH, OWN_IDS)
+
+
+@pytest.mark.parametrize('spell', [float, str])
+def test_a_file_with_a_byte_order_mark_and_odd_whole_numbers_is_read(tmp_path, spell):
+    odd = [
+        {**one, **{key: spell(one[key]) for key in ('image_id', 'category_id')}}
+        for one in entries()
+    ]
+    path = tmp_path / 'p.json'
+    path.write_bytes('\ufeff'.encode() + json.dumps(odd).encode())
+    assert predictions.load_predictions(str(path), GROUND_TRUTH, OWN_IDS) == [
+        {**one, 'category_id': place} for place, one in enumerate(entries(), start=1)
+    ]

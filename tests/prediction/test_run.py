@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -176,3 +177,31 @@ def test_no_objects_are_written_too(tmp_path):
     assert content['annotations'] == [] and len(content['images']) == 1
     assert content['categories'] == [{'id': 3, 'name': 'a'}, {'id': 8, 'name': 'b'}]
     np.testing.assert_array_equal(Image.open(tmp_path / 'out/overlays/x.png'), photo((20, 30)))
+
+
+def test_labels_beside_their_image_and_hidden_files_of_a_folder_are_no_images(folder):
+    Image.fromarray(np.ones((60, 80), np.uint8)).save(folder / 'a_anno.png')
+    (folder / '.ipynb_checkpoints').mkdir()
+    (folder / '.ipynb_checkpoints/a-checkpoint.png').write_bytes(b'')
+    (folder / '._a.png').write_bytes(b'')
+    found = [source.name for source in image_files.find_sources([str(folder)])]
+    assert found == ['a', 'c', 'd', 'deep/b']
+    # Who names it, means it.
+    (source,) = image_files.find_sources([str(folder / 'a_anno.png')])
+    assert source.name == 'a_anno'
+
+
+def test_a_name_with_bytes_that_are_no_text_is_written_with_escapes_and_the_rest_follows(folder):
+    (folder / 'c.tif').rename(folder / os.fsdecode(b'c\xfc.tif'))
+    writer = writing.Writer(str(folder / 'out'), make_card())
+    one = Object(1, 0.75, (1.0, 2.0, 5.0, 6.0), 1, 2, np.ones((4, 4), bool))
+    for source in image_files.find_sources([str(folder)])[:3]:
+        writer.add(image_files.Result(source, photo((20, 30)), [one]))
+    writer.close()
+    rows = list(csv.DictReader((folder / 'out/objects.csv').open(encoding='utf-8')))
+    names = [row['file'][len(str(folder)) + 1 :] for row in rows]
+    assert names == ['a.png', 'c\\udcfc.tif', 'd.png']
+    for kind in ('overlays', 'labels'):
+        assert (folder / 'out' / kind / os.fsdecode(b'c\xfc.png')).is_file()
+    content = json.loads((folder / 'out/predictions.json').read_text(encoding='utf-8'))
+    assert [len(content[key]) for key in ('images', 'annotations')] == [3, 3]

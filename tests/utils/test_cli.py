@@ -122,3 +122,20 @@ def test_bugs_are_not_hidden():
 
     with pytest.raises(ZeroDivisionError):
         cli.run_main(main, 'train.py')
+
+
+def test_a_name_with_bytes_that_are_no_text_is_printed_and_logged_with_escapes(tmp_path):
+    code = (
+        'import os\n'
+        'from gan_mrcnn.utils import cli\n'
+        'from gan_mrcnn.utils.errors import UserError\n'
+        'def main():\n'
+        f'    cli.log_to({str(tmp_path / "log")!r})\n'
+        '    print(os.fsdecode(b"a\\xfc.png"))\n'
+        '    raise UserError(os.fsdecode(b"b\\xfc.png"))\n'
+        'cli.run_main(main, "program")\n'
+    )
+    done = run('-c', code)
+    assert done.returncode == 2 and done.stdout == 'a\\udcfc.png\n'
+    assert done.stderr == 'program: b\\udcfc.png\n'
+    assert (tmp_path / 'log').read_text() == 'a\\udcfc.png\nprogram: b\\udcfc.png\n'

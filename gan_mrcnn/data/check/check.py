@@ -11,7 +11,7 @@ import concurrent.futures
 import hashlib
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -31,7 +31,22 @@ _THUMBNAIL_SIDE = 480
 _IMAGES_PER_PROCESS = 16
 
 
-def check(dataset: base.Dataset, num_processes: Optional[int] = None) -> check_page.Report:
+class Limits(NamedTuple):
+    """Objects of an image that a run goes as far as.
+
+    learnt: in a step.
+    found: by the network.
+    settings: where both numbers are from.
+    """
+
+    learnt: int
+    found: int
+    settings: str
+
+
+def check(
+    dataset: base.Dataset, num_processes: Optional[int] = None, limits: Optional[Limits] = None
+) -> check_page.Report:
     """Reads all images of `dataset.parts`, counts their objects and collects their problems."""
     splits: dict[str, check_page.SplitReport] = {}
     problems: list[tuple[str, base.Problem]] = []
@@ -44,6 +59,10 @@ def check(dataset: base.Dataset, num_processes: Optional[int] = None) -> check_p
             listed = list(dataset.problems(split))
             problems += [(split, problem) for problem in listed]
             known = {f'{p.file_name}{gap} {p.text}' for p in listed for gap in ('', ':')}
+            # This one goes on: of what it is, or what may be meant.
+            known |= {
+                f'{p.file_name} is missing' for p in listed if p.text.startswith('is missing')
+            }
             for image in _examine_all(dataset, items[split], num_processes):
                 splits[split].add(image)
                 problems += [(split, p) for p in image.problems if p.text not in known]
@@ -56,6 +75,14 @@ def check(dataset: base.Dataset, num_processes: Optional[int] = None) -> check_p
     counts = {split: report.objects_per_class for split, report in splits.items()}
     problems += [('', problem) for problem in _id_problems(ids)]
     problems += [('', problem) for problem in _class_problems(dataset.class_names, counts)]
+    for split, report in splits.items():
+        problems += [
+            (split, problem)
+            for problem in (
+                *_crowd_problems(dataset, report.num_crowds, report.num_objects),
+                *_limit_problems(limits, report.objects_per_image, split == dataset.parts[0]),
+            )
+        ]
     return check_page.Report(dataset, splits, problems)
 
 
@@ -81,6 +108,9 @@ def quick(dataset: base.Dataset, record_sets: Mapping[str, records.RecordSet]) -
             for split, one in record_sets.items()
         },
     )
+    for split, one in parts.items():
+        for problem in _crowd_problems(dataset, one.num_crowds, sum(one.objects_per_image)):
+            problems.append(problem._replace(file_name=f'{split}: {problem.file_name}'))
     for problem in problems:
         if problem.severity == 'error':
             raise UserError(f'{dataset.name}: {problem.file_name}: {problem.text}')
@@ -106,7 +136,8 @@ def _class_problems(
     for split in others:
         if not sum(counts[split].values()):
             text = (
-                'has no object: its AP is not defined, and no best checkpoint can be chosen by it'
+                'has no object: its AP is not defined, and no best checkpoint can be chosen by it; '
+                'add images with objects (--split_seed divides anew what came undivided)'
             )
             yield base.Problem(split, text, 'warning')
     for number, name in enumerate(class_names, start=1):
@@ -119,6 +150,40 @@ def _class_problems(
         elif others and where == [train]:
             text = f'is in {train} alone: its AP will not be measured'
             yield base.Problem(f'class {name}', text, 'warning')
+
+
+def _crowd_problems(dataset, num_crowds: int, num_objects: int) -> Iterator[base.Problem]:
+    if num_crowds and dataset.crowds_hint:
+        text = (
+            f'{num_crowds} of {num_crowds + num_objects} are groups (iscrowd 1), which are neither '
+            f'learnt nor scored; {dataset.crowds_hint}'
+        )
+        yield base.Problem('annotations', text, 'warning')
+
+
+def _limit_problems(
+    limits: Optional[Limits], objects_per_image: Sequence[int], is_learnt: bool
+) -> Iterator[base.Problem]:
+    if limits is None:
+        return
+    for concerns, most, text in (
+        (
+            is_learnt,
+            limits.learnt,
+            'a step learns {} of them, each time others; --max_instances sets how many',
+        ),
+        (
+            True,
+            limits.found,
+            "the network finds {} of them at most, and COCO's AP counts the best 100 of a class; "
+            'task.model.detection_generator.max_num_detections sets how many are found',
+        ),
+    ):
+        beyond = [count for count in objects_per_image if concerns and count > most]
+        if beyond:
+            about = f'{len(beyond)} have more than {most} objects, up to {max(beyond)}'
+            text = f'{about}: {text.format(most)} ({most} by {limits.settings})'
+            yield base.Problem('images', text, 'warning')
 
 
 def _same_image(file_name, split, first_split, first_name) -> base.Problem:
@@ -206,6 +271,8 @@ def _example_problems(dataset, example) -> Iterator[base.Problem]:
     if wrong:
         text = f'has an object of class {wrong[0]}; there are {len(dataset.class_names)}'
         yield base.Problem(name, text, 'error')
+    if example.warning:
+        yield base.Problem(name, example.warning, 'warning')
     num_empty = sum(not mask_api.area(rle) for rle in example.rles)
     if num_empty:
         text = f'has objects without a pixel ({num_empty}), which are skipped'

@@ -7,6 +7,7 @@ Shapes: N objects in an image.
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
@@ -18,6 +19,11 @@ from gan_mrcnn.utils.html import render
 
 # COCO's bounds between small, medium and large, in pixels of area.
 AREA_BOUNDS = (32**2, 96**2)
+# Of equal problems, in text; a page has all of them.
+_MOST_NAMED = 10
+# One that stands alone, or two of a size; not one that is part of a name.
+_NUMBER = re.compile(r'(?<![\w./-])-?\d+(\.\d+)?(x-?\d+(\.\d+)?)?(?!\.?\w)')
+_QUOTED = re.compile(r"'[^']*'")
 _TEMPLATE = pathlib.Path(__file__).with_name('page.html.j2')
 
 
@@ -51,15 +57,19 @@ class SplitReport:
     num_without_objects: int = 0
     num_objects: int = 0
     num_crowds: int = 0
-    most_objects: int = 0
     small: int = 0
     medium: int = 0
     large: int = 0
     num_at_border: int = 0
+    objects_per_image: list[int] = dataclasses.field(default_factory=list)
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     objects_per_class: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     images_per_class: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     thumbnails: list[tuple[str, render.Image]] = dataclasses.field(default_factory=list)
+
+    @property
+    def most_objects(self) -> int:
+        return max(self.objects_per_image, default=0)
 
     def add(self, image: Examined) -> None:
         """Counts one more image."""
@@ -74,7 +84,7 @@ class SplitReport:
         self.num_objects += len(classes)
         self.num_crowds += len(image.classes) - len(classes)
         self.num_without_objects += not len(classes)
-        self.most_objects = max(self.most_objects, len(classes))
+        self.objects_per_image.append(len(classes))
         small, medium, large = np.bincount(np.digitize(areas, AREA_BOUNDS), minlength=3).tolist()
         self.small += small
         self.medium += medium
@@ -103,12 +113,12 @@ class Report(NamedTuple):
 
 
 def to_text(report: Report) -> str:
-    """Tables of splits and classes, sizes, and every problem with its file."""
+    """Tables of splits and classes, sizes, and every problem; equal ones in one line."""
     lines = [f'data set {report.dataset.name}']
     lines += [*_aligned(split_table(report)), '', *_aligned(class_table(report)), '']
     for split, counts in report.splits.items():
         lines.append(f'sizes of {split}: {sizes_text(counts)}')
-    lines += ['', *(f'{line[0].upper()}: {line[1]}' for line in problem_lines(report))]
+    lines += ['', *(f'{line[0].upper()}: {line[1]}' for line in problem_lines(report, _MOST_NAMED))]
     lines.append(verdict(report))
     return '\n'.join(lines)
 
@@ -156,13 +166,42 @@ def sizes_text(split: SplitReport, most: int = 5) -> str:
     return ', '.join(listed) + (f' and {others} others' if others > 0 else '') or 'none'
 
 
-def problem_lines(report: Report) -> list[tuple[str, str]]:
-    """Severity and text of every problem, errors first."""
+def problem_lines(report: Report, most_named: Optional[int] = None) -> list[tuple[str, str]]:
+    """Severity and text of every problem, errors first.
+
+    Problems of a split that differ in files and numbers alone are one line, with the text of the
+    first and the names of the others: `most_named` of them at most.
+    """
     ordered = sorted(report.problems, key=lambda entry: entry[1].severity != 'error')
+    alike: dict[tuple[str, str, str], list[base.Problem]] = {}
+    for split, problem in ordered:
+        alike.setdefault((problem.severity, split, _kind(problem)), []).append(problem)
     return [
-        (problem.severity, f'{split + ": " if split else ""}{_sentence(problem)}')
-        for split, problem in ordered
+        (
+            severity,
+            f'{split + ": " if split else ""}{_sentence(ones[0])}{_others(ones, most_named)}',
+        )
+        for (severity, split, _), ones in alike.items()
     ]
+
+
+def _kind(problem: base.Problem) -> str:
+    """Equal for problems that differ in the file and in numbers alone."""
+    stem = re.escape(pathlib.PurePath(problem.file_name).stem)
+    text = re.sub(rf'\S*(?<!\w){stem}(_\w+)?\.\w+', '', problem.text)
+    return _NUMBER.sub('0', _QUOTED.sub('', text))
+
+
+def _others(problems: Sequence[base.Problem], most: Optional[int]) -> str:
+    """How many there are behind the first, and where, '' where there are none."""
+    first, *others = (problem.file_name for problem in problems)
+    if not others:
+        return ''
+    # The annotation file, which the first has named.
+    known, separator, _ = first.rpartition(': ')
+    listed = ', '.join(name.removeprefix(known + separator) for name in others[:most])
+    more = ', ...' if most is not None and len(others) > most else ''
+    return f' (and {len(others)} more like it: {listed}{more})'
 
 
 def _sentence(problem: base.Problem) -> str:

@@ -27,7 +27,7 @@ DATASETS = {
     'gland': _Entry(gland.load),
     'phone': _Entry(phone.load, phone.OPTIONS),
     'cityscapes': _Entry(cityscapes.load),
-    'coco': _Entry(coco.load),
+    'coco': _Entry(coco.load, coco.OPTIONS),
     'coco_format': _Entry(coco_format.load, coco_format.OPTIONS),
     'label_images': _Entry(label_images.load, label_images.OPTIONS),
 }

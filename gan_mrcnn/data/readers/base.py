@@ -48,6 +48,8 @@ class Example:
     encoded: the image's own file, where it is a JPEG or PNG that TensorFlow decodes to `image`
       (8 bits, grey or RGB, not turned by EXIF): it goes into the records as it is, since a JPEG
       becomes several times larger as a PNG. None: a PNG of `image` is written.
+    warning: what is wrong with the image although it can be used, in words that follow its name.
+    num_skipped: annotations that are left out because they cannot be used.
     """
 
     image_id: int
@@ -57,6 +59,8 @@ class Example:
     classes: np.ndarray
     is_crowd: np.ndarray
     encoded: Optional[bytes] = None
+    warning: str = ''
+    num_skipped: int = 0
 
     def decode_masks(self) -> np.ndarray:
         """All masks at once, [N, H, W] uint8: for few objects or small images."""
@@ -86,6 +90,7 @@ class Dataset(abc.ABC):
     splits: what `split` may be.
     is_demo: whether figures on it mean nothing outside this project.
     notice: said at the start and in every result file, where it is not empty.
+    crowds_hint: what to do where crowds may be objects after all; '' where they are groups.
     """
 
     name: str
@@ -93,6 +98,7 @@ class Dataset(abc.ABC):
     splits: tuple[str, ...]
     is_demo: bool = False
     notice: str = ''
+    crowds_hint: str = ''
 
     @property
     def parts(self) -> tuple[str, ...]:

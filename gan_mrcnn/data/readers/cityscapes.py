@@ -18,7 +18,7 @@ from typing import Optional
 import numpy as np
 from cityscapesscripts.helpers import labels as cityscapes_labels
 
-from gan_mrcnn.data.readers import base, fingerprints, images, options
+from gan_mrcnn.data.readers import base, fingerprints, images, names, options
 from gan_mrcnn.utils import run_lengths
 from gan_mrcnn.utils.errors import UserError
 
@@ -117,6 +117,7 @@ class Cityscapes(base.Dataset):
             classes=np.searchsorted(self.category_ids, ids).astype(np.int32) + 1,
             is_crowd=numbers < 1000,
             encoded=image.encoded,
+            warning=image.warning,
         )
 
     def _list(self, split: str) -> list[Item]:
@@ -124,7 +125,7 @@ class Cityscapes(base.Dataset):
         return [
             Item(
                 image_id=_FIRST_IDS[split] + number,
-                file_name=path.name,
+                file_name=names.printable(path.name),
                 path=path,
                 labels_path=self._folder.joinpath(
                     'gtFine', split, path.parent.name, path.name[: -len(_IMAGE)] + _LABELS

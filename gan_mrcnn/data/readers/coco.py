@@ -10,6 +10,7 @@ from typing import Optional
 from gan_mrcnn.data.readers import base, coco_format, options
 from gan_mrcnn.utils.errors import UserError
 
+OPTIONS = ('skip_bad_annotations',)
 _EXPECTED = (
     'expected there: annotations/instances_train2017.json and instances_val2017.json, train2017/ '
     'and val2017/ (or images/train2017/ and images/val2017/)'

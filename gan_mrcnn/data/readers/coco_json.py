@@ -6,22 +6,31 @@ import gc
 import hashlib
 import json
 import pathlib
+import re
 from typing import Any
 
-from gan_mrcnn.data.readers import images
-from gan_mrcnn.utils.coco_annotations import is_id, short
+from gan_mrcnn.data.readers import images, text_files
+from gan_mrcnn.utils.coco_annotations import is_id, short, whole
 from gan_mrcnn.utils.errors import UserError
 
 # Bytes of a file that takes seconds to read.
 _LARGE = 100_000_000
 _LISTS = ('images', 'annotations', 'categories')
+# Whole numbers of their entries, which some tools write as `1.0` or `"1"`.
+_WHOLE = {
+    'images': ('id', 'width', 'height'),
+    'annotations': ('id', 'image_id', 'category_id', 'iscrowd'),
+    'categories': ('id',),
+}
+_NO_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[\s*\]')
 
 
 def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
     """An annotation file, and the SHA-256 of its content.
 
     What is sure after this: images have different whole-numbered ids, a file name, width and
-    height; categories different ids and names; annotations belong to images of the file.
+    height; categories different ids and names; annotations belong to images of the file. There may
+    be none: of images without objects.
 
     Raises:
       UserError: the file cannot be read or is not like that.
@@ -35,6 +44,8 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
         content = json.loads(encoded)
     except FileNotFoundError as error:
         raise UserError(f'{path} is missing') from error
+    except UnicodeDecodeError as error:
+        raise text_files.not_utf_8(path, encoded, error) from error
     except (OSError, ValueError, RecursionError) as error:
         reason = ' '.join(str(error).split())
         raise UserError(f'{path} cannot be read as JSON ({reason}); replace the file') from error
@@ -46,10 +57,12 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
             raise UserError(
                 f"{path} has no list of {name}; COCO's format is an object with {', '.join(_LISTS)}"
             )
-        if not entries:
+        if not entries and name != 'annotations':
             raise UserError(f'{path} has an empty list of {name}')
+        _make_whole(entries, _WHOLE[name])
     _check_images(path, content['images'])
     _check_categories(path, content['categories'])
+    content['categories'] = _without_root(content['categories'], content['annotations'])
     known = {image['id'] for image in content['images']}
     for annotation in content['annotations']:
         if not is_id(annotation.get('image_id')) or annotation['image_id'] not in known:
@@ -59,6 +72,27 @@ def read_file(path: pathlib.Path) -> tuple[dict[str, list[dict[str, Any]]], str]
                 'image or remove the annotation'
             )
     return content, hashlib.sha256(encoded).hexdigest()
+
+
+def has_annotations(path: pathlib.Path) -> bool:
+    """Whether the file seems to hold annotations; a list of images to predict does not."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return True  # Reading it says why not.
+    return b'"annotations"' in content and not _NO_ANNOTATIONS.search(content)
+
+
+def _make_whole(entries, keys) -> None:
+    for entry in entries:
+        for key in keys:
+            if key in entry:
+                entry[key] = whole(entry[key])
+        mask = entry.get('segmentation')
+        if isinstance(mask, dict):
+            for key in ('size', 'counts'):
+                if isinstance(mask.get(key), list):
+                    mask[key] = [whole(value) for value in mask[key]]
 
 
 def _check_images(path, entries) -> None:
@@ -91,6 +125,22 @@ def _check_categories(path, entries) -> None:
         if name in names:
             raise UserError(f'{path}: two categories are named {name!r}; rename or merge them')
         names.add(name)
+
+
+def _without_root(categories, annotations) -> list[dict[str, Any]]:
+    """Without the category that Roboflow puts above the others, which no object has."""
+    used = {x['category_id'] for x in annotations if is_id(x.get('category_id'))}
+    return [
+        category
+        for category in categories
+        if category.get('supercategory') != 'none'
+        or category['id'] in used
+        or not any(
+            other.get('supercategory') == category['name']
+            for other in categories
+            if other is not category
+        )
+    ]
 
 
 def _check_ids(path, kind, entries) -> list[int]:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from gan_mrcnn.data.readers import base, gland_demo, images, options
+from gan_mrcnn.data.readers import base, gland_demo, images, options, text_files
 from gan_mrcnn.utils import run_lengths
 from gan_mrcnn.utils.errors import UserError
 
@@ -74,6 +74,7 @@ class Glands(base.Dataset):
             hint = f'did you mean {inner[0]}? ' if inner else ''
             raise UserError(f'--data_dir {data_dir} has no Grade.csv; {hint}{_EXPECTED}')
         self.cases = {case.name: case for case in read_grades(self._dir / 'Grade.csv')}
+        self._paths = _list_images(self._dir)
         if not any(self._find(name) for name in self.cases):
             raise UserError(
                 f'--data_dir {data_dir} has none of the images that its Grade.csv names; '
@@ -125,11 +126,8 @@ class Glands(base.Dataset):
         return sorted(cases, key=lambda case: image_id(case.name))
 
     def _find(self, name: str) -> Optional[pathlib.Path]:
-        for suffix in SUFFIXES:
-            path = self._dir / f'{name}{suffix}'
-            if path.is_file():
-                return path
-        return None
+        path = self._paths.get(name)
+        return path if path and path.is_file() else None
 
     def _expected(self, name: str) -> pathlib.Path:
         return self._dir / f'{name}{SUFFIXES[0]}'
@@ -156,7 +154,18 @@ class Glands(base.Dataset):
             classes=np.ones(len(numbers), np.int32),
             is_crowd=np.zeros(len(numbers), bool),
             encoded=image.encoded,
+            warning=image.warning,
         )
+
+
+def _list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """BMP and PNG files by their name without suffix; of two, the BMP."""
+    found = {}
+    for suffix in reversed(SUFFIXES):
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() == suffix and not path.name.startswith('.'):
+                found[path.stem] = path
+    return found
 
 
 # Images in each part; a file that lists fewer would pass for the paper's 85 and 80.
@@ -180,8 +189,8 @@ def read_grades(path: pathlib.Path) -> list[Case]:
       UserError: unreadable, a line without name, patient and grade, or not the 165 images.
     """
     try:
-        lines = re.split(r'[\r\n]+', path.read_text(encoding='utf-8-sig').strip())
-    except (OSError, UnicodeDecodeError) as error:
+        lines = re.split(r'[\r\n]+', text_files.read(path).strip())
+    except OSError as error:
         raise UserError(f'{path} cannot be read ({error}); download it again') from error
     cases = []
     for number, row in enumerate(csv.reader(lines[1:], skipinitialspace=True), start=2):

@@ -19,10 +19,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from gan_mrcnn.data.readers import names
 from gan_mrcnn.utils.errors import UserError
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
 LABEL_SUFFIXES = ('.bmp', '.png', '.tif', '.tiff')
+# What the name of a label image has behind that of its image, where both are in one folder.
+_LABEL_ENDINGS = ('_anno', '_label', '_labels', '_mask', '_masks')
 # A JPEG of many cameras is an MPO: a JPEG with a second, small one behind it.
 _PASSED_ON = ('JPEG', 'MPO', 'PNG')
 # File formats that are read, whatever the name. Pillow knows others, one of which, EPS, is a
@@ -32,6 +35,11 @@ MAX_PIXELS = 1 << 28
 # Of either side: a JPEG's limit. An outline along an image of 1 x 2^28 would take gigabytes.
 MAX_SIDE = (1 << 16) - 1
 _VARIABLE = 'GAN_MRCNN_MAX_PIXELS'
+_FIRST_OF_13_BITS = (1 << 12) >> 8
+_DARK = (
+    'has 16 bits but no value above 4095, so that it is almost black, for the upper 8 are kept; '
+    'multiply its values by 16'
+)
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 2 to 8 are to be turned or mirrored.
 
 
@@ -44,10 +52,12 @@ class DecodedImage(NamedTuple):
 
     pixels: [H, W, 3] uint8, RGB.
     encoded: the file itself, where TensorFlow decodes it to `pixels` (`base.Example.encoded`).
+    warning: what is wrong with an image that can be read, in words that follow its name, or ''.
     """
 
     pixels: np.ndarray
     encoded: Optional[bytes]
+    warning: str = ''
 
 
 def max_pixels() -> int:
@@ -93,7 +103,7 @@ def read_image(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> De
       UserError: the file cannot be read, is too large (`max_pixels`), has several pages or pixels
         that are not 8 or 16 bits, or is of another size.
     """
-    image = _open(path)
+    image, bits = _open(path)
     displayed = _turned(image)
     if size in (None, displayed.size):
         chosen = displayed
@@ -106,46 +116,131 @@ def read_image(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> De
             f'{_text(size)}; give the image that was annotated'
         )
     as_stored = chosen is image and image.format in _PASSED_ON and image.mode in ('L', 'RGB')
-    return DecodedImage(_to_rgb(chosen, path), path.read_bytes() if as_stored else None)
+    pixels = _to_rgb(chosen, path)
+    # Cameras of 12 bits: of the 8 bits that are kept, the upper 4 are empty.
+    is_dark = bits == 16 and pixels.max() < _FIRST_OF_13_BITS
+    return DecodedImage(pixels, path.read_bytes() if as_stored else None, _DARK if is_dark else '')
 
 
 def read_labels(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> np.ndarray:
     """A label image, [H, W] int32: 0 background, any other number an object.
 
-    A palette image's numbers are its indices, which most readers would turn into colours.
+    A palette image's numbers are its indices, which most readers would turn into colours; where it
+    has black and white alone, black is the background. Several channels that are equal are one.
 
     Args:
       path: of the file.
       size: (width, height) of the image; None for any.
 
     Raises:
-      UserError: the file cannot be read, is too large (`max_pixels`), has more than one channel or
-        page, holds anything but whole numbers, or is of another size than its image.
+      UserError: the file cannot be read, is too large (`max_pixels`), has channels that differ or
+        more than one page, holds anything but whole numbers, or is of another size than its image.
     """
-    image = _open(path)
-    labels = np.asarray(image)
-    if labels.ndim != 2:
-        raise UserError(f'{path} has {labels.shape[2]} channels; a label image has one')
-    if labels.dtype.kind == 'f' or labels.min(initial=0) < 0:
-        raise UserError(f'{path} holds fractions or negative numbers; 0, 1, 2, ... are wanted')
+    image, bits = _open(path)
     if size not in (None, image.size):
         raise UserError(f'{path} is {_text(image.size)}, but its image is {_text(size)}')
+    labels = np.asarray(image)
+    if image.mode == 'P':
+        labels = _black_as_background(image, labels)
+    if labels.ndim != 2:
+        # Pillow has no colours of 16 bits, and drops the lower half.
+        labels = labels if bits < 16 else _read_deep(path)
+        labels = _only_channel(labels, image.mode in ('LA', 'PA', 'RGBA'), path)
+    if not _are_numbers(labels):
+        raise UserError(f'{path} holds fractions or negative numbers; 0, 1, 2, ... are wanted')
     return labels.astype(np.int32)
 
 
-def find(folder: pathlib.Path, stem: str, suffixes: Collection[str]) -> Optional[pathlib.Path]:
-    """The file of that name with one of `suffixes`, None without one.
+def _are_numbers(labels: np.ndarray) -> bool:
+    """Whether all are whole numbers from 0 that 32 bits hold, of whatever type."""
+    is_whole = labels.dtype.kind != 'f' or np.array_equal(labels, np.floor(labels))
+    return bool(is_whole and np.all((labels >= 0) & (labels < 1 << 31)))
+
+
+def _black_as_background(image: Image.Image, indices: np.ndarray) -> np.ndarray:
+    """Indices of a palette; of one of black and white, 0 for black and 255 for white."""
+    palette = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
+    if indices.max(initial=0) >= len(palette):
+        return indices
+    used = palette[np.flatnonzero(np.bincount(indices.ravel()))]
+    # An image of one colour does not tell, but its palette may.
+    colours = palette if len(used) == 1 else used
+    is_black_and_white = len(used) <= 2 and (
+        np.unique(colours, axis=0).tolist() == [[0, 0, 0], [255, 255, 255]]
+    )
+    return palette[indices, 0] if is_black_and_white else indices
+
+
+def _only_channel(channels: np.ndarray, has_alpha: bool, path: pathlib.Path) -> np.ndarray:
+    """The one channel that [H, W, C] holds C times; with `has_alpha` the last one is opacity.
 
     Raises:
-      UserError: there are two.
+      UserError: it holds several.
     """
-    found = [path for s in suffixes if (path := folder / f'{stem}{s}').is_file()]
-    if len(found) > 1:
-        raise UserError(f'{found[0]} and {found[1].name} both exist; remove one')
-    return found[0] if found else None
+    if has_alpha and (channels[..., -1] != np.iinfo(channels.dtype).max).any():
+        raise UserError(f'{path} is transparent in places; save it without transparency')
+    colours = channels[..., :-1] if has_alpha else channels
+    if (colours != colours[..., :1]).any():
+        raise UserError(
+            f'{path} has {colours.shape[2]} channels that differ, as colours do; a label image has '
+            'one, with the number of its object in each pixel'
+        )
+    return colours[..., 0]
 
 
-def _open(path: pathlib.Path) -> Image.Image:
+def _read_deep(path: pathlib.Path) -> np.ndarray:
+    """[H, W, C] uint16 of a colour image of 16 bits."""
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3:
+        raise UserError(f'{path} has colours of 16 bits that cannot be read; save it as grey')
+    return pixels
+
+
+def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Image files in `folder` and below, sorted; suffixes in any case.
+
+    Without what is hidden (`names.walk`), and without label images beside their image, as the
+    gland contest has them: `a_anno.bmp` where there is an `a.bmp`. It says so.
+    """
+    found = [path for path in names.walk(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    stems = {path.with_suffix('') for path in found}
+    labels = sorted(path for path in found if _is_label_of(path, stems))
+    if labels:
+        print(
+            f'{folder}: {len(labels)} label images beside their images are not taken for images, '
+            f'such as {labels[0].name}',
+            flush=True,
+        )
+    return sorted(set(found) - set(labels))
+
+
+def _is_label_of(path: pathlib.Path, stems: Collection[pathlib.Path]) -> bool:
+    """Whether `path` has a name for the labels of one of the images `stems`."""
+    return path.suffix.lower() in LABEL_SUFFIXES and any(
+        path.stem.lower().endswith(ending) and path.with_name(path.stem[: -len(ending)]) in stems
+        for ending in _LABEL_ENDINGS
+        if len(path.stem) > len(ending)
+    )
+
+
+def list_labels(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Label images in `folder` and below, by their place in there without suffix (`names.same`).
+
+    Raises:
+      UserError: there are two of one name.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(names.walk(folder)):
+        if path.suffix.lower() in LABEL_SUFFIXES:
+            key = names.same(path.relative_to(folder).with_suffix('').as_posix())
+            if key in found:
+                raise UserError(f'{found[key]} and {path.name} both exist; remove one')
+            found[key] = path
+    return found
+
+
+def _open(path: pathlib.Path) -> tuple[Image.Image, int]:
+    """An image, and how many bits each of its values has, 16 or (for less and more) 8."""
     try:
         image = Image.open(path, formats=_KINDS)
         too_large = size_error(*image.size)
@@ -153,8 +248,12 @@ def _open(path: pathlib.Path) -> Image.Image:
             image.close()
             raise UserError(f'{path} {too_large}')
         num_pages = image.n_frames if image.format in ('GIF', 'TIFF') else 1
+        # The mode of an image of colours does not tell.
+        bits = 16 if ';16' in str(image.tile) or image.mode.startswith('I') else 8
         image.load()
         image.getexif()
+        if image.format == 'BMP' and image.mode == '1':
+            image = _read_two_colours(path)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -164,7 +263,15 @@ def _open(path: pathlib.Path) -> Image.Image:
         raise UserError(f'{path} cannot be read ({reason}); replace the file') from error
     if num_pages > 1:
         raise UserError(f'{path} has {num_pages} pages; one is wanted')
-    return image
+    return image, bits
+
+
+def _read_two_colours(path: pathlib.Path) -> Image.Image:
+    """A BMP of black and white. Of one with 8 bits a pixel Pillow takes each bit for a pixel."""
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise ValueError('damaged BMP')
+    return Image.fromarray(pixels)
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -2,13 +2,15 @@
 """Images with a label image each, as tools for microscopy write them: a number per object.
 
     DIR/images/a.jpg  b.tif ...
-    DIR/labels/a.png  b.tif ...    0 background, 1, 2, 3, ... the objects, 8 or 16 bits
+    DIR/labels/a.png  b.tif ...    0 background, 1, 2, 3, ... the objects
     DIR/classes.csv                file, object, class: without it there is one class, `object`
     DIR/pictures.csv               file and what --group_by may name, such as patient
 
 Folders `train`, `val` and `test` inside images/ and labels/ are the splits. Without `val` the
-images to train on are divided. Numbers need not follow each other, and one number is one object
-even in several pieces.
+images to train on are divided. Numbers need not follow each other.
+
+A mask of black and white is a label image with one number, however it is stored. Several pieces of
+an image's only number are therefore refused, unless `Options.objects` says what they are.
 """
 
 import csv
@@ -20,11 +22,19 @@ from typing import Optional
 import cv2
 import numpy as np
 
-from gan_mrcnn.data.readers import base, fingerprints, images, options, splitting
-from gan_mrcnn.utils import run_lengths
+from gan_mrcnn.data.readers import (
+    base,
+    fingerprints,
+    images,
+    names,
+    options,
+    splitting,
+    text_files,
+)
+from gan_mrcnn.utils import coco_annotations, run_lengths
 from gan_mrcnn.utils.errors import UserError
 
-OPTIONS = ('share', 'split_seed', 'group_by')
+OPTIONS = ('share', 'split_seed', 'group_by', 'objects')
 _SPLITS = ('train', 'val', 'test')
 _EXPECTED = 'expected there: the images in images/ and a label image of each in labels/'
 
@@ -56,17 +66,23 @@ class LabelImages(base.Dataset):
         """Lists the images and reads the CSV files.
 
         Raises:
-          UserError: there are no images, or a CSV file is damaged.
+          UserError: there are no images, or a CSV file is damaged or goes with no option.
         """
         image_paths = _list_images(folder / 'images')
         if not image_paths:
             raise UserError(f'--data_dir {folder} has no images in images/; {_EXPECTED}')
-        self._labels_folder = folder / 'labels'
+        self._labels_folder, self._objects = folder / 'labels', chosen.objects
+        labels_paths = images.list_labels(self._labels_folder)
+        if chosen.objects == 'components' and (folder / 'classes.csv').exists():
+            raise UserError(
+                f'{folder / "classes.csv"} gives classes by number, which --objects components '
+                'does not go by; leave out one of them'
+            )
         classes = _read_classes(folder / 'classes.csv', image_paths)
-        names = sorted({name for by_number in classes.values() for name in by_number.values()})
-        self.class_names = tuple(names) or ('object',)
+        found = sorted({name for by_number in classes.values() for name in by_number.values()})
+        self.class_names = tuple(found) or ('object',)
         items = {
-            key: self._make_item(number, key, path, classes)
+            key: self._make_item(number, key, path, labels_paths.get(key), classes)
             for number, (key, path) in enumerate(image_paths.items(), start=1)
         }
         self._items = _own_splits(items)
@@ -84,7 +100,7 @@ class LabelImages(base.Dataset):
         items = self._items[split]
         paths = [path for item in items for path in (item.path, item.labels_path)]
         facts = [(item.image_id, item.file_name, item.classes) for item in items]
-        return fingerprints.of_content(paths, self.class_names, facts)
+        return fingerprints.of_content(paths, self.class_names, facts, self._objects)
 
     def problems(self, split: str) -> Iterator[base.Problem]:
         for item in self._items[split]:
@@ -96,9 +112,12 @@ class LabelImages(base.Dataset):
     def read(self, item: Item) -> base.Example:
         labels = images.read_labels(item.labels_path)
         image = images.read_image(item.path, labels.shape[::-1])
+        if self._objects == 'components':
+            labels = _components(labels)
         numbers = [int(number) for number in run_lengths.numbers_in(labels) if number]
         if item.classes is None:
-            _check_not_binary(item.labels_path, labels, numbers)
+            if not self._objects:
+                _check_not_binary(item.labels_path, labels, numbers)
             classes = [1] * len(numbers)
         else:
             _check_same_objects(item.labels_path, item.classes, numbers)
@@ -111,33 +130,52 @@ class LabelImages(base.Dataset):
             classes=np.array(classes, np.int32),
             is_crowd=np.zeros(len(numbers), bool),
             encoded=image.encoded,
+            warning=image.warning,
         )
 
-    def _make_item(self, number: int, key: str, path: pathlib.Path, classes) -> Item:
+    def _make_item(
+        self,
+        number: int,
+        key: str,
+        path: pathlib.Path,
+        labels_path: Optional[pathlib.Path],
+        classes: Mapping[str, Mapping[int, str]],
+    ) -> Item:
         """`classes`: name by number, by key; empty where there is one class."""
-        stem = self._labels_folder / key
-        labels_path = images.find(stem.parent, stem.name, images.LABEL_SUFFIXES)
         own = None
         if classes:
             by_number = classes.get(key, {})
             own = {n: self.class_names.index(name) + 1 for n, name in by_number.items()}
         return Item(
             image_id=number,
-            file_name=f'{key}{path.suffix}',
+            file_name=names.printable(f'{key}{path.suffix}'),
             path=path,
-            labels_path=labels_path or stem.with_name(f'{stem.name}.png'),
+            labels_path=labels_path or self._labels_folder / f'{key}.png',
             classes=own,
         )
 
 
+def _components(labels: np.ndarray) -> np.ndarray:
+    """[H, W] int32 with a number for each connected piece (of 8 neighbours) of each of `labels`."""
+    pieces = np.zeros(labels.shape, np.int32)
+    count = 0
+    for number in run_lengths.numbers_in(labels):
+        if number:
+            found, own = cv2.connectedComponents((labels == number).astype(np.uint8))
+            pieces += np.where(own > 0, own + count, 0)
+            count += found - 1
+    return pieces
+
+
 def _check_not_binary(path: pathlib.Path, labels: np.ndarray, numbers: list[int]) -> None:
-    """Raises UserError for a black and white mask of several things, which would be one object."""
-    if numbers == [255]:
+    """Raises UserError for several pieces of an only number: a mask of several things, or one?"""
+    if len(numbers) == 1:
         pieces = cv2.connectedComponents((labels > 0).astype(np.uint8))[0] - 1
         if pieces > 1:
             raise UserError(
-                f'{path} is black and white, with {pieces} pieces: number the objects 1, 2, 3, '
-                '..., or write 1 where all of it is one object'
+                f'{path} is a black and white mask of {pieces} pieces (its only number is '
+                f'{numbers[0]}): --objects components makes each piece an object, --objects '
+                'numbers all of them one; or number the objects 1, 2, 3, ...'
             )
 
 
@@ -156,18 +194,21 @@ def _check_same_objects(path: pathlib.Path, classes: Mapping[int, int], numbers:
 def _list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Images by key: the path in `folder` without suffix, in the order of the keys."""
     found: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.rglob('*')):
-        if path.suffix.lower() in images.IMAGE_SUFFIXES and not path.name.startswith('.'):
-            key = _key(path.relative_to(folder).as_posix())
-            if key in found:
-                raise UserError(f'{found[key]} and {path.name} both exist; remove one')
-            found[key] = path
+    for path in images.list_images(folder):
+        key = _key(path.relative_to(folder).as_posix())
+        if key in found:
+            raise UserError(f'{found[key]} and {path.name} both exist; remove one')
+        found[key] = path
     return dict(sorted(found.items()))
 
 
 def _key(file_name: str) -> str:
-    stem, dot, suffix = file_name.rpartition('.')
-    return stem if f'{dot}{suffix}'.lower() in images.IMAGE_SUFFIXES else file_name
+    stem, dot, suffix = names.same(file_name).rpartition('.')
+    return stem if f'{dot}{suffix}'.lower() in images.IMAGE_SUFFIXES else names.same(file_name)
+
+
+def _key_of_cell(file_name: str) -> str:
+    return _key(file_name.replace('\\', '/'))
 
 
 def _own_splits(items: Mapping[str, Item]) -> dict[str, list[Item]]:
@@ -183,13 +224,12 @@ def _own_splits(items: Mapping[str, Item]) -> dict[str, list[Item]]:
 
 def _divide(folder, items, own, chosen) -> dict[str, list[Item]]:
     """'train' and 'val' from the images of both."""
-    keys = {item.image_id: key for key, item in items.items()}
+    keys = {item.image_id: names.printable(key) for key, item in items.items()}
     pooled = [*own.get('train', []), *own.get('val', [])]
-    names = [keys[item.image_id] for item in pooled]
-    groups = names
+    groups = [keys[item.image_id] for item in pooled]
     if chosen.group_by:
-        by_key = _read_groups(folder / 'pictures.csv', chosen.group_by, items)
-        groups = [by_key[name] for name in names]
+        by_key = _read_groups(folder / 'pictures.csv', chosen.group_by, keys.values())
+        groups = [by_key[key] for key in groups]
     share = chosen.share or splitting.DEFAULT_SHARE
     held_out = set(splitting.hold_out_groups(groups, share, chosen.split_seed))
     return {
@@ -202,15 +242,16 @@ def _read_classes(path: pathlib.Path, image_paths) -> dict[str, dict[int, str]]:
     """Class names by object number, by image; empty without the file."""
     found: dict[str, dict[int, str]] = {}
     for place, row in _read_csv(path, ('file', 'object', 'class')) if path.exists() else ():
-        key, number, name = _key(row['file']), row['object'], row['class']
+        key, name = _key_of_cell(row['file']), row['class']
+        number = coco_annotations.whole(row['object'])
         if key not in image_paths:
             raise UserError(f'{place}: there is no image {row["file"]} in images/')
-        if not number.isdecimal() or not int(number):
-            raise UserError(f'{place}: {number!r} is not an object number; use 1, 2, 3, ...')
+        if not coco_annotations.is_id(number) or not number:
+            raise UserError(f'{place}: {row["object"]!r} is not an object number; use 1, 2, 3, ...')
         if not name:
             raise UserError(f'{place}: the class of object {number} is empty')
         by_number = found.setdefault(key, {})
-        if by_number.setdefault(int(number), name) != name:
+        if by_number.setdefault(number, name) != name:
             raise UserError(f'{place}: object {number} of {row["file"]} has another class above')
     return found
 
@@ -219,7 +260,8 @@ def _read_groups(path: pathlib.Path, column: str, image_paths) -> dict[str, str]
     """What `column` says of each image."""
     if not path.exists():
         raise UserError(f'--group_by {column} wants {path}, with columns file and {column}')
-    found = {_key(row['file']): row[column] for _, row in _read_csv(path, ('file', column))}
+    rows = _read_csv(path, ('file', column))
+    found = {_key_of_cell(row['file']): row[column] for _, row in rows}
     for key in image_paths:
         if not found.get(key):
             raise UserError(f'{path} does not give the {column} of {key}')
@@ -233,7 +275,7 @@ def _read_csv(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[st
       UserError: the file cannot be read, or a column or a cell is missing.
     """
     try:
-        lines = path.read_text(encoding='utf-8-sig').splitlines()
+        lines = text_files.read(path).splitlines()
         delimiter = ';' if ';' in lines[0] else ','
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
     except (OSError, ValueError, IndexError, csv.Error) as error:

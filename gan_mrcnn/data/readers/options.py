@@ -9,24 +9,33 @@ import dataclasses
 import pathlib
 from typing import Optional
 
+from gan_mrcnn.utils import cli
 from gan_mrcnn.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a data set is divided.
+    """How a data set is divided and read.
 
     share: of the images, to be trained on; None for what is usual for the data set.
     split_seed: another one gives another division of the same share.
     group_by: what must not be on both sides: a field of the images, such as 'patient'; '' none.
     annotations: annotation files for training, validation and test, relative to the folder; one is
       divided, without any they are searched.
+    crowds: what annotations with `iscrowd` 1 are: 'ignored' (neither learnt nor scored) or
+      'objects'.
+    objects: of a label image: each of its 'numbers', or all of their connected 'components'; ''
+      where no image may leave that open.
+    skip_bad_annotations: whether those that cannot be used are left out of their images.
     """
 
     share: Optional[float] = None
     split_seed: int = 0
     group_by: str = ''
     annotations: tuple[str, ...] = ()
+    crowds: str = 'ignored'
+    objects: str = ''
+    skip_bad_annotations: bool = False
 
 
 DEFAULT = Options()
@@ -36,7 +45,11 @@ FLAGS = {
     'split_seed': '--split_seed',
     'group_by': '--group_by',
     'annotations': '--annotations',
+    'crowds': '--crowds',
+    'objects': '--objects',
+    'skip_bad_annotations': '--skip_bad_annotations',
 }
+_DIVIDING = ('share', 'split_seed', 'group_by')
 
 
 def from_flags(flags: argparse.Namespace) -> Options:
@@ -51,11 +64,10 @@ def check(options: Options, dataset: str, taken: tuple[str, ...]) -> None:
     for name, flag in FLAGS.items():
         if getattr(options, name) != getattr(DEFAULT, name) and name not in taken:
             others = ', '.join(FLAGS[other] for other in taken)
-            raise UserError(
-                f'{flag} is not for {dataset}, whose splits are fixed; leave it out'
-                if not taken
-                else f'{flag} is not for {dataset}, which takes {others}; leave it out'
-            )
+            why = f', which takes {others}' if taken else ''
+            if name in _DIVIDING and not set(_DIVIDING) & set(taken):
+                why = ', whose splits are fixed'
+            raise UserError(f'{flag} is not for {dataset}{why}; leave it out')
     if options.share is not None and not 0 < options.share < 1:
         raise UserError(
             f'--split {options.share:g} is not a share of the images to train on; give a number '
@@ -66,6 +78,12 @@ def check(options: Options, dataset: str, taken: tuple[str, ...]) -> None:
             f'--annotations names {len(options.annotations)} files; training, validation and test '
             'are the most'
         )
+    for name, choices in (('crowds', cli.CROWDS), ('objects', ('', *cli.OBJECTS))):
+        if getattr(options, name) not in choices:
+            raise UserError(
+                f'{FLAGS[name]} {getattr(options, name)} is unknown; there are '
+                f'{", ".join(filter(None, choices))}'
+            )
 
 
 def check_not_divided(options: Options) -> None:

@@ -11,7 +11,7 @@ from typing import Optional
 from gan_mrcnn.data.readers import base, coco_format, options, splitting
 from gan_mrcnn.utils.errors import UserError
 
-OPTIONS = ('share', 'split_seed')
+OPTIONS = ('share', 'split_seed', 'skip_bad_annotations')
 _EXPECTED = (
     'expected there: annotations/instances_phone_train.json and instances_phone_val.json, '
     'images/train/ and images/val/'

@@ -38,6 +38,8 @@ MOST_SHARDS = 256
 # files are that have changed since; what else went wrong shows when TensorFlow reads it.
 _ALWAYS_READ = 200_000_000
 _MANIFEST, _ANNOTATIONS = 'manifest.json', 'annotations.json'
+# What a conversion notes of single images.
+_NOTES = ('empty_masks', 'warnings', 'skipped_annotations')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class RecordSet:
     image_ids: in the order of the records.
     objects_per_image: in the same order, without crowds.
     objects_per_class: without crowds.
+    num_crowds: in all images.
     """
 
     input_path: str
@@ -64,6 +67,7 @@ class RecordSet:
     image_ids: list[int]
     objects_per_image: list[int]
     objects_per_class: list[int]
+    num_crowds: int = 0
 
     def feed(self, params) -> None:
         """Points the input configuration `configs.DataConfig` at these records."""
@@ -131,6 +135,7 @@ def ensure_records(
         image_ids=manifest['image_ids'],
         objects_per_image=manifest['objects_per_image'],
         objects_per_class=[manifest['objects_per_class'][name] for name in dataset.class_names],
+        num_crowds=manifest['num_crowds'],
     )
 
 
@@ -360,7 +365,8 @@ def _merge_annotations(dataset, split, jobs, path) -> dict[str, Any]:
     """Writes the COCO file, with one shard in memory at a time; gives the counts."""
     images: list[dict[str, Any]] = []
     skipped: list[str] = []
-    empty_masks: dict[str, int] = {}
+    # By file; shards and caches of older versions have the first alone.
+    notes: dict[str, dict[str, Any]] = {key: {} for key in _NOTES}
     per_class = dict.fromkeys(range(1, len(dataset.class_names) + 1), 0)
     per_image: collections.Counter[int] = collections.Counter()
     number = 0
@@ -370,7 +376,8 @@ def _merge_annotations(dataset, split, jobs, path) -> dict[str, Any]:
             ground_truth = job.read_ground_truth()
             images += ground_truth['images']
             skipped += ground_truth['left_out']
-            empty_masks.update(ground_truth['empty_masks'])
+            for key, by_file in notes.items():
+                by_file.update(ground_truth.get(key, {}))
             for annotation in ground_truth['annotations']:
                 number += 1
                 file.write((',' if number > 1 else '') + json.dumps({'id': number, **annotation}))
@@ -390,7 +397,7 @@ def _merge_annotations(dataset, split, jobs, path) -> dict[str, Any]:
         'image_ids': [image['id'] for image in images],
         'objects_per_image': [per_image[image['id']] for image in images],
         'left_out': skipped,
-        'empty_masks': empty_masks,
+        **notes,
     }
 
 
@@ -409,10 +416,20 @@ def _say_what_was_skipped(dataset, split, manifest) -> None:
     name = f'{dataset.name}/{split}'
     for text in manifest['left_out']:
         print(f'{name}: skipped: {text}', flush=True)
-    empty = manifest['empty_masks']
-    if empty:
-        print(
-            f'{name}: objects without a pixel are skipped: {sum(empty.values())}, in '
-            f'{len(empty)} of {manifest["num_images"]} images, such as {next(iter(empty))}',
-            flush=True,
-        )
+    for key, what in (
+        ('empty_masks', 'objects without a pixel'),
+        ('skipped_annotations', 'annotations that cannot be used'),
+    ):
+        by_file = manifest.get(key)
+        if by_file:
+            print(
+                f'{name}: {what} are skipped: {sum(by_file.values())}, in {len(by_file)} of '
+                f'{manifest["num_images"]} images, such as {next(iter(by_file))}',
+                flush=True,
+            )
+    by_text: dict[str, list[str]] = {}
+    for file_name, text in manifest.get('warnings', {}).items():
+        by_text.setdefault(text, []).append(file_name)
+    for text, files in by_text.items():
+        others = f' (and {len(files) - 1} other images)' if len(files) > 1 else ''
+        print(f'{name}: warning: {files[0]}{others} {text}', flush=True)

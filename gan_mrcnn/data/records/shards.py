@@ -192,7 +192,13 @@ def write_shard(
     import tensorflow as tf
 
     skipped: Optional[list[str]] = [] if skip_bad else None
-    ground_truth: dict[str, Any] = {'images': [], 'annotations': [], 'empty_masks': {}}
+    ground_truth: dict[str, Any] = {
+        'images': [],
+        'annotations': [],
+        'empty_masks': {},
+        'warnings': {},
+        'skipped_annotations': {},
+    }
     with files.named_when_whole(shard.path) as path:
         try:
             _write_records(dataset, shard.items, path, skipped, ground_truth, on_example)
@@ -214,6 +220,10 @@ def _write_records(dataset, items, path, skipped, ground_truth, on_example) -> N
                 example, num_empty = _without_empty_masks(example)
                 if num_empty:
                     ground_truth['empty_masks'][example.file_name] = num_empty
+                if example.warning:
+                    ground_truth['warnings'][example.file_name] = example.warning
+                if example.num_skipped:
+                    ground_truth['skipped_annotations'][example.file_name] = example.num_skipped
                 annotations = coco_annotations(example)
                 ground_truth['images'].append(_coco_image(example))
                 ground_truth['annotations'] += annotations

@@ -83,4 +83,5 @@ def write(path: pathlib.Path, template: pathlib.Path, **values: Any) -> None:
     page = render(template, **values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.named_when_whole(path) as temporary:
-        temporary.write_text(page, encoding='utf-8')
+        # Names of files may hold bytes that are no text.
+        temporary.write_text(page, encoding='utf-8', errors='backslashreplace')

@@ -192,6 +192,108 @@ def test_several_processes_find_what_one_finds():
     assert alone.num_errors == 1
 
 
+def test_a_warning_about_an_image_is_listed():
+    found = problems_of(changed(1, warning='is almost black'))
+    assert found == [('train', '1.png', 'is almost black', 'warning')]
+
+
+class Hinted(Split):
+    crowds_hint = 'they may be objects'
+
+
+def test_groups_that_may_be_objects_are_counted_with_what_to_do():
+    """Of each image's three annotations one is a group."""
+    text = (
+        '{} of {} are groups (iscrowd 1), which are neither learnt nor scored; they may be objects'
+    )
+    assert problems_of(Hinted()) == [
+        ('train', 'annotations', text.format(4, 12), 'warning'),
+        ('val', 'annotations', text.format(2, 6), 'warning'),
+    ]
+    assert problems_of(Split()) == []
+    train, val = record_set([1, 2], [3, 1]), record_set([3], [1, 1])
+    train = dataclasses.replace(train, objects_per_image=[2, 2], num_crowds=5)
+    (warning,) = check.quick(Hinted(), {'train': train, 'val': val})
+    assert warning == f'train: annotations: {text.format(5, 9)}'
+    assert check.quick(Split(), {'train': train, 'val': val}) == []
+
+
+def test_images_with_more_objects_than_a_run_goes_as_far_as_are_counted():
+    limits = check.Limits(learnt=1, found=2, settings='some.yaml')
+    report = check.check(Split(), limits=limits)
+    # Of the validation images nothing is learnt.
+    ((split, problem),) = report.problems
+    assert split == 'train' and problem.text.startswith('4 have more than 1 objects, up to 2: ')
+    assert '--max_instances' in problem.text and '(1 by some.yaml)' in problem.text
+    limits = limits._replace(learnt=2, found=1)
+    report = check.check(Split(), limits=limits)
+    assert [split for split, _ in report.problems] == ['train', 'val']
+    assert all('max_num_detections' in problem.text for _, problem in report.problems)
+    assert check.check(Split(), limits=limits._replace(found=2)).problems == []
+
+
+@pytest.mark.parametrize('kind', ['negatives', 'groups'])
+def test_a_validation_part_without_an_object_is_a_warning_before_it_is_trained_on(kind):
+    def change(k, example):
+        if k < 4:
+            return example
+        if kind == 'groups':
+            return dataclasses.replace(example, is_crowd=np.ones(3, bool))
+        nothing = np.zeros(0, np.int32)
+        return dataclasses.replace(example, rles=[], classes=nothing, is_crowd=nothing > 0)
+
+    report = check.check(Split(change))
+    assert report.num_errors == 0
+    said = [problem.text for _, problem in report.problems if problem.file_name == 'val']
+    assert len(said) == 1 and 'has no object: its AP is not defined' in said[0]
+    empty = record_set([3], [0, 0])
+    warnings = check.quick(Split(change), {'train': record_set([1], [1, 1]), 'val': empty})
+    assert [w for w in warnings if w.startswith('val: ')] == [f'val: {said[0]}']
+
+
+def test_equal_problems_are_one_line_with_their_number():
+    def report_of(*problems):
+        problems = [('train', base.Problem(*problem, 'warning')) for problem in problems]
+        return check_page.Report(Split(), {}, problems)
+
+    boxes = [
+        (f'a.json: annotation {k} of im_{k}.png', f'has a box of 0x{k} pixels; that of its mask')
+        for k in range(1, 30)
+    ]
+    report = report_of(*boxes, ('a.json: annotation 99 of b.png', 'has no segmentation'))
+    (_, first), (_, second) = check_page.problem_lines(report, 2)
+    assert first == (
+        'train: a.json: annotation 1 of im_1.png: has a box of 0x1 pixels; that of its mask (and '
+        '28 more like it: annotation 2 of im_2.png, annotation 3 of im_3.png, ...)'
+    )
+    assert second == 'train: a.json: annotation 99 of b.png: has no segmentation'
+    # A page names all.
+    assert 'annotation 29 of im_29.png' in check_page.problem_lines(report)[0][1]
+    assert '0 errors, 30 warnings' in check_page.verdict(report)
+    # Readers name the file by its whole path, and label images by their own suffix.
+    missing = [(f'{k}.jpg', f'/data/labels/{k}_anno.png is missing') for k in (7, 8, 19)]
+    ((_, line),) = check_page.problem_lines(report_of(*missing))
+    assert line == (
+        'train: 7.jpg: /data/labels/7_anno.png is missing (and 2 more like it: 8.jpg, 19.jpg)'
+    )
+
+
+@pytest.mark.parametrize(
+    'one, other',
+    [
+        ('has a polygon of 2 points', 'has no segmentation'),
+        ('is the same image as c1.png', 'is the same image as d2.png'),
+        ('has a mask of class a', 'has a mask of class b'),
+    ],
+)
+def test_problems_that_differ_in_more_than_numbers_are_lines_of_their_own(one, other):
+    problems = [
+        ('', base.Problem('x.png', one, 'error')),
+        ('', base.Problem('y.png', other, 'error')),
+    ]
+    assert len(check_page.problem_lines(check_page.Report(Split(), {}, problems))) == 2
+
+
 class Page(HTMLParser):
     """Collects text and images, and complains about tags that are not closed."""
 
@@ -330,3 +432,32 @@ def test_the_command_ends_with_zero_one_or_two(folder, tmp_path):
     assert '3.png cannot be read' in bad.stdout and 'training would go wrong' in bad.stdout
     wrong = run('--dataset', 'label_images', '--data_dir', '/nowhere')
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
+
+
+def test_a_name_with_bytes_that_are_no_text_is_named_with_escapes(folder, tmp_path):
+    raw = os.fsdecode(b'Dr\xfcse.png')
+    for name in ('images', 'labels'):
+        (folder / name / '3.png').rename(folder / name / raw)
+    options = ['--dataset', 'label_images', '--data_dir', str(folder)]
+    page = tmp_path / 'page.html'
+    good = run(*options, '--html', str(page))
+    assert good.returncode == 0, good.stderr
+    assert 'Dr\\udcfcse.png: 2 objects' in page.read_text(encoding='utf-8')
+    (folder / 'images' / raw).write_bytes(b'not an image')
+    # The folder above, too.
+    other = folder.with_name(os.fsdecode(b'\xe4'))
+    folder.rename(other)
+    bad = run(*options[:-1], str(other), '--html', str(page))
+    assert bad.returncode == 1 and 'Traceback' not in bad.stderr
+    assert 'Dr\\udcfcse.png cannot be read' in bad.stdout
+    assert '1 error, 0 warnings' in page.read_text(encoding='utf-8')
+
+
+def test_a_crowded_image_is_told_with_the_numbers_of_the_settings(folder):
+    labels = np.zeros((40, 50), np.uint8)
+    labels[::2, ::2] = np.arange(500).reshape(20, 25) % 120 + 1
+    cv2.imwrite(str(folder / 'labels/0.png'), labels)
+    done = run('--dataset', 'label_images', '--data_dir', str(folder))
+    assert done.returncode == 0, done.stderr
+    assert '1 have more than 100 objects, up to 120' in done.stdout
+    assert done.stdout.count('(100 by own_data.yaml)') == 2

@@ -98,7 +98,7 @@ DAMAGE = {
         'cannot be read',
     ),
     'labels in colours': (
-        lambda folder: cv2.imwrite(str(labels_path(folder)), np.ones((32, 48, 3), np.uint8)),
+        lambda folder: cv2.imwrite(str(labels_path(folder)), layouts.smooth(1)),
         'has 3 channels',
     ),
     'number of no class': (relabel(34001), 'has the number 34001'),

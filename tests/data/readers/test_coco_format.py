@@ -8,9 +8,11 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as mask_api
 
 from gan_mrcnn.data import augment, readers
 from gan_mrcnn.data.readers import options
+from gan_mrcnn.data.records import records
 from gan_mrcnn.utils.errors import UserError
 from tests.data import layouts, round_trip
 from tests.data.round_trip import error_of, read_all
@@ -135,7 +137,7 @@ def test_options_without_an_effect_are_refused(own):
 
 def test_several_files_without_a_clear_name_have_to_be_named(own):
     folder, _ = own
-    (folder / 'other.json').write_text('{}')
+    shutil.copy(folder / 'all.json', folder / 'other.json')
     message = error_of(lambda: load(folder))
     assert 'all.json, other.json' in message and '--annotations' in message
     assert 'nosuch.json' in error_of(lambda: load(folder, annotations=('nosuch.json',)))
@@ -191,7 +193,8 @@ FRAME = {
     'images by name': (lambda content: content.update(images={'a': 1}), 'no list of images'),
     'image a word': (lambda content: content['images'].append('a.png'), 'no list of images'),
     'image id twice': (repeat('images'), 'image id 100 is used twice'),
-    'image id a word': (setting('images', 2, id='7'), "image number 3 has the id '7'"),
+    'image id a word': (setting('images', 2, id='x'), "image number 3 has the id 'x'"),
+    'half an image id': (setting('images', 2, id=7.5), 'image number 3 has the id 7.5'),
     'image without id': (setting('images', 2, id=None), 'image number 3 has the id None'),
     'negative image id': (setting('images', 2, id=-4), 'image number 3 has the id -4'),
     'no file name': (setting('images', 0, file_name=''), 'image 100 has no file_name'),
@@ -202,7 +205,7 @@ FRAME = {
     'one row of gigabytes': (setting('images', 0, width=1 << 28, height=1), 'a side above 65535'),
     'no width': (setting('images', 0, width=None), 'the width None'),
     'height zero': (setting('images', 0, height=0), 'the height 0'),
-    'width a word': (setting('images', 0, width='48'), "the width '48'"),
+    'width a word': (setting('images', 0, width='48px'), "the width '48px'"),
     'category id twice': (setting('categories', 0, id=2), 'category id 2 is used twice'),
     'category name twice': (
         setting('categories', 0, name='nucleus'),
@@ -214,8 +217,8 @@ FRAME = {
         'annotation 1 is of image 5',
     ),
     'image id of an annotation a word': (
-        setting('annotations', 0, image_id='100'),
-        "annotation 1 is of image '100'",
+        setting('annotations', 0, image_id='case0'),
+        "annotation 1 is of image 'case0'",
     ),
 }
 
@@ -375,3 +378,275 @@ def test_what_does_no_harm_is_a_warning(own):
     text = ' | '.join(problem.text for problem in problems)
     assert 'have the id 1' in text and 'a box of 0x0 pixels' in text and 'another id' in text
     assert len(read_all(dataset)) == len(dataset.items('train'))
+
+
+# What other tools write.
+
+
+@pytest.mark.parametrize('write', [float, str, lambda value: f'{value}.0'])
+def test_whole_numbers_are_read_in_every_spelling(own, tmp_path, write):
+    folder, ground_truths = own
+    before = load(folder)
+
+    def edit(content):
+        for entry in content['images']:
+            entry.update({key: write(entry[key]) for key in ('id', 'width', 'height')})
+        for entry in content['categories']:
+            entry['id'] = write(entry['id'])
+        for entry in content['annotations']:
+            keys = ('id', 'image_id', 'category_id', 'iscrowd')
+            entry.update({key: write(entry[key]) for key in keys})
+            mask = entry['segmentation']
+            if isinstance(mask, dict):
+                mask['size'] = [write(side) for side in mask['size']]
+                if isinstance(mask['counts'], list):
+                    mask['counts'] = [write(count) for count in mask['counts']]
+
+    change(folder / 'all.json', edit)
+    dataset = load(folder)
+    assert dataset.category_ids == (2, 7)
+    for split in ('train', 'val'):
+        assert dataset.items(split) == before.items(split)
+        inside = set(names(dataset, split))
+        wanted = [gt for gt in ground_truths if gt.file_name in inside]
+        round_trip.check(dataset, split, wanted, tmp_path / split)
+
+
+SPELLINGS = {
+    'backslashes': lambda name: f'images\\{name}',
+    'a folder of another machine': lambda name: f'/home/ann/set/images/{name}',
+    'a drive': lambda name: f'C:\\set\\{name}',
+    'a link': lambda name: f'http://host/files/images/{name}',
+    'per cent': lambda name: name.replace('e', '%65'),
+    'another suffix': lambda name: name.replace('.png', '.jpg'),
+    'no suffix': lambda name: name.replace('.png', ''),
+    'another case': str.upper,
+}
+
+
+@pytest.mark.parametrize('count', [1, 12])
+@pytest.mark.parametrize('kind', SPELLINGS)
+def test_an_image_is_found_by_what_its_name_means_and_that_is_said(own, kind, count, capsys):
+    folder, _ = own
+    before = load(folder)
+    spell = SPELLINGS[kind]
+
+    def edit(content):
+        for entry in content['images'][:count]:
+            entry['file_name'] = spell(entry['file_name'])
+
+    change(folder / 'all.json', edit)
+    dataset = load(folder, share=0.9)
+    assert f'{count} images are found by names that are nearly theirs' in capsys.readouterr().out
+    found = {item.path for split in ('train', 'val') for item in dataset.items(split)}
+    assert found == {item.path for split in ('train', 'val') for item in before.items(split)}
+    problems = [problem for split in ('train', 'val') for problem in dataset.problems(split)]
+    assert len(problems) == count and {problem.severity for problem in problems} == {'warning'}
+    assert all('which is not there' in problem.text for problem in problems)
+
+
+@pytest.mark.parametrize(
+    'name, place, said',
+    [
+        # A mask, or an image of another series: of the same name, and not what is meant.
+        ('a.png', 'masks/a.png', 'did you mean'),
+        ('one/a.png', 'images/two/a.png', 'did you mean'),
+        ('b.png', 'images/a.png', 'is missing'),
+    ],
+)
+def test_an_image_that_may_be_another_is_missing(own, name, place, said):
+    folder, _ = own
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / 'images/case3.png').rename(folder / place)
+    change(folder / 'all.json', setting('images', 3, file_name=name))
+    dataset = load(folder)
+    (problem,) = [p for split in ('train', 'val') for p in dataset.problems(split)]
+    assert problem.severity == 'error' and said in problem.text
+    assert ('did you mean' in problem.text) == (str(folder / place) in problem.text)
+
+
+def test_an_image_that_another_entry_has_is_not_taken(own):
+    folder, _ = own
+    (folder / 'images/case3.png').unlink()
+    change(folder / 'all.json', setting('images', 3, file_name='case4.jpg'))
+    dataset = load(folder)
+    (problem,) = [p for split in ('train', 'val') for p in dataset.problems(split)]
+    assert 'case4.jpg' in problem.file_name and problem.text == 'is missing'
+    # And two entries that mean one file have none.
+    change(folder / 'all.json', setting('images', 4, file_name='case4.bmp'))
+    dataset = load(folder)
+    problems = [p for split in ('train', 'val') for p in dataset.problems(split)]
+    assert [p.severity for p in problems] == ['error'] * 2
+
+
+def test_a_name_that_leads_out_of_the_folder_may_mean_one_inside(own):
+    folder, _ = own
+    change(folder / 'all.json', setting('images', 3, file_name='/elsewhere/masks/case3.png'))
+    found = {item.path for split in ('train', 'val') for item in load(folder).items(split)}
+    assert folder / 'images/case3.png' in found
+    (folder / 'deep').mkdir()
+    (folder / 'images/case3.png').rename(folder / 'deep/case3.png')
+    message = error_of(lambda: load(folder))
+    assert 'leads out of' in message and f'did you mean {folder / "deep/case3.png"}?' in message
+
+
+def painted(folder, every=2):
+    """Every second object as CVAT writes what was painted: run lengths, iscrowd 1."""
+
+    def edit(content):
+        for number, annotation in enumerate(content['annotations']):
+            mask = annotation['segmentation']
+            if number % every == 0 and isinstance(mask, list):
+                rle = mask_api.merge(mask_api.frPyObjects(mask, layouts.HEIGHT, layouts.WIDTH))
+                annotation['segmentation'] = layouts.run_lengths(mask_api.decode(rle) > 0)
+                annotation['iscrowd'] = 1
+
+    change(folder / 'all.json', edit)
+
+
+def test_groups_become_objects_where_the_user_says_so(own, tmp_path):
+    folder, _ = own
+    number = sum(len(e.rles) for split in ('train', 'val') for e in read_all(load(folder), split))
+    painted(folder)
+    for crowds, is_learnt in (('ignored', False), ('objects', True)):
+        dataset = load(folder, crowds=crowds)
+        assert bool(dataset.crowds_hint) == (not is_learnt)
+        found = [
+            is_crowd
+            for split in ('train', 'val')
+            for example in read_all(dataset, split)
+            for is_crowd in example.is_crowd
+        ]
+        assert len(found) == number and any(found) == (not is_learnt)
+    prints = {load(folder, crowds=c).fingerprint('train') for c in ('ignored', 'objects')}
+    assert len(prints) == 2
+    record_set = records.ensure_records(load(folder), 'train', str(tmp_path), num_processes=1)
+    learnt = sum(record_set.objects_per_image)
+    train = read_all(load(folder))
+    assert record_set.num_crowds == sum(e.is_crowd.sum() for e in train) > learnt / 2
+    assert '--crowds groups is unknown' in error_of(lambda: load(folder, crowds='groups'))
+
+
+BAD_ANNOTATIONS = {
+    'empty': [],
+    'an empty polygon': [[]],
+    'two points': [[1, 1, 9, 9]],
+    'two points beside a good polygon': [[1, 1, 9, 1, 9, 9], [1, 1, 9, 9]],
+    'null': None,
+    'damaged run lengths': {'size': [32, 48], 'counts': [5]},
+}
+
+
+@pytest.mark.parametrize('kind', BAD_ANNOTATIONS)
+def test_an_annotation_that_cannot_be_used_costs_itself_and_not_its_image(
+    own, tmp_path, kind, capsys
+):
+    folder, _ = own
+    change(folder / 'all.json', setting('annotations', 8, segmentation=BAD_ANNOTATIONS[kind]))
+    strict = load(folder)
+    split = 'train' if 'case2.png' in names(strict, 'train') else 'val'
+    assert '--skip_bad_annotations' in error_of(lambda: read_all(strict, split))
+    dataset = load(folder, skip_bad_annotations=True)
+    (problem,) = dataset.problems(split)
+    assert problem.severity == 'warning' and problem.text.endswith('it is skipped')
+    (example,) = [e for e in read_all(dataset, split) if e.file_name == 'case2.png']
+    assert (len(example.rles), example.num_skipped) == (1, 1)
+    assert dataset.fingerprint(split) != strict.fingerprint(split)
+    records.ensure_records(dataset, split, str(tmp_path), num_processes=1)
+    said = capsys.readouterr().out
+    assert 'annotations that cannot be used are skipped: 1, in 1 of' in said and 'case2.png' in said
+
+
+@pytest.mark.parametrize('name', ['coco', 'phone', 'coco_format'])
+def test_the_flag_that_an_error_names_is_taken(name, tmp_path):
+    {
+        'coco': layouts.write_coco_2017,
+        'phone': layouts.write_phones,
+        'coco_format': layouts.write_own_coco,
+    }[name](tmp_path)
+    for path in tmp_path.rglob('*.json'):
+        change(path, setting('annotations', 0, segmentation=[]))
+    assert '--skip_bad_annotations' in error_of(
+        lambda: read_all(readers.load_dataset(name, str(tmp_path)), 'train')
+    )
+    chosen = options.Options(skip_bad_annotations=True)
+    dataset = readers.load_dataset(name, str(tmp_path), chosen)
+    skipped = [e.num_skipped for split in ('train', 'val') for e in read_all(dataset, split)]
+    assert sum(skipped) == len(list(tmp_path.rglob('*.json')))
+
+
+def write_roboflow(folder, source):
+    """train/, valid/ and test/ with their images, and the category that is above the others."""
+    content = json.loads((source / 'all.json').read_text())
+    root = {'id': 0, 'name': 'tissue', 'supercategory': 'none'}
+    categories = [root, *({**c, 'supercategory': 'tissue'} for c in content['categories'])]
+    for split, part in (('train', slice(0, 8)), ('valid', slice(8, 10)), ('test', slice(10, 12))):
+        (folder / split).mkdir(parents=True)
+        entries = content['images'][part]
+        for entry in entries:
+            shutil.copy(source / 'images' / entry['file_name'], folder / split)
+        ids = {entry['id'] for entry in entries}
+        own = [a for a in content['annotations'] if a['image_id'] in ids]
+        text = json.dumps({'images': entries, 'annotations': own, 'categories': categories})
+        (folder / split / '_annotations.coco.json').write_text(text)
+
+
+def test_folders_of_roboflow_are_the_splits_and_their_root_is_no_class(own, tmp_path):
+    folder, ground_truths = own
+    write_roboflow(tmp_path / 'export', folder)
+    dataset = load(tmp_path / 'export')
+    assert dataset.splits == ('train', 'val', 'test')
+    assert dataset.class_names == ('nucleus', 'cell') and dataset.category_ids == (2, 7)
+    for split, part in (('train', slice(0, 8)), ('val', slice(8, 10)), ('test', slice(10, 12))):
+        round_trip.check(dataset, split, ground_truths[part], tmp_path / 'cache' / split)
+    shutil.rmtree(tmp_path / 'export/valid')
+    divided = load(tmp_path / 'export')
+    assert divided.splits == ('train', 'val', 'test')
+    assert len(names(divided, 'train') + names(divided, 'val')) == 8
+    assert len(names(divided, 'test')) == 2
+
+
+def test_a_category_above_others_that_objects_have_is_a_class(own):
+    def edit(content):
+        content['categories'][0]['supercategory'] = 'none'
+        content['categories'][1]['supercategory'] = 'cell'
+
+    change(own[0] / 'all.json', edit)
+    assert load(own[0]).class_names == ('nucleus', 'cell')
+
+
+@pytest.mark.parametrize('content', ['{"images": [{"id": 1}], "categories": []}', '{"a": 1}'])
+@pytest.mark.parametrize('name', ['image_info_test2017.json', 'package.json'])
+def test_a_file_without_annotations_is_not_used_and_that_is_said(own, name, content, capsys):
+    folder, _ = own
+    (folder / name).write_text(content)
+    assert load(folder).splits == ('train', 'val')
+    assert f'{folder / name} has no annotations and is not used' in capsys.readouterr().out
+
+
+def test_hidden_files_are_no_annotations(own):
+    folder, _ = own
+    (folder / '._all.json').write_bytes(b'\0\5\x16\7')
+    (folder / '.all.json.swp.json').write_text('{}')
+    assert len(names(load(folder), 'train')) == 11
+
+
+def test_a_validation_file_of_images_without_objects_is_read(own):
+    folder, _ = own
+    content = json.loads((folder / 'all.json').read_text())
+    (folder / 'val.json').write_text(
+        json.dumps({**content, 'images': content['images'][:2], 'annotations': []})
+    )
+    (folder / 'all.json').rename(folder / 'train.json')
+    dataset = load(folder)
+    assert [len(example.rles) for example in read_all(dataset, 'val')] == [0, 0]
+
+
+def test_a_file_in_another_encoding_is_to_be_saved_as_utf_8(own):
+    folder, _ = own
+    text = (folder / 'all.json').read_text().replace('nucleus', 'Drüse')
+    (folder / 'all.json').write_bytes(text.encode('latin-1'))
+    message = error_of(lambda: load(folder))
+    assert 'all.json is not in UTF-8' in message and 'save it as UTF-8' in message
+    (folder / 'all.json').write_bytes('\ufeff'.encode() + text.encode())
+    assert 'Drüse' in load(folder).class_names

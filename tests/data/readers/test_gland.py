@@ -10,6 +10,7 @@ from absl import logging
 from gan_mrcnn.data import readers
 from gan_mrcnn.data.readers import base, gland, images
 from gan_mrcnn.utils.errors import UserError
+from tests.data import layouts
 
 PARTS = {'train': 85, 'testA': 60, 'testB': 20}
 NAMES = [f'{part}_{k}' for part, count in PARTS.items() for k in range(1, count + 1)]
@@ -153,7 +154,7 @@ BAD = {
         'testB_4_anno.bmp has no gland',
     ),
     'in colours': (
-        lambda f: cv2.imwrite(str(f / 'testB_4_anno.bmp'), np.ones((24, 32, 3), np.uint8)),
+        lambda f: cv2.imwrite(str(f / 'testB_4_anno.bmp'), layouts.smooth(1)[:24, :32]),
         'testB_4_anno.bmp has 3 channels',
     ),
 }
@@ -301,3 +302,19 @@ def test_bmp_as_shipped_equals_png(glas_dir):
     assert 'testA_2' in error_of(lambda: list(gland.Glands(str(sample)).examples('testA')))
     (only,) = gland.Glands(str(sample)).examples('testA', skip_bad=True)
     assert only.file_name == 'testA_1.bmp' and only.image_id == 1001
+
+
+@pytest.mark.parametrize('change', [str.upper, str.capitalize])
+def test_suffixes_are_read_in_any_case(folder, change):
+    before = gland.Glands(str(folder)).fingerprint('testB')
+    for path in folder.glob('testB_*.bmp'):
+        path.rename(path.with_suffix(change(path.suffix)))
+    dataset = gland.Glands(str(folder))
+    assert not list(dataset.problems('testB')) and dataset.fingerprint('testB') == before
+    assert [len(example.rles) for example in read_all(folder)] == [2] * 20
+
+
+def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(folder):
+    (folder / 'Grade.csv').write_bytes((folder / 'Grade.csv').read_bytes() + b'\rDr\xfcse')
+    message = error_of(lambda: gland.Glands(str(folder)))
+    assert 'Grade.csv is not in UTF-8' in message and 'save it as UTF-8' in message

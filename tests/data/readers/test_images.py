@@ -127,7 +127,7 @@ BAD = {
     'folder': (lambda path: path.mkdir(), 'cannot be read'),
     'several pages': (pages, 'has 2 pages'),
     'fractions': (
-        lambda path: Image.fromarray(np.ones((4, 4), np.float32)).save(path),
+        lambda path: Image.fromarray(np.full((4, 4), 1.5, np.float32)).save(path),
         'fractions',
     ),
 }
@@ -225,3 +225,144 @@ def test_a_program_is_not_run(tmp_path, monkeypatch):
     path = tmp_path / 'a.png'
     path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
     assert f'{path} cannot be read' in error_of(lambda: images.read_image(path))
+
+
+# One label image in every encoding.
+
+
+def as_palette(labels, colours):
+    image = Image.frombytes('P', labels.shape[::-1], labels.astype(np.uint8).tobytes())
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+BLACK, WHITE, RED = (0, 0, 0), (255, 255, 255), (255, 0, 0)
+# Of numbers up to 255.
+ENCODINGS = {
+    '8 bits': lambda labels: Image.fromarray(labels.astype(np.uint8)),
+    '16 bits': lambda labels: Image.fromarray(labels.astype(np.uint16)),
+    '32 bits': lambda labels: Image.fromarray(labels.astype(np.int32)),
+    'floats': lambda labels: Image.fromarray(labels.astype(np.float32)),
+    'palette': lambda labels: as_palette(labels, [BLACK, *[RED] * 255]),
+    'palette with a white background': lambda labels: as_palette(labels, [WHITE, *[RED] * 255]),
+    'equal colours': lambda labels: Image.fromarray(np.dstack([labels.astype(np.uint8)] * 3)),
+    'grey and opaque': lambda labels: Image.fromarray(
+        np.dstack([labels, np.full_like(labels, 255)]).astype(np.uint8), 'LA'
+    ),
+    'equal colours and opaque': lambda labels: Image.fromarray(
+        np.dstack([labels] * 3 + [np.full_like(labels, 255)]).astype(np.uint8)
+    ),
+}
+# Those that PNG has none for.
+TIFF_ONLY = ('32 bits', 'floats')
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_numbers_are_the_same_in_every_encoding(encoding, suffix, tmp_path):
+    if suffix == 'png' and encoding in TIFF_ONLY:
+        pytest.skip('PNG has no such values')
+    labels = np.random.default_rng(2).integers(0, 256, (7, 9))
+    ENCODINGS[encoding](labels).save(tmp_path / f'a.{suffix}')
+    np.testing.assert_array_equal(images.read_labels(tmp_path / f'a.{suffix}'), labels)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('channels', [3, 4])
+def test_numbers_of_16_bits_are_whole_in_equal_colours(channels, suffix, tmp_path):
+    """Pillow reads the upper half of them alone, which is empty for the first 255 objects."""
+    labels = np.random.default_rng(3).choice([0, 1, 2, 300, 65535], (7, 9)).astype(np.uint16)
+    opaque = np.full_like(labels, 65535)
+    stored = np.dstack([labels, labels, labels, opaque][:channels])
+    assert cv2.imwrite(str(tmp_path / f'a.{suffix}'), stored)
+    np.testing.assert_array_equal(images.read_labels(tmp_path / f'a.{suffix}'), labels)
+
+
+MASKS = {
+    '1 bit': lambda mask: Image.fromarray(mask).convert('1'),
+    'palette, black first': lambda mask: as_palette(mask, [BLACK, WHITE]),
+    'palette, white first': lambda mask: as_palette(~mask, [WHITE, BLACK]),
+    'palette of many colours, white first': lambda mask: as_palette(
+        np.where(mask, 0, 255), [WHITE, *[RED] * 254, BLACK]
+    ),
+    'web colours': lambda mask: Image.fromarray(np.dstack([mask * np.uint8(255)] * 3)).convert('P'),
+    '0 and 1': lambda mask: Image.fromarray(mask.astype(np.uint8)),
+    '0 and 255': lambda mask: Image.fromarray(mask * np.uint8(255)),
+    '0 and 65535': lambda mask: Image.fromarray(mask * np.uint16(65535)),
+    'colours': lambda mask: Image.fromarray(np.dstack([mask * np.uint8(255)] * 3)),
+}
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif', 'bmp'])
+@pytest.mark.parametrize('encoding', MASKS)
+def test_a_mask_has_the_same_pixels_in_every_encoding(encoding, suffix, tmp_path):
+    if suffix == 'bmp' and encoding == '0 and 65535':
+        pytest.skip('BMP has no 16 bits')
+    mask = np.random.default_rng(4).random((7, 9)) < 0.4
+    MASKS[encoding](mask).save(tmp_path / f'a.{suffix}')
+    labels = images.read_labels(tmp_path / f'a.{suffix}')
+    np.testing.assert_array_equal(labels > 0, mask)
+    assert len(np.unique(labels)) == 2
+
+
+def test_numbers_with_one_colour_for_all_objects_stay_numbers(tmp_path):
+    """Black and white to look at, and yet several objects."""
+    labels = np.array([[0, 1, 2], [0, 3, 3]])
+    as_palette(labels, [BLACK, WHITE, WHITE, WHITE]).save(tmp_path / 'a.png')
+    assert images.read_labels(tmp_path / 'a.png').tolist() == labels.tolist()
+    as_palette(labels + 1, [BLACK, WHITE, WHITE, WHITE, WHITE]).save(tmp_path / 'a.png')
+    assert images.read_labels(tmp_path / 'a.png').tolist() == (labels + 1).tolist()
+
+
+def test_a_mask_of_one_colour_is_all_or_nothing(tmp_path):
+    path, none = tmp_path / 'a.png', np.zeros((4, 5), bool)
+    for filled in (none, ~none):
+        as_palette(~filled, [WHITE, BLACK]).save(path)
+        np.testing.assert_array_equal(images.read_labels(path) > 0, filled)
+    # Of many colours, white is the background where it is the first.
+    as_palette(none, [WHITE, *[RED] * 255]).save(path)
+    assert not images.read_labels(path).any()
+
+
+@pytest.mark.parametrize(
+    'stored, said',
+    [
+        (np.dstack([np.arange(6).reshape(2, 3)] * 2 + [np.ones((2, 3))]), '3 channels that differ'),
+        (np.dstack([np.arange(6).reshape(2, 3)] * 4), 'transparent in places'),
+    ],
+)
+def test_colours_and_transparency_are_no_labels(stored, said, tmp_path):
+    Image.fromarray(stored.astype(np.uint8)).save(tmp_path / 'a.png')
+    assert said in error_of(lambda: images.read_labels(tmp_path / 'a.png'))
+
+
+@pytest.mark.parametrize('value', [0.5, -1, np.nan, np.inf, 2.0**31])
+def test_floats_that_are_no_numbers_of_objects_are_refused(value, tmp_path):
+    Image.fromarray(np.full((2, 3), value, np.float32)).save(tmp_path / 'a.tif')
+    assert 'fractions or negative' in error_of(lambda: images.read_labels(tmp_path / 'a.tif'))
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_16_bits_of_which_12_are_used_get_a_warning(channels, suffix, tmp_path):
+    path = tmp_path / f'a.{suffix}'
+    for highest, said in ((200, True), (4095, True), (4096, False), (65535, False)):
+        stored = np.full((4, 5, channels), 100, np.uint16)
+        stored[1, 2] = highest
+        assert cv2.imwrite(str(path), stored)
+        assert ('almost black' in images.read_image(path).warning) == said
+    # 8 bits may be as dark as they like.
+    cv2.imwrite(str(path), np.zeros((4, 5), np.uint8))
+    assert images.read_image(path).warning == ''
+
+
+def test_hidden_files_and_labels_beside_their_image_are_no_images(tmp_path, capsys):
+    for name in ('a.bmp', 'a_anno.bmp', 'b.PNG', 'b_Mask.png', 'c_anno.png', 'd.jpg', 'd_mask.jpg'):
+        (tmp_path / name).write_bytes(b'')
+    for name in ('.ipynb_checkpoints/a-checkpoint.png', '._a.bmp', '_anno.bmp', 'a.txt'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    found = [path.name for path in images.list_images(tmp_path)]
+    # Without a `c`, `c_anno` is an image; a JPEG is no label image.
+    assert found == ['_anno.bmp', 'a.bmp', 'b.PNG', 'c_anno.png', 'd.jpg', 'd_mask.jpg']
+    assert '2 label images' in capsys.readouterr().out

@@ -493,6 +493,20 @@ def test_an_object_without_a_pixel_is_skipped_and_counted(tmp_path, capsys):
     check_crops(data, make_masks(1)[[0, 2]])
 
 
+def test_what_is_odd_in_images_and_annotations_is_counted(tmp_path, capsys):
+    class Odd(Blocks):
+        def read(self, item):
+            example = super().read(item)
+            example.warning = 'is almost black' if item.image_id > 100 else ''
+            example.num_skipped = 2 if item.image_id == 102 else 0
+            return example
+
+    convert(Odd(4), tmp_path)
+    said = capsys.readouterr().out
+    assert 'warning: 1.png (and 2 other images) is almost black' in said
+    assert 'annotations that cannot be used are skipped: 2, in 1 of 4 images, such as 2.png' in said
+
+
 def test_what_is_not_learnt_of_crowded_images_is_counted():
     crowded = records.RecordSet('', 4, 0, [1, 1], '', '', [1, 2, 3, 4], [3, 9, 4, 6], [22]).crowded
     assert crowded(9) == ''
