@@ -46,14 +46,18 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 def run(name: str, arguments: Sequence[str], program: str) -> None:
     """Runs the command `name` and ends the process; `program` is how messages call it."""
-    command, options = parse(name, arguments, program)
-    stopped = getattr(command, 'STOPPED', 'stopped')
-    cli.run_main(lambda: command.main(options), program, stopped)
+    stopped = getattr(_module(name), 'STOPPED', 'stopped')
+
+    def main():
+        command, options = parse(name, arguments, program)
+        command.main(options)
+
+    cli.run_main(main, program, stopped)
 
 
 def parse(name: str, arguments: Sequence[str], program: str):
     """The module of the command `name`, and its flags."""
-    command = importlib.import_module(f'gan_mrcnn.commands.{name}')
+    command = _module(name)
     parser = argparse.ArgumentParser(
         prog=program,
         description=command.__doc__,
@@ -67,6 +71,10 @@ def parse(name: str, arguments: Sequence[str], program: str):
     elif forwarded:
         parser.error(f'unrecognized arguments: {" ".join(forwarded)}')
     return command, options
+
+
+def _module(name: str):
+    return importlib.import_module(f'gan_mrcnn.commands.{name}')
 
 
 def _refuse(message: str) -> None:

@@ -8,13 +8,13 @@ Reads every image once, counts what is there and names every problem by file, as
 import argparse
 import sys
 
-from gan_mrcnn.utils import cli
+from gan_mrcnn.utils import cli, disk
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_dataset_flags(parser)
     cli.add_split_flags(parser)
-    parser.add_argument('--html', metavar='FILE', help='writes a page with thumbnails, too')
+    cli.add_path(parser, '--html', metavar='FILE', help='writes a page with thumbnails, too')
 
 
 def main(options: argparse.Namespace) -> None:
@@ -22,6 +22,8 @@ def main(options: argparse.Namespace) -> None:
     from gan_mrcnn.data.check import check, page
 
     dataset = settings.load_dataset(settings.Flags.from_arguments(options))
+    if options.html:
+        disk.check_file(options.html, '--html')
     report = check.check(dataset)
     print(page.to_text(report))
     if options.html:

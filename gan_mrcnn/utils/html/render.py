@@ -80,7 +80,4 @@ def write(path: pathlib.Path, template: pathlib.Path, **values: Any) -> None:
     Raises:
       OSError: that is not possible.
     """
-    page = render(template, **values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.named_when_whole(path) as temporary:
-        temporary.write_text(page, encoding='utf-8')
+    files.write_text(path, render(template, **values))
