@@ -60,7 +60,7 @@ def find_sources(
       UserError: an argument matches no image, a folder cannot be read, or two files would have
         results of the same name.
     """
-    sources: dict[pathlib.Path, Source] = {}
+    sources: dict[str, Source] = {}
     skipped: dict[str, list[pathlib.Path]] = {}
     for argument in arguments:
         found = list(_expand(argument, out, skipped))
@@ -72,7 +72,7 @@ def find_sources(
                 + (f' (left out: {others})' if others else '')
             )
         for source in found:
-            sources.setdefault(source.path.resolve(), source)
+            sources.setdefault(os.path.realpath(source.path), source)
     names: dict[str, pathlib.Path] = {}
     for source in sources.values():
         other = names.setdefault(source.name, source.path)

@@ -9,6 +9,7 @@ arrive as 28x28 probabilities and are pasted here: at the image's size, a hundre
 import base64
 import http.client
 import json
+import os
 import pathlib
 import re
 import urllib.error
@@ -156,7 +157,7 @@ def _error_text(body):
     except (ValueError, LookupError, TypeError, RecursionError):
         text = body.decode('utf-8', 'replace')
     text = text if isinstance(text, str) else str(text)
-    return ' '.join(text.split())[:500]
+    return ' '.join(text.split())[:500] or 'nothing'
 
 
 def _ask_grpc(address, encoded, timeout):
@@ -263,7 +264,7 @@ def _targets(paths, out) -> dict[pathlib.Path, pathlib.Path]:
     Raises:
       UserError: two files would have the same overlay, or it would replace a file that is given.
     """
-    given = {path.resolve(): path for path in reversed(paths)}
+    given = {os.path.realpath(path): path for path in reversed(paths)}
     targets: dict[pathlib.Path, pathlib.Path] = {}
     for path in reversed(given.values()):
         target = out / f'{path.stem}.detections.png'
@@ -272,7 +273,7 @@ def _targets(paths, out) -> dict[pathlib.Path, pathlib.Path]:
             raise UserError(
                 f'{others[0]} and {path} would both become {target}; give each another --out'
             )
-        if target.resolve() in given:
+        if os.path.realpath(target) in given:
             raise UserError(
                 f'the detections of {path} would replace {target}, which is to be sent as well; '
                 'leave it out, or give another --out'

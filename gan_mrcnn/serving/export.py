@@ -38,14 +38,14 @@ def export(module, card, config, export_dir: str, version: Optional[int] = None)
     Raises:
       UserError: the version exists, or the graph holds an operation that a server does not have.
     """
-    root = pathlib.Path(export_dir) / MODEL_NAME
-    target = root / str(_free_version(root) if version is None else version)
     if version is not None and version < 1:
         raise UserError(f'--version {version} is not positive; give 1 or more')
+    root = pathlib.Path(export_dir) / MODEL_NAME
+    disk.check_folder(root, '--export_dir')
+    target = root / str(_free_version(root) if version is None else version)
     if target.exists():
         raise UserError(f'{target} exists; give another --version, or remove it')
     requests = warmup.make_requests(card.input_size)
-    disk.check_folder(root, '--export_dir')
     # Beside the target, for a rename must not cross disks; a server reads numbers only.
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=root))
     try:

@@ -81,9 +81,9 @@ def check_folder(folder: PathLike, flag: str) -> None:
 def check_file(path: PathLike, flag: str) -> None:
     """The same for a file that will be written or replaced."""
     path = pathlib.Path(path)
-    if path.is_dir():
-        raise UserError(f'{flag} {path} is a folder; give the name of a file')
     with errors_named(f'{flag} {path}'):
+        if path.is_dir():
+            raise UserError(f'{flag} {path} is a folder; give the name of a file')
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as file:
             file.write(b'x')

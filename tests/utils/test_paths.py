@@ -52,9 +52,8 @@ def test_checkpoints_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
         'ckpt-3.index',
     ]
     for spelled in (str(folder), f'{folder}/', os.path.join('.', name)):
-        assert os.path.samefile(
-            f'{checkpoints.newest_sound(spelled)}.index', folder / 'ckpt-3.index'
-        )
+        newest = checkpoints.newest_sound(spelled)
+        assert os.path.samefile(f'{newest}.index', folder / 'ckpt-3.index')
         found = checkpoint.find_checkpoint(spelled, 'best')
         assert os.path.basename(found) == 'best_ckpt-3' and checkpoint.step_of(found) == 3
     assert not (folder / 'damaged').exists()
