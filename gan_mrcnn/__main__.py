@@ -6,7 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Optional
+from typing import NoReturn, Optional
 
 from gan_mrcnn import __version__
 from gan_mrcnn.utils import cli
@@ -58,7 +58,7 @@ def run(name: str, arguments: Sequence[str], program: str) -> None:
 def parse(name: str, arguments: Sequence[str], program: str):
     """The module of the command `name`, and its flags."""
     command = _module(name)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program,
         description=command.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,6 +71,11 @@ def parse(name: str, arguments: Sequence[str], program: str):
     elif forwarded:
         parser.error(f'unrecognized arguments: {" ".join(forwarded)}')
     return command, options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(cli.one_line(message))
 
 
 def _module(name: str):

@@ -223,70 +223,92 @@ OVERRIDES = st.sampled_from(
 )
 
 
-def arguments(world, name):
-    """What the command `name` may be given: the flags that it has, with any values."""
-    place = places(world)
-    always = {
-        'train': {'--dataset': WORDS, '--model_dir': place},
-        'evaluate': {'--dataset': WORDS},
-        'predict': {'--model': place, '--out': place},
-        'check': {'--dataset': WORDS},
-        'compare': {'--report': place},
-        'ablate': {'--table': st.just('5'), '--dataset': WORDS, '--model_dir': place},
-        'export': {'--model_dir': place, '--export_dir': place},
-        'client': {
-            '--url': st.sampled_from(
-                [
-                    *('http://127.0.0.1:9/v1/models/m', 'http://[::1/v1/models/m', 'x', ''),
-                    *('http://h:99999/v1/models/m', 'http://127.0.0.1:9/v1/models/ü b'),
-                ]
-            )
-        },
-        'replay': {},
+URLS = st.sampled_from(
+    [
+        *('http://127.0.0.1:9/v1/models/m', 'http://[::1/v1/models/m', 'x', ''),
+        *('http://h:99999/v1/models/m', 'http://127.0.0.1:9/v1/models/ü b'),
+    ]
+)
+
+
+def valid(world, name):
+    """Flags and the rest of a command `name` that is right."""
+    data = {'--dataset': 'label_images', '--data_dir': world.data}
+    settings = {'--params_override': tiny.SETTINGS, '--cache_dir': world.cache}
+    return {
+        'train': ({**data, **settings, '--model_dir': 'new', '--split': 0.6}, []),
+        'evaluate': ({**data, **settings, '--predictions': world.predictions}, []),
+        'predict': ({'--model': world.model, '--out': 'new'}, [world.pictures]),
+        'check': ({**data, '--html': 'x.html'}, []),
+        'compare': (
+            {'--split': 'val', '--report': 'new', '--cache_dir': world.cache, '--samples': 2},
+            [world.folder / 'scored', world.folder / 'scored'],
+        ),
+        'ablate': ({**data, '--table': 5, '--model_dir': 'new', '--cache_dir': world.cache}, []),
+        'export': ({'--model_dir': world.run, '--export_dir': 'new'}, []),
+        'client': ({'--url': 'http://127.0.0.1:9/v1/models/m'}, [world.pictures / 'a.png']),
+        'replay': ({}, [world.run / 'nonfinite/step-1.npz']),
     }[name]
-    sometimes = {
-        'train': {'--split': NUMBERS, '--split_seed': NUMBERS, '--max_instances': NUMBERS},
-        'evaluate': {
-            **{'--model_dir': place, '--saved_model': place, '--split': WORDS},
-            **{'--predictions': place, '--val_predictions': place, '--results': place},
-            '--report': place,
+
+
+def any_values(world, name):
+    """Values of any kind for the flags of the command `name`."""
+    place = places(world)
+    of_a_run = {
+        **{'--model_dir': place, '--config_file': place, '--params_override': OVERRIDES},
+        **{'--seed': NUMBERS, '--gan': st.sampled_from(['baseline', 'x']), '--data_dir': place},
+        '--dataset': WORDS,
+    }
+    return {
+        'train': {
+            **of_a_run,
+            **{'--split': NUMBERS, '--split_seed': NUMBERS, '--max_instances': NUMBERS},
+            **{'--group_by': WORDS, '--log_file': place},
         },
-        'predict': {'--batch': NUMBERS, '--overlap': NUMBERS, '--score_threshold': NUMBERS},
-        'check': {'--split': NUMBERS, '--html': place, '--annotations': place},
-        'compare': {'--split': WORDS, '--samples': NUMBERS},
-        'ablate': {'--seeds': NUMBERS, '--eval_split': WORDS, '--samples': NUMBERS},
-        'export': {'--version': NUMBERS, '--score_threshold': NUMBERS},
+        'evaluate': {
+            **of_a_run,
+            **{'--saved_model': place, '--split': WORDS, '--predictions': place},
+            **{'--val_predictions': place, '--results': place, '--report': place},
+            '--checkpoint': st.one_of(WORDS, place),
+        },
+        'predict': {
+            **{'--model': place, '--out': place, '--batch': NUMBERS, '--overlap': NUMBERS},
+            **{'--score_threshold': NUMBERS, '--checkpoint': st.one_of(WORDS, place)},
+        },
+        'check': {
+            **{'--dataset': WORDS, '--data_dir': place, '--split': NUMBERS, '--html': place},
+            **{'--annotations': place, '--split_seed': NUMBERS},
+        },
+        'compare': {'--split': WORDS, '--samples': NUMBERS, '--report': place, '--data_dir': place},
+        'ablate': {
+            **{'--seeds': NUMBERS, '--eval_split': WORDS, '--samples': NUMBERS},
+            '--model_dir': place,
+        },
+        'export': {
+            **{'--version': NUMBERS, '--score_threshold': NUMBERS, '--model_dir': place},
+            **{'--export_dir': place, '--checkpoint': st.one_of(WORDS, place)},
+            '--data_dir': place,
+        },
         'client': {
-            **{'--out': place, '--class_names': place, '--timeout': NUMBERS},
+            **{'--out': place, '--class_names': place, '--timeout': NUMBERS, '--url': URLS},
             '--score_threshold': NUMBERS,
         },
         'replay': {},
     }[name]
-    if name in ('train', 'evaluate'):
-        shared = {'--seed': NUMBERS, '--config_file': place, '--params_override': OVERRIDES}
-        sometimes.update(shared, **{'--gan': st.sampled_from(['baseline', 'combined', 'x'])})
-    if name in ('train', 'evaluate', 'check', 'predict', 'compare', 'export'):
-        sometimes['--data_dir'] = place
-    if name in ('evaluate', 'predict', 'export'):
-        sometimes['--checkpoint'] = st.one_of(WORDS, place)
-    positional = {
-        'predict': st.lists(place, min_size=1, max_size=3),
-        'client': st.lists(place, min_size=1, max_size=3),
-        'compare': st.lists(place, min_size=1, max_size=3),
-        'replay': st.lists(place, min_size=1, max_size=1),
-    }.get(name, st.just([]))
-    if name in ('train', 'evaluate', 'compare', 'ablate'):
-        always['--cache_dir'] = st.just(os.fspath(world.cache))
 
-    def flat(pairs):
-        return [part for flag, value in pairs.items() for part in (f'{flag}={value}',)]
 
-    return st.tuples(
-        st.just(name),
-        positional,
-        st.fixed_dictionaries(always).map(flat),
-        st.fixed_dictionaries({}, optional=sometimes).map(flat),
-    ).map(lambda parts: [parts[0], *parts[2], *parts[3], '--', *parts[1]])
+@st.composite
+def commands(draw, world):
+    """A right command of any program, some of whose flags and paths have become anything."""
+    name = draw(st.sampled_from(list(program.COMMANDS)))
+    flags, rest = valid(world, name)
+    anything = any_values(world, name)
+    changed = draw(st.lists(st.sampled_from(sorted(anything)), max_size=3)) if anything else []
+    flags = {**flags, **{flag: draw(anything[flag]) for flag in changed}}
+    if rest and draw(st.booleans()):
+        rest = draw(st.lists(places(world), min_size=1, max_size=3))
+    given = [f'{flag}={value}' for flag, value in flags.items()]
+    return [name, *given, *(['--', *rest] if rest else [])]
 
 
 def stop(*_, **__):
@@ -295,6 +317,7 @@ def stop(*_, **__):
 
 def check_any_arguments(world, folder, monkeypatch, number):
     """Runs programs with `number` different commands, each of which ends as README says."""
+    write_scored_run(world)
     monkeypatch.chdir(folder)
     (folder / 'file').write_text('notes')
     monkeypatch.setattr(task_lib.GanMaskRCNNTask, 'build_model', stop)
@@ -309,7 +332,7 @@ def check_any_arguments(world, folder, monkeypatch, number):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.sampled_from(list(program.COMMANDS)).flatmap(lambda name: arguments(world, name)))
+    @given(commands(world))
     def check(command):
         done = programs.run(*command)
         name = command[0]
