@@ -6,7 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Optional
+from typing import NoReturn, Optional
 
 from gan_mrcnn import __version__
 from gan_mrcnn.utils import cli
@@ -46,15 +46,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 def run(name: str, arguments: Sequence[str], program: str) -> None:
     """Runs the command `name` and ends the process; `program` is how messages call it."""
-    command, options = parse(name, arguments, program)
-    stopped = getattr(command, 'STOPPED', 'stopped')
-    cli.run_main(lambda: command.main(options), program, stopped)
+    stopped = getattr(_module(name), 'STOPPED', 'stopped')
+
+    def main():
+        command, options = parse(name, arguments, program)
+        command.main(options)
+
+    cli.run_main(main, program, stopped)
 
 
 def parse(name: str, arguments: Sequence[str], program: str):
     """The module of the command `name`, and its flags."""
-    command = importlib.import_module(f'gan_mrcnn.commands.{name}')
-    parser = argparse.ArgumentParser(
+    command = _module(name)
+    parser = _Parser(
         prog=program,
         description=command.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -67,6 +71,15 @@ def parse(name: str, arguments: Sequence[str], program: str):
     elif forwarded:
         parser.error(f'unrecognized arguments: {" ".join(forwarded)}')
     return command, options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(cli.one_line(message))
+
+
+def _module(name: str):
+    return importlib.import_module(f'gan_mrcnn.commands.{name}')
 
 
 def _refuse(message: str) -> None:

@@ -304,6 +304,28 @@ def check(task: GanMaskRCNNTask) -> None:
             '--max_instances (task.train_data.parser.max_num_instances) is '
             f'{task.train_data.parser.max_num_instances}, but at least 1 is wanted'
         )
+    if not 0 <= task.seed < 1 << 32:
+        raise UserError(f'--seed (task.seed) is {task.seed}, not between 0 and {(1 << 32) - 1}')
+    for key, value in (
+        ('model.roi_generator.num_proposals', model.roi_generator.num_proposals),
+        ('model.roi_generator.test_num_proposals', model.roi_generator.test_num_proposals),
+        ('model.roi_sampler.num_sampled_rois', model.roi_sampler.num_sampled_rois),
+        ('model.mask_sampler.num_sampled_masks', model.mask_sampler.num_sampled_masks),
+        (
+            'model.detection_generator.max_num_detections',
+            model.detection_generator.max_num_detections,
+        ),
+    ):
+        if value < 1:
+            raise UserError(f'task.{key} is {value}, but at least 1 is wanted')
+    given = task.train_data.parser.max_num_instances if model.roi_sampler.mix_gt_boxes else 0
+    most = model.roi_generator.num_proposals + given
+    if model.roi_sampler.num_sampled_rois > most:
+        raise UserError(
+            f'task.model.roi_sampler.num_sampled_rois is {model.roi_sampler.num_sampled_rois}, but '
+            f'there are {most} RoIs to sample from, which are task.model.roi_generator.'
+            'num_proposals and --max_instances; lower it, or raise num_proposals'
+        )
     size, stride = task.model.input_size, 2**task.model.max_level
     if len(size) != 3 or size[0] % stride or size[1] % stride or size[2] != 3:
         raise UserError(

@@ -19,7 +19,7 @@ from official.modeling.hyperparams import params_dict
 from gan_mrcnn import configs
 from gan_mrcnn.data import readers
 from gan_mrcnn.data.readers import base, options
-from gan_mrcnn.utils import cli, yaml_files
+from gan_mrcnn.utils import cli, paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 # What holds a learning rate in the Model Garden's schedules and warm-ups.
@@ -99,6 +99,24 @@ def load_config(flags: Flags, dataset: base.Dataset) -> config_definitions.Exper
     return config
 
 
+def check_training(config: config_definitions.ExperimentConfig) -> None:
+    """Raises UserError where a number that training alone uses cannot be one."""
+    data, trainer = config.task.train_data, config.trainer
+    for key, value, least in (
+        ('task.train_data.global_batch_size', data.global_batch_size, 1),
+        ('task.train_data.shuffle_buffer_size', data.shuffle_buffer_size, 1),
+        ('task.train_data.expand_to', data.expand_to, 0),
+        ('trainer.train_steps', trainer.train_steps, 1),
+        ('trainer.steps_per_loop', trainer.steps_per_loop, 1),
+        ('trainer.summary_interval', trainer.summary_interval, 1),
+        ('trainer.max_to_keep', trainer.max_to_keep, 1),
+        ('trainer.checkpoint_interval', trainer.checkpoint_interval, 0),
+        ('trainer.validation_interval', trainer.validation_interval, 0),
+    ):
+        if value < least:
+            raise UserError(f'{key} is {value}, but at least {least} is wanted')
+
+
 def _apply_flags(task: configs.GanMaskRCNNTask, flags: Flags) -> None:
     """Sets what has a flag of its own."""
     task.dataset, task.data_dir = flags.dataset, flags.data_dir or ''
@@ -107,7 +125,7 @@ def _apply_flags(task: configs.GanMaskRCNNTask, flags: Flags) -> None:
         setattr(task, name, getattr(chosen, name))
     task.share, task.annotations = chosen.share or 0.0, list(chosen.annotations)
     task.skip_bad = flags.skip_bad
-    task.cache_dir = str(pathlib.Path(flags.cache_dir).expanduser())
+    task.cache_dir = paths.expand_home(flags.cache_dir, '--cache_dir')
     task.deterministic |= flags.deterministic
     if flags.gan is not None:
         task.gan.mode = flags.gan

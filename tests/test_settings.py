@@ -485,3 +485,33 @@ def test_a_run_of_version_0_1_weighed_the_discriminators_losses_by_1(tmp_path):
         path.write_text(yaml.safe_dump({'task': {'gan': text, 'clip_norm': 10.0}}))
         gan = settings.saved_config(path).task.gan
         assert [gan.weight(name) for name in own] == weights and gan.clip_norm == 0.0
+
+
+@pytest.mark.parametrize(
+    'override, key',
+    [
+        ('task.model.roi_sampler.num_sampled_rois=9999', 'num_sampled_rois is 9999, but there are'),
+        ('task.model.roi_generator.num_proposals=0', 'num_proposals is 0'),
+        ('task.model.detection_generator.max_num_detections=0', 'max_num_detections is 0'),
+        ('task.seed=-1', '--seed'),
+    ],
+)
+def test_numbers_that_no_network_can_have_are_refused_at_the_start(override, key):
+    flags = settings.Flags(dataset='gland', params_override=[override])
+    with pytest.raises(UserError, match=key) as error:
+        settings.load_config(flags, gland_demo.DemoGlands())
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'override',
+    [
+        *('trainer.train_steps=0', 'trainer.steps_per_loop=0', 'trainer.max_to_keep=0'),
+        *('task.train_data.global_batch_size=0', 'trainer.checkpoint_interval=-1'),
+    ],
+)
+def test_numbers_that_no_training_can_have_are_refused_at_the_start(override):
+    flags = settings.Flags(dataset='gland', params_override=[override])
+    config = settings.load_config(flags, gland_demo.DemoGlands())
+    with pytest.raises(UserError, match=f'{override.split("=")[0]} is'):
+        settings.check_training(config)

@@ -67,8 +67,11 @@ def library_name(cuda: bool) -> str:
 
 def folders() -> list[pathlib.Path]:
     """Where libraries are looked for: beside the sources, or in the user's cache."""
-    cache = os.environ.get('GAN_MRCNN_CACHE', '~/.cache/gan_mrcnn')
-    return [_PACKAGE, pathlib.Path(cache).expanduser() / 'ops']
+    cache = os.path.expanduser(os.environ.get('GAN_MRCNN_CACHE', '~/.cache/gan_mrcnn'))
+    if cache.startswith('~'):
+        # A user of a container who has no home folder.
+        return [_PACKAGE]
+    return [_PACKAGE, pathlib.Path(cache) / 'ops']
 
 
 def find_library() -> Optional[pathlib.Path]:

@@ -21,8 +21,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--table', required=True, choices=TABLES, help='which rows')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='for every row')
     parser.add_argument('--dataset', required=True, help=f'one of {", ".join(cli.DATASETS)}')
-    parser.add_argument('--data_dir', help='folder of the data set')
-    parser.add_argument('--model_dir', required=True, help='runs are ROW-SEED in there')
+    cli.add_path(parser, '--data_dir', help='folder of the data set')
+    cli.add_path(parser, '--model_dir', required=True, help='runs are ROW-SEED in there')
     cli.add_cache_flag(parser)
     parser.add_argument(
         '--eval_split', help='that is evaluated and compared (default: test for glands, else val)'
@@ -31,6 +31,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    if options.samples < 1:
+        raise UserError(f'--samples {options.samples} is not positive; give 1 or more')
     taken = [flag for flag in ('--gan', '--seed', '--mode') if flag in options.forwarded]
     if taken:
         raise UserError(f'{taken[0]} is set by the rows; leave it out')

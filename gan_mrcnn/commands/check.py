@@ -8,13 +8,13 @@ Reads every image once, counts what is there and names every problem by file, as
 import argparse
 import sys
 
-from gan_mrcnn.utils import cli
+from gan_mrcnn.utils import cli, disk
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_dataset_flags(parser)
     cli.add_split_flags(parser)
-    parser.add_argument('--html', metavar='FILE', help='writes a page with thumbnails, too')
+    cli.add_path(parser, '--html', metavar='FILE', help='writes a page with thumbnails, too')
 
 
 def main(options: argparse.Namespace) -> None:
@@ -23,6 +23,8 @@ def main(options: argparse.Namespace) -> None:
 
     flags = settings.Flags.from_arguments(options)
     dataset = settings.load_dataset(flags)
+    if options.html:
+        disk.check_file(options.html, '--html')
     task = settings.load_config(flags, dataset).task
     limits = check.Limits(
         learnt=task.train_data.parser.max_num_instances,

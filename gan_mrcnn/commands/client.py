@@ -8,22 +8,25 @@ chooses a version. Prints class, score and box [y1, x1, y2, x2] of each object, 
 import argparse
 import pathlib
 
+from gan_mrcnn.utils import cli
+from gan_mrcnn.utils.errors import UserError
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE', help='image files')
+    cli.add_path(parser, 'images', nargs='+', metavar='IMAGE', help='image files')
     parser.add_argument(
         '--url', required=True, help='of the model: http://HOST:8501/v1/models/model or grpc://...'
     )
-    parser.add_argument(
+    cli.add_path(
+        parser,
         '--out',
-        type=pathlib.Path,
-        default=pathlib.Path('.'),
+        default='.',
         metavar='DIR',
         help='folder of the overlays, NAME.detections.png (default .)',
     )
-    parser.add_argument(
+    cli.add_path(
+        parser,
         '--class_names',
-        type=pathlib.Path,
         metavar='FILE',
         help='OUT/model/N/assets/class_names.txt of the export (default: print class numbers)',
     )
@@ -44,13 +47,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    cli.check_score(options.score_threshold)
+    if not 0 < options.timeout < 1e6:
+        raise UserError(f'--timeout {options.timeout:g} is no number of seconds above 0')
     from gan_mrcnn.serving import client
 
     client.run(
-        options.images,
+        list(map(pathlib.Path, options.images)),
         options.url,
-        options.out,
-        options.class_names,
+        pathlib.Path(options.out),
+        pathlib.Path(options.class_names) if options.class_names else None,
         options.score_threshold,
         options.timeout,
     )

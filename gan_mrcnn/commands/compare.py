@@ -12,15 +12,17 @@ from gan_mrcnn.utils.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='folders that train.py wrote')
+    cli.add_path(parser, 'runs', nargs='+', metavar='RUN', help='folders that train.py wrote')
     parser.add_argument('--split', default='test', help='that evaluate.py was given')
-    parser.add_argument('--data_dir', help='where the data are now')
+    cli.add_path(parser, '--data_dir', help='where the data are now')
     cli.add_cache_flag(parser)
     parser.add_argument('--samples', type=int, default=1000, help='resamplings of the images')
-    parser.add_argument('--report', required=True, metavar='DIR', help='writes DIR/index.html')
+    cli.add_path(parser, '--report', required=True, metavar='DIR', help='writes DIR/index.html')
 
 
 def main(options: argparse.Namespace) -> None:
+    if options.samples < 1:
+        raise UserError(f'--samples {options.samples} is not positive; give 1 or more')
     if len(options.runs) < 2:
         raise UserError('a comparison wants at least two runs')
     from gan_mrcnn.evaluation.report import compare

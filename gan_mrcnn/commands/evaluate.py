@@ -13,25 +13,24 @@ from gan_mrcnn.utils.errors import UserError
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_data_flags(parser)
     cli.add_checkpoint_flag(parser)
-    parser.add_argument(
-        '--saved_model', help='what gan-mrcnn export wrote, in place of a checkpoint'
+    cli.add_path(
+        parser, '--saved_model', help='what gan-mrcnn export wrote, in place of a checkpoint'
     )
     parser.add_argument(
         '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
     )
-    parser.add_argument(
-        '--predictions', metavar='FILE', help='score these COCO results; no model is run'
+    cli.add_path(
+        parser, '--predictions', metavar='FILE', help='score these COCO results; no model is run'
     )
-    parser.add_argument(
+    cli.add_path(
+        parser,
         '--val_predictions',
         metavar='FILE',
         help='of the validation split: they choose from which score glands are painted',
     )
-    parser.add_argument(
-        '--results', metavar='FILE', default='', help='where the figures go, as JSON'
-    )
-    parser.add_argument(
-        '--report', metavar='DIR', default='', help='writes DIR/index.html, one page with all of it'
+    cli.add_path(parser, '--results', metavar='FILE', help='where the figures go, as JSON')
+    cli.add_path(
+        parser, '--report', metavar='DIR', help='writes DIR/index.html, one page with all of it'
     )
 
 
@@ -48,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
     from gan_mrcnn.evaluation import run as evaluation_run
     from gan_mrcnn.prediction import checkpoint
 
-    outputs = evaluation_run.Outputs(results=options.results, report=options.report)
+    outputs = evaluation_run.Outputs(results=options.results or '', report=options.report or '')
     flags = settings.Flags.from_arguments(options)
     if flags.model_dir is not None:
         checkpoint.use_saved_settings(flags, options.saved_model)

@@ -11,11 +11,19 @@ from gan_mrcnn.utils import cli
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--model_dir', required=True, metavar='RUN', help='folder that gan-mrcnn train wrote'
+    cli.add_path(
+        parser,
+        '--model_dir',
+        required=True,
+        metavar='RUN',
+        help='folder that gan-mrcnn train wrote',
     )
-    parser.add_argument(
-        '--export_dir', required=True, metavar='OUT', help='the model is written to OUT/model/N'
+    cli.add_path(
+        parser,
+        '--export_dir',
+        required=True,
+        metavar='OUT',
+        help='the model is written to OUT/model/N',
     )
     cli.add_checkpoint_flag(parser)
     parser.add_argument(
@@ -31,8 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar='SCORE',
         help='lowest score in the signature full_masks, and default of predict (default 0.5)',
     )
-    parser.add_argument(
-        '--data_dir', help='where the data set is, if it was moved; it names the classes'
+    cli.add_path(
+        parser, '--data_dir', help='where the data set is, if it was moved; it names the classes'
     )
 
 

@@ -13,11 +13,11 @@ from gan_mrcnn.utils.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders or patterns')
-    parser.add_argument('--model', required=True, help='a SavedModel, or the folder of a run')
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
+    cli.add_path(parser, 'images', nargs='+', metavar='IMAGES', help='files, folders or patterns')
+    cli.add_path(parser, '--model', required=True, help='a SavedModel, or the folder of a run')
+    cli.add_path(parser, '--out', required=True, metavar='DIR', help='folder of the results')
     cli.add_checkpoint_flag(parser)
-    parser.add_argument('--data_dir', help='of a run: where its data set is, if it was moved')
+    cli.add_path(parser, '--data_dir', help='of a run: where its data set is, if it was moved')
     parser.add_argument(
         '--score_threshold',
         type=float,
@@ -44,6 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    cli.check_score(options.score_threshold)
     if options.batch < 1:
         raise UserError(f'--batch {options.batch} is not positive; give 1 or more')
     tile, overlap = options.tile, options.overlap
@@ -55,11 +56,15 @@ def main(options: argparse.Namespace) -> None:
         overlap = min(tile) // 4
     if tile and not 0 <= overlap < min(tile):
         raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
-    from gan_mrcnn.prediction import image_files
+    from gan_mrcnn.prediction import image_files, writing
     from gan_mrcnn.prediction import run as prediction_run
 
     # Before the network, which takes its time: a wrong path is answered at once.
-    sources = image_files.find_sources(options.images)
+    left_out: list[str] = []
+    sources = image_files.find_sources(options.images, options.out, left_out)
+    for text in left_out:
+        print(f'left out: {cli.one_line(text)}; name a file to predict it')
+    writing.prepare_folder(options.out)
     prediction_run.predict(
         sources,
         prediction_run.load(options.model, options.checkpoint, options.data_dir),

@@ -7,9 +7,11 @@ images hold, and where in the networks the first number that is not finite comes
 
 import argparse
 
+from gan_mrcnn.utils import cli
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('file', help='nonfinite/step-N.npz in the folder of a run')
+    cli.add_path(parser, 'file', help='nonfinite/step-N.npz in the folder of a run')
 
 
 def main(options: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='the same bits each time with the same seed and devices; slower',
     )
-    parser.add_argument('--log_file', metavar='FILE', help='what is printed goes there too')
+    cli.add_path(parser, '--log_file', metavar='FILE', help='what is printed goes there too')
 
 
 def main(options: argparse.Namespace) -> None:
@@ -56,5 +56,6 @@ def main(options: argparse.Namespace) -> None:
         split = config.task.validation_data.split
         evaluation_run.evaluate(config, dataset, split, model_dir, checkpoint='last')
     else:
+        settings.check_training(config)
         training_run.train(config, dataset, model_dir, options.mode)
         cli.leave_at_once()

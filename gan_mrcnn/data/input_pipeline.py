@@ -22,7 +22,7 @@ from official.vision.ops import anchor, box_ops, preprocess_ops
 
 from gan_mrcnn import configs
 from gan_mrcnn.data import anchor_targets, augment
-from gan_mrcnn.data.records import mask_crops
+from gan_mrcnn.data.records import mask_crops, records
 from gan_mrcnn.utils.cores import num_cores
 
 
@@ -215,7 +215,7 @@ def _image_id(data):
 
 
 def _files(params):
-    return sorted(tf.io.gfile.glob(params.input_path))
+    return records.files_of(params.input_path)
 
 
 # Images made at a time where there are as many cores, even if a batch has fewer.

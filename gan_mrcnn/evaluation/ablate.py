@@ -9,7 +9,7 @@ import sys
 from typing import NamedTuple
 
 from gan_mrcnn.evaluation.report import compare
-from gan_mrcnn.utils import files
+from gan_mrcnn.utils import disk, files
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -81,7 +81,8 @@ def run_row(folder: str, split: str, steps: list[list[str]]) -> bool:
         raise UserError(f'{folder} was trained with other flags; give another --model_dir')
     if (pathlib.Path(folder) / 'eval' / split / 'results.json').exists():
         return False
-    files.write_json(marker, steps[0])
+    with disk.errors_named(f'--model_dir {folder}'):
+        files.write_json(marker, steps[0])
     for step in steps:
         status = subprocess.run([sys.executable, '-m', 'gan_mrcnn', *step]).returncode
         if status:
@@ -104,6 +105,7 @@ def run_table(options: argparse.Namespace) -> None:
     """Trains, evaluates and compares the rows that the flags of `gan-mrcnn ablate` name."""
     runs = [(row, seed) for seed in options.seeds for row in TABLES[options.table]]
     folders = {}
+    disk.check_folder(options.model_dir, '--model_dir')
     for number, (row, seed) in enumerate(runs, start=1):
         folder, steps = commands(options, row, seed)
         print(f'[{number}/{len(runs)}] {folder}', flush=True)

@@ -23,7 +23,7 @@ from gan_mrcnn.metrics import coco, collector, predictions
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.prediction import contact_sheet
 from gan_mrcnn.prediction import predictor as predictor_lib
-from gan_mrcnn.utils import devices, progress_bar, visualization
+from gan_mrcnn.utils import devices, disk, progress_bar, visualization
 from gan_mrcnn.utils.errors import UserError
 
 # Of `images.png`.
@@ -69,6 +69,9 @@ def evaluate(
     # Glands are painted into label maps from a score on, which the test images must not choose.
     splits = [split, validation_split] if is_gland and split != validation_split else [split]
     record_sets = records.ensure_splits(dataset, splits, config.task)
+    outputs = outputs or Outputs()
+    folder = pathlib.Path(model_dir) / 'eval' / split
+    _check_room(folder, outputs)
     if predictor:
         detections = _predict_saved_model(config, record_sets, predictor)
     else:
@@ -81,17 +84,26 @@ def evaluate(
         'step': predictor.card.step if predictor else checkpoint_lib.step_of(path),
         'seed': config.task.seed,
     }
-    folder = pathlib.Path(model_dir) / 'eval' / split
     made_by = {**origin, 'score_threshold': threshold}
-    _save(folder, dataset, split, record_sets[0], detections[0], made_by)
-    scored = scoring.score(dataset, split, record_sets[0], detections[0], threshold)
-    outputs = outputs or Outputs()
+    with disk.errors_named(folder):
+        _save(folder, dataset, split, record_sets[0], detections[0], made_by)
+    most = config.task.model.detection_generator.max_num_detections
+    scored = scoring.score(dataset, split, record_sets[0], detections[0], threshold, most)
     outputs = dataclasses.replace(outputs, results=outputs.results or str(folder / 'results.json'))
     results = _finish(scored, {**origin, 'config': config.as_dict()}, outputs)
     if split == validation_split and path.startswith(f'{model_dir}/best/'):
         print('These images chose the checkpoint; --checkpoint last gives one they did not choose.')
     print(f'{record_sets[0].num_examples} images of {dataset.name}/{split}, {path}; wrote {folder}')
     return results
+
+
+def _check_room(folder: pathlib.Path, outputs: Outputs) -> None:
+    """Raises UserError before the work where its results cannot be written."""
+    disk.check_folder(folder, '--model_dir')
+    if outputs.results:
+        disk.check_file(outputs.results, '--results')
+    if outputs.report:
+        disk.check_folder(outputs.report, '--report')
 
 
 def _save(folder, dataset, split, record_set, detections, made_by) -> None:
@@ -168,9 +180,12 @@ def _finish(scored: scoring.Scored, origin: dict, outputs: Outputs) -> dict:
         **origin,
     }
     if outputs.results:
-        results = paper.write_results(outputs.results, results)
+        with disk.errors_named(f'--results {outputs.results}'):
+            results = paper.write_results(outputs.results, results)
     if outputs.report:
-        print(f'report: {report_page.write(scored, results, outputs.report)}')
+        with disk.errors_named(f'--report {outputs.report}'):
+            path = report_page.write(scored, results, outputs.report)
+        print(f'report: {path}')
     if scored.dataset.notice:
         print(scored.dataset.notice)
     print(scoring.format_text(scored))
@@ -187,7 +202,8 @@ def _predict_checkpoint(config, record_sets, path) -> list[list]:
     """Detections of each of the record sets."""
     devices.set_up(config.runtime.mixed_precision_dtype, config.task.deterministic)
     strategy = devices.mirrored_strategy(config.runtime.all_reduce_alg)
-    devices.check_batch(strategy, config.task.train_data.global_batch_size)
+    batch_size = config.task.validation_data.global_batch_size
+    devices.check_batch(strategy, batch_size, 'validation_data')
     print(f'devices: {devices.describe(strategy.num_replicas_in_sync)}', flush=True)
     with strategy.scope():
         task = task_lib.GanMaskRCNNTask(config.task)

@@ -4,6 +4,7 @@
 Reads predictions and ground truth only, never a model, so that any system is scored alike.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -56,6 +57,7 @@ def score(
     record_set: records.RecordSet,
     predictions: Sequence[dict[str, Any]],
     threshold: Mapping[str, Any],
+    most_detections: Optional[int] = None,
 ) -> Scored:
     """Computes every metric that the data set has.
 
@@ -66,6 +68,7 @@ def score(
       predictions: COCO results with category ids from 1.
       threshold: 'value', the lowest score of what is painted into label maps, and 'origin', what
         chose it.
+      most_detections: that the network gives in an image; None where not known.
     """
     ground_truth = coco.load_annotations(record_set.annotation_file)
     matches = matching.match(ground_truth, predictions, title='compare masks')
@@ -73,6 +76,7 @@ def score(
     figures = _figures(dataset.class_names, matches)
     figures['errors'] = error_types.summarize(errors)
     figures['score_threshold'] = dict(threshold)
+    figures['limits'] = limits(ground_truth, most_detections)
     gland_scores = {}
     if dataset.name == 'gland':
         gland_scores = gland_metrics.score_images(
@@ -95,6 +99,44 @@ def score(
         gland_scores,
         figures,
     )
+
+
+def limits(ground_truth: Mapping[str, Any], most_detections: Optional[int]) -> list[str]:
+    """A line for each limit on the number of predictions that keeps objects from being found.
+
+    Args:
+      ground_truth: COCO annotations.
+      most_detections: see `score`.
+    """
+    objects = [one for one in ground_truth['annotations'] if not one['iscrowd']]
+    by_class = collections.Counter((one['image_id'], one['category_id']) for one in objects)
+    by_image = collections.Counter(one['image_id'] for one in objects)
+    lines = []
+    for counts, most, what, reason in (
+        (
+            by_class,
+            matching.MAX_DETECTIONS,
+            'objects of a class',
+            'only so many predictions of an image and class count, the best-scored ones (the rule '
+            'of COCO)',
+        ),
+        (
+            by_image,
+            most_detections,
+            'objects',
+            'the network gives only so many in an image '
+            '(task.model.detection_generator.max_num_detections)',
+        ),
+    ):
+        beyond = {key: n - most for key, n in counts.items() if most is not None and n > most}
+        if beyond:
+            images = {key[0] if isinstance(key, tuple) else key for key in beyond}
+            lines.append(
+                f'{len(images)} of {len(ground_truth["images"])} images have more than {most} '
+                f'{what}, and {reason}: {sum(beyond.values())} of {len(objects)} objects cannot be '
+                'found.'
+            )
+    return lines
 
 
 def _figures(class_names, matches) -> dict[str, Any]:
@@ -163,4 +205,5 @@ def format_text(scored: Scored) -> str:
     if all(cost is not None for cost in costs.values()):
         texts = [f'{kind} {cost:.3f}' for kind, cost in costs.items()]
         parts.append(f'AP50 of masks lost by kind of error: {", ".join(texts)}')
+    parts += figures['limits']
     return '\n\n'.join(part for part in parts if part)

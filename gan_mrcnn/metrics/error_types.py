@@ -225,17 +225,24 @@ def _fixed(errors: Errors) -> np.ndarray:
 def _average_precision(errors, class_id, is_true, kept, excluded=None) -> Optional[float]:
     """AP at one threshold, the mean of the classes that have objects.
 
-    Where `excluded` has all objects of a class, it scores zero, as in TIDE's code.
+    Objects that `excluded` has do not count. Where that is all of a class, it would have no AP:
+    they are then taken as found, behind everything that was predicted. (TIDE's code has zero there,
+    so that a system that detects nothing would lose nothing by what it misses.)
     """
     counted = np.ones(len(errors.gt), bool) if excluded is None else ~excluded
     figures = []
     for number in np.unique(errors.gt_class):
-        total = np.count_nonzero(counted & (errors.gt_class == number))
+        own = errors.gt_class == number
+        total = np.count_nonzero(counted & own)
         rows = np.flatnonzero((class_id == number) & kept)
         rows = rows[np.argsort(-errors.score[rows], kind='mergesort')]
-        true = np.cumsum(is_true[rows], dtype=float)[None]
-        false = np.cumsum(~is_true[rows], dtype=float)[None]
-        figures.append(np.mean(matching.interpolate(true, false, total)[0]) if total else 0.0)
+        is_correct = is_true[rows]
+        if not total:
+            total = np.count_nonzero(own)
+            is_correct = np.append(is_correct, np.ones(total, bool))
+        true = np.cumsum(is_correct, dtype=float)[None]
+        false = np.cumsum(~is_correct, dtype=float)[None]
+        figures.append(np.mean(matching.interpolate(true, false, total)[0]))
     return float(np.mean(figures)) if figures else None
 
 

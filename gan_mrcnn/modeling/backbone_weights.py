@@ -21,6 +21,7 @@ from official.vision.modeling.backbones import resnet
 from official.vision.modeling.layers import nn_blocks
 
 from gan_mrcnn.modeling import backbone as backbone_lib
+from gan_mrcnn.utils import paths
 from gan_mrcnn.utils.errors import UserError
 
 # safetensors' names of the types that are read. Its own reader for NumPy has bfloat16 in some
@@ -139,14 +140,20 @@ def load_model_garden_checkpoint(backbone: tf.keras.Model, path: str) -> LoadRep
     Raises:
       UserError: no checkpoint there, or one of another network.
     """
-    prefix = tf.train.latest_checkpoint(path) if os.path.isdir(path) else path
+    if os.path.isdir(path):
+        with paths.plain_folder(path) as plain:
+            latest = tf.train.latest_checkpoint(plain)
+        prefix = latest and os.path.join(path, os.path.basename(latest))
+    else:
+        prefix = path
     if prefix is None or not os.path.isfile(f'{prefix}.index'):
         raise UserError(f'backbone weights {path}: there is no TensorFlow checkpoint')
     # TensorFlow answers a misfit with a warning per variable, so shapes are checked before reading.
     _check_checkpoint(backbone, prefix)
     try:
-        status = tf.train.Checkpoint(backbone=backbone).read(prefix)
-        status.expect_partial().assert_existing_objects_matched()
+        with paths.plain_checkpoint(prefix) as plain:
+            status = tf.train.Checkpoint(backbone=backbone).read(plain)
+            status.expect_partial().assert_existing_objects_matched()
     except (AssertionError, ValueError, tf.errors.OpError) as error:
         raise UserError(
             f'backbone weights {prefix}: not a readable checkpoint of the Model Garden: '
@@ -240,7 +247,8 @@ def _checkpoint_variables(backbone) -> dict[str, tf.Variable]:
 def _check_checkpoint(backbone, prefix):
     place = f'backbone weights {prefix} for ResNet-{_model_id(backbone)}'
     try:
-        shapes = dict(tf.train.list_variables(prefix))
+        with paths.plain_checkpoint(prefix) as plain:
+            shapes = dict(tf.train.list_variables(plain))
     except (ValueError, tf.errors.OpError) as error:
         raise UserError(f'{place}: not a readable checkpoint: {_one_line(error)}') from error
     shapes = {key.replace('/.ATTRIBUTES/VARIABLE_VALUE', ''): shapes[key] for key in shapes}

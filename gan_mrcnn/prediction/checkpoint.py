@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run's folder: its checkpoints, its settings, and its network ready for inference."""
 
+import os
 import pathlib
 from typing import Any, Optional
 
@@ -14,7 +15,7 @@ from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.data.readers import options as data_options
 from gan_mrcnn.prediction import model_card, predictor, signatures
-from gan_mrcnn.utils import yaml_files
+from gan_mrcnn.utils import paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 SCORE_THRESHOLD = 0.5
@@ -33,13 +34,13 @@ def find_checkpoint(model_dir: str, which: str) -> str:
       UserError: there is no such checkpoint.
     """
     if which not in ('best', 'last'):
-        if not tf.io.gfile.exists(f'{which}.index'):
+        if not os.path.isfile(f'{which}.index'):
             raise UserError(f'--checkpoint {which}: there is no {which}.index')
         return which
     folders = [f'{model_dir}/best', model_dir] if which == 'best' else [model_dir]
     for folder in folders:
         try:
-            path = tf.train.latest_checkpoint(folder)
+            path = newest_named(folder)
         except (ValueError, tf.errors.OpError) as error:
             raise UserError(
                 f'{folder}/checkpoint is damaged; give the path of a file there by --checkpoint'
@@ -51,6 +52,22 @@ def find_checkpoint(model_dir: str, which: str) -> str:
     )
 
 
+def newest_named(folder: str) -> Optional[str]:
+    """The checkpoint that `folder` names as its newest, None without one.
+
+    `tf.train.latest_checkpoint` for any folder; also for one that was moved since.
+
+    Raises:
+      ValueError, tf.errors.OpError: the list of the folder's checkpoints is damaged.
+    """
+    with paths.plain_folder(folder) as plain:
+        state = tf.train.get_checkpoint_state(plain)
+    if state is None:
+        return None
+    path = os.path.join(folder, os.path.basename(state.model_checkpoint_path))
+    return path if os.path.isfile(f'{path}.index') else None
+
+
 def restore(model, path: str, **others) -> None:
     """Reads the weights of `model`, and of `others` by their names in the checkpoint.
 
@@ -58,8 +75,9 @@ def restore(model, path: str, **others) -> None:
       UserError: the checkpoint holds another network, or cannot be read.
     """
     try:
-        status = tf.train.Checkpoint(model=model, **others).read(path).expect_partial()
-        status.assert_existing_objects_matched()
+        with paths.plain_checkpoint(path) as plain:
+            status = tf.train.Checkpoint(model=model, **others).read(plain).expect_partial()
+            status.assert_existing_objects_matched()
     except (AssertionError, ValueError) as error:
         raise UserError(
             f'{path} holds another network than the settings describe '
@@ -78,7 +96,8 @@ def step_of(path: str) -> int:
       UserError: it holds no step, or cannot be read.
     """
     try:
-        return int(train_utils.read_global_step_from_checkpoint(path))
+        with paths.plain_checkpoint(path) as plain:
+            return int(train_utils.read_global_step_from_checkpoint(plain))
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(f'{path} holds no training step; give another --checkpoint') from error
 

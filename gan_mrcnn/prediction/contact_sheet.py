@@ -30,9 +30,8 @@ def read_images(
     """Images uint8 [h, w, 3] and masks of their objects bool [N, h, w] by id, large ones shrunk."""
     wanted = {str(image_id).encode() for image_id in image_ids}
     ground_truth = _ground_truth(record_set, image_ids)
-    files = sorted(tf.io.gfile.glob(record_set.input_path))
     images = {}
-    for record in tf.data.TFRecordDataset(files):
+    for record in tf.data.TFRecordDataset(records.files_of(record_set.input_path)):
         example = tf.io.parse_single_example(record, _FEATURES)
         if example['image/source_id'].numpy() in wanted:
             image = tf.io.decode_image(example['image/encoded'], channels=3).numpy()

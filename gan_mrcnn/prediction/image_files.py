@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which image files to predict, and the objects in each; few images are in memory at a time."""
+"""Which image files to predict, and the objects in each; few images are in memory at a time.
+
+A folder of pictures holds more than pictures: hidden copies of notebooks and file systems, label
+images, and what an earlier prediction has drawn. None of these is predicted, unless it is named.
+"""
 
 import glob
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Optional
@@ -12,6 +17,18 @@ from gan_mrcnn.data.readers import images
 from gan_mrcnn.prediction import objects, signatures, tiles
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils.errors import UserError
+from gan_mrcnn.utils.paths import PathLike
+
+# What predictions and the client write, in the folder that they are given.
+OVERLAYS, LABELS, DRAWN = 'overlays', 'labels', '.detections'
+# Ends of names that say: this is the label image of the picture of that name without it.
+_LABEL_ENDS = (
+    *('_anno', '_annotation', '_gt', '_groundtruth', '_instances', '_label', '_labels'),
+    *('_mask', '_masks', '_seg', '_segmentation'),
+)
+
+# Folders beside `images` that hold the label images of its pictures.
+_LABEL_FOLDERS = ('annotations', 'gt', 'labels', 'masks')
 
 
 class Source(NamedTuple):
@@ -29,22 +46,33 @@ class Result(NamedTuple):
     objects: list[objects.Object]
 
 
-def find_sources(arguments: Sequence[str]) -> list[Source]:
+def find_sources(
+    arguments: Sequence[str], out: str = '', left_out: Optional[list[str]] = None
+) -> list[Source]:
     """Files, folders (with all below) and patterns, in the order given, each file once.
 
-    Of a folder, without what is hidden and without label images (`images.list_images`).
+    Args:
+      arguments: of the command line.
+      out: the folder of the results, of which nothing is predicted that was written there.
+      left_out: filled with a line for what a folder or pattern has and is not predicted.
 
     Raises:
-      UserError: an argument matches no image, or two files would have results of the same name.
+      UserError: an argument matches no image, a folder cannot be read, or two files would have
+        results of the same name.
     """
-    sources: dict[pathlib.Path, Source] = {}
+    sources: dict[str, Source] = {}
+    skipped: dict[str, list[pathlib.Path]] = {}
     for argument in arguments:
-        found = list(_expand(argument))
+        found = list(_expand(argument, out, skipped))
         if not found:
             suffixes = ', '.join(images.IMAGE_SUFFIXES)
-            raise UserError(f'{argument}: no image there; {suffixes} are read')
+            others = ', '.join(_texts(skipped))
+            raise UserError(
+                f'{argument}: no image there; {suffixes} are read'
+                + (f' (left out: {others})' if others else '')
+            )
         for source in found:
-            sources.setdefault(source.path.resolve(), source)
+            sources.setdefault(os.path.realpath(source.path), source)
     names: dict[str, pathlib.Path] = {}
     for source in sources.values():
         other = names.setdefault(source.name, source.path)
@@ -53,19 +81,101 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
                 f'{other} and {source.path} would both become {source.name}; give the folder '
                 'above them, or predict them into different folders'
             )
+    if left_out is not None:
+        left_out += _texts(skipped)
     return list(sources.values())
 
 
-def _expand(argument):
+def _texts(skipped) -> list[str]:
+    """Such as '3 label images, such as a_anno.bmp'."""
+    return [f'{len(paths)} {kind}, such as {paths[0]}' for kind, paths in skipped.items()]
+
+
+def _expand(argument, out, skipped):
     folder = pathlib.Path(argument)
-    if folder.is_dir():
-        for path in images.list_images(folder):
-            yield Source(path, path.relative_to(folder).with_suffix('').as_posix())
+    if folder.is_file():
+        # Named, and not found: it is predicted, whatever it is.
+        yield Source(folder, folder.stem)
         return
-    matches = [argument] if folder.is_file() else sorted(glob.glob(argument, recursive=True))
-    for path in map(pathlib.Path, matches):
-        if path.is_file():
-            yield Source(path, path.stem)
+    if folder.is_dir():
+        found = [path for path in _walk(folder) if path.suffix.lower() in images.IMAGE_SUFFIXES]
+        name = lambda path: path.relative_to(folder).with_suffix('').as_posix()  # noqa: E731
+    else:
+        found = [path for path in map(pathlib.Path, _matches(argument)) if path.is_file()]
+        name = lambda path: path.stem  # noqa: E731
+    own = os.path.realpath(out) if out else None
+    for path in found:
+        kind = _no_picture(path, folder, own)
+        if kind:
+            skipped.setdefault(kind, []).append(path)
+        else:
+            yield Source(path, name(path))
+
+
+def _walk(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All files below `folder`, sorted; UserError where a folder cannot be read."""
+
+    def stop(error):
+        raise UserError(
+            f'{error.filename} cannot be read ({error.strerror}); give permission, or other folders'
+        ) from error
+
+    found = [
+        pathlib.Path(place, name)
+        for place, _, names in os.walk(folder, onerror=stop)
+        for name in names
+    ]
+    return sorted(path for path in found if path.is_file())
+
+
+def _matches(pattern: str) -> list[str]:
+    """Files of a pattern; what is a folder by its very name stands for itself."""
+    parts = pathlib.PurePath(pattern).parts
+    for count in range(len(parts) - 1, 0, -1):
+        literal = str(pathlib.PurePath(*parts[:count]))
+        if os.path.isdir(literal):
+            pattern = os.path.join(glob.escape(literal), *parts[count:])
+            break
+    return sorted(glob.glob(pattern, recursive=True))
+
+
+def _no_picture(path: pathlib.Path, folder: pathlib.Path, own: Optional[str]) -> str:
+    """What a file is that was found and is no picture to predict, '' for a picture."""
+    inside = path.relative_to(folder).parts if folder.is_dir() else path.parts[-1:]
+    if any(part.startswith('.') for part in inside):
+        return 'hidden files'
+    if path.stem.endswith(DRAWN) or _is_written(path, own):
+        return 'results of predictions'
+    for end in _LABEL_ENDS:
+        stem = path.stem[: -len(end)]
+        if path.stem.lower().endswith(end) and stem and _has_picture(path.parent, stem):
+            return 'label images'
+    for parent in path.parents:
+        if parent.name.lower() in _LABEL_FOLDERS:
+            picture = parent.parent / 'images' / path.relative_to(parent)
+            if _has_picture(picture.parent, path.stem):
+                return 'label images'
+    return ''
+
+
+def _is_written(path: pathlib.Path, own: Optional[str]) -> bool:
+    """Whether a prediction has written a file: its overlay, or its label image."""
+    for parent in path.parents:
+        if parent.name in (OVERLAYS, LABELS):
+            place = os.path.realpath(parent.parent)
+            if place == own or is_results(place):
+                return True
+    return False
+
+
+def is_results(folder: PathLike) -> bool:
+    """Whether a folder is one that predictions were written into."""
+    return all(os.path.isdir(os.path.join(folder, name)) for name in (OVERLAYS, LABELS))
+
+
+def _has_picture(folder: pathlib.Path, stem: str) -> bool:
+    suffixes = [s for suffix in images.IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
+    return any((folder / f'{stem}{suffix}').is_file() for suffix in suffixes)
 
 
 def detect(
@@ -104,16 +214,20 @@ def detect(
         if not in_tiles:
             batch.append((source, image))
         if in_tiles or len(batch) == batch_size:
-            yield from _as_wholes(batch, predictor, score_threshold)
+            yield from _as_wholes(batch, predictor, score_threshold, problems)
             batch = []
         if in_tiles:
             windows = tiles.make_tiles(height, width, tile, overlap)
-            detected = _in_tiles(image.pixels, windows, predictor, score_threshold, batch_size)
+            try:
+                detected = _in_tiles(image.pixels, windows, predictor, score_threshold, batch_size)
+            except UserError as error:
+                problems.append(f'{source.path}: {error}')
+                continue
             yield Result(source, image.pixels, detected)
-    yield from _as_wholes(batch, predictor, score_threshold)
+    yield from _as_wholes(batch, predictor, score_threshold, problems)
 
 
-def _as_wholes(batch, predictor, score_threshold):
+def _as_wholes(batch, predictor, score_threshold, problems):
     """A `Result` for each pair of source and image, predicted in one batch."""
     if not batch:
         return
@@ -121,7 +235,15 @@ def _as_wholes(batch, predictor, score_threshold):
         predicted = predictor.detect([p.encoded or images.as_png(p.pixels) for _, p in batch])
     except UserError:
         # Pillow reads damaged files that TensorFlow refuses.
-        predicted = predictor.detect([images.as_png(p.pixels) for _, p in batch])
+        try:
+            predicted = predictor.detect([images.as_png(p.pixels) for _, p in batch])
+        except UserError as error:
+            if len(batch) == 1:
+                problems.append(f'{batch[0][0].path}: {error}')
+            else:
+                for one in batch:
+                    yield from _as_wholes([one], predictor, score_threshold, problems)
+            return
     for (source, image), detections in zip(batch, predicted):
         window = (0, 0, *image.pixels.shape[:2])
         detected = objects.from_detections(detections, window, score_threshold)

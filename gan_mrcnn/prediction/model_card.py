@@ -10,6 +10,7 @@ import json
 import pathlib
 import typing
 
+from gan_mrcnn.utils import files
 from gan_mrcnn.utils.errors import UserError
 
 FILE_NAME, CLASS_NAMES, PARAMS = 'model.json', 'class_names.txt', 'params.yaml'
@@ -45,9 +46,8 @@ class ModelCard:
 def write(card: ModelCard, folder: pathlib.Path) -> None:
     """Writes `model.json` and `class_names.txt`."""
     text = json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False)
-    (folder / FILE_NAME).write_text(text + '\n', encoding='utf-8')
-    names = ''.join(f'{name}\n' for name in card.class_names)
-    (folder / CLASS_NAMES).write_text(names, encoding='utf-8')
+    files.write_text(folder / FILE_NAME, f'{text}\n')
+    files.write_text(folder / CLASS_NAMES, ''.join(f'{name}\n' for name in card.class_names))
 
 
 def read(folder: pathlib.Path) -> ModelCard:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from gan_mrcnn.data.records import records
 from gan_mrcnn.metrics import collector
 from gan_mrcnn.prediction import model_card
-from gan_mrcnn.utils import progress_bar
+from gan_mrcnn.utils import paths, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
 # Those that `Predictor` calls.
@@ -109,7 +109,8 @@ def load_saved_model(path: str) -> Predictor:
     folder = find_version(path)
     card = model_card.read(folder / 'assets')
     try:
-        loaded = tf.saved_model.load(str(folder))
+        with paths.plain_folder(folder) as plain:
+            loaded = tf.saved_model.load(plain)
     except Exception as error:  # TensorFlow raises anything where a graph is damaged.
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise UserError(f'{folder} is damaged ({reason}); export the model again') from error
@@ -128,7 +129,7 @@ def predict_records(
     keys = {'image/encoded': tf.string, 'image/height': tf.int64, 'image/width': tf.int64}
     keys['image/source_id'] = tf.string
     features = {key: tf.io.FixedLenFeature([], dtype) for key, dtype in keys.items()}
-    files = sorted(tf.io.gfile.glob(record_set.input_path))
+    files = records.files_of(record_set.input_path)
     batches = tf.data.TFRecordDataset(files).batch(batch_size)
     with (
         progress_bar.Bar(total=record_set.num_examples, desc='evaluate', unit='image') as bar,

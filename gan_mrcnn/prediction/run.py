@@ -7,7 +7,7 @@ from typing import Optional
 
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.prediction import image_files, predictor, writing
-from gan_mrcnn.utils import devices, progress_bar
+from gan_mrcnn.utils import cli, devices, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -50,8 +50,12 @@ def predict(
             for result in image_files.detect(
                 sources, network, threshold, batch_size, tile, overlap, problems
             ):
-                writer.add(result)
-                num_objects += len(result.objects)
+                try:
+                    writer.add(result)
+                except writing.TooManyObjects as error:
+                    problems.append(f'{result.source.path}: {error}')
+                else:
+                    num_objects += len(result.objects)
                 bar.update()
     finally:
         writer.close()
@@ -60,5 +64,5 @@ def predict(
         f'images; wrote {out}'
     )
     if problems:
-        print('\n'.join(problems))
+        print('\n'.join(map(cli.one_line, problems)))
         raise UserError(f'{len(problems)} of {len(sources)} images are skipped, see above')

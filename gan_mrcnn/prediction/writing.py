@@ -7,21 +7,27 @@ box of every object. `OUT/predictions.json`: the same with masks, in COCO's form
 """
 
 import csv
+import io
 import pathlib
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from gan_mrcnn.prediction import model_card, objects
+from gan_mrcnn.prediction import image_files, model_card, objects
 from gan_mrcnn.prediction.image_files import Result
-from gan_mrcnn.utils import files, visualization
+from gan_mrcnn.utils import disk, files, visualization
 from gan_mrcnn.utils.errors import UserError
 
+TABLE, PREDICTIONS = 'objects.csv', 'predictions.json'
 COLUMNS = ('file', 'object', 'class', 'score', 'area', 'y1', 'x1', 'y2', 'x2')
 # Overlays are drawn block by block, for drawing needs a mask of the block's size per object.
 BLOCK, MARGIN = 1024, 64
 _MOST_LABELS = 65535
+
+
+class TooManyObjects(UserError):
+    """A label image cannot number the objects of an image."""
 
 
 class Writer:
@@ -38,41 +44,32 @@ class Writer:
                 {'id': i, 'name': name} for i, name in zip(card.category_ids, card.class_names)
             ],
         }
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(  # noqa: SIM115
-                self._folder / 'objects.csv',
-                'w',
-                newline='',
-                encoding='utf-8',
-                # Names of files may hold bytes that are no text.
-                errors='backslashreplace',
-            )
-        except OSError as error:
-            raise UserError(f'--out {folder} cannot be written: {error}') from error
-        self._table = csv.writer(self._file)
-        self._table.writerow(COLUMNS)
+        self._table = io.StringIO()
+        self._rows = csv.writer(self._table)
+        self._rows.writerow(COLUMNS)
+        prepare_folder(folder)
 
     def add(self, result: Result) -> None:
         """Writes one image's overlay, label image and rows."""
         name = f'{result.source.name}.png'
-        visualization.save_png(str(self._folder / 'overlays' / name), draw(result))
         labels = label_image(result.objects, *result.pixels.shape[:2])
-        path = self._folder / 'labels' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode('.png', labels)[1].tobytes())
+        with disk.errors_named(f'--out {self._folder}'):
+            visualization.save_png(str(self._folder / image_files.OVERLAYS / name), draw(result))
+            encoded = cv2.imencode('.png', labels)[1].tobytes()
+            files.write_bytes(self._folder / image_files.LABELS / name, encoded)
         self._add_rows(result)
         self._add_coco(result)
 
     def close(self) -> None:
-        """Closes the table and writes the JSON."""
-        self._file.close()
-        # On one line: masks make it large.
-        files.write_json(self._folder / 'predictions.json', self._coco, indent=None)
+        """Writes table and JSON of the images so far, each whole or not at all."""
+        with disk.errors_named(f'--out {self._folder}'):
+            files.write_text(self._folder / TABLE, self._table.getvalue())
+            # On one line: masks make it large.
+            files.write_json(self._folder / PREDICTIONS, self._coco, indent=None)
 
     def _add_rows(self, result):
         for number, one in enumerate(result.objects, start=1):
-            self._table.writerow(
+            self._rows.writerow(
                 [
                     str(result.source.path),
                     number,
@@ -82,7 +79,6 @@ class Writer:
                     *(f'{value:.2f}' for value in one.box),
                 ]
             )
-        self._file.flush()
 
     def _add_coco(self, result):
         height, width = result.pixels.shape[:2]
@@ -112,14 +108,33 @@ class Writer:
             )
 
 
+def prepare_folder(folder: str) -> None:
+    """Makes the folders; UserError where they cannot be written, or labels are there already.
+
+    The labels of a data set are label images of the same names: they would be overwritten.
+    """
+    path = pathlib.Path(folder)
+    disk.check_folder(path, '--out')
+    overlays, labels = path / image_files.OVERLAYS, path / image_files.LABELS
+    if labels.is_dir() and not overlays.is_dir() and any(labels.iterdir()):
+        raise UserError(
+            f'--out {folder}: {labels} was not written by a prediction, and would be overwritten; '
+            'give another folder'
+        )
+    for part in (overlays, labels):
+        disk.check_folder(part, '--out')
+    for name in (TABLE, PREDICTIONS):
+        disk.check_file(path / name, '--out')
+
+
 def label_image(detected: Sequence[objects.Object], height: int, width: int) -> np.ndarray:
     """[height, width] uint16: the object's place in `detected`, from 1; the first one is on top.
 
     Raises:
-      UserError: there are more objects than 16 bits can number.
+      TooManyObjects: there are more objects than 16 bits can number.
     """
     if len(detected) > _MOST_LABELS:
-        raise UserError(
+        raise TooManyObjects(
             f'{len(detected)} objects in one image, more than the {_MOST_LABELS} of a label image; '
             'give a higher --score_threshold'
         )

@@ -9,9 +9,11 @@ arrive as 28x28 probabilities and are pasted here: at the image's size, a hundre
 import base64
 import http.client
 import json
+import os
 import pathlib
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
@@ -20,7 +22,7 @@ import numpy as np
 
 from gan_mrcnn.data.readers import images
 from gan_mrcnn.metrics import predictions
-from gan_mrcnn.utils import visualization
+from gan_mrcnn.utils import disk, visualization
 from gan_mrcnn.utils.errors import UserError
 
 OUTPUTS = {
@@ -34,6 +36,7 @@ _URL = re.compile(
     r'(?P<scheme>https?|grpc)://(?P<host>[^/]+)(?P<v1>/v1/models)?/(?P<model>[^/:]+)'
     r'(/versions/(?P<version>\d+))?(:predict)?/?'
 )
+_NOT_AS_OURS = 'does not answer as this model would'
 # gRPC's own limit is 4 MB, less than one large image.
 _MOST_BYTES = 256 << 20
 
@@ -73,7 +76,27 @@ def rest_request(encoded: bytes) -> bytes:
 def read_rest_response(body: bytes) -> dict[str, np.ndarray]:
     """Outputs of the one image, without the dimension of the batch."""
     (answer,) = json.loads(body)['predictions']
-    return {name: np.array(answer[name], dtype) for name, dtype in OUTPUTS.items()}
+    return check_outputs({name: np.array(answer[name], dtype) for name, dtype in OUTPUTS.items()})
+
+
+def check_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same outputs; ValueError where they are not of one image, as this network's are."""
+    shapes = [outputs[name].shape for name in OUTPUTS]
+    boxes, scores, classes, count, masks = shapes
+    number = boxes[:1]
+    if (
+        len(number) != 1
+        or (boxes, scores, classes, count) != ((*number, 4), number, number, ())
+        or len(masks) != 3
+        or 0 in masks[1:]
+        or masks[:1] != number
+    ):
+        raise ValueError(f'the outputs have the shapes {", ".join(map(str, shapes))}')
+    if not 0 <= outputs['num_detections'] <= number[0]:
+        raise ValueError(f'{outputs["num_detections"]} detections in {number[0]} rows')
+    if not all(np.isfinite(outputs[name]).all() for name in OUTPUTS):
+        raise ValueError('a number is not finite')
+    return outputs
 
 
 def grpc_request(encoded: bytes, address: Address):
@@ -94,7 +117,7 @@ def read_grpc_response(response) -> dict[str, np.ndarray]:
     """As `read_rest_response`."""
     import tensorflow as tf
 
-    return {name: tf.make_ndarray(response.outputs[name])[0] for name in OUTPUTS}
+    return check_outputs({name: tf.make_ndarray(response.outputs[name])[0] for name in OUTPUTS})
 
 
 def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarray]:
@@ -107,8 +130,9 @@ def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarra
     """
     if address.scheme == 'grpc':
         return _ask_grpc(address, encoded, timeout)
+    model = urllib.parse.quote(address.model, safe='%')
     version = '' if address.version is None else f'/versions/{address.version}'
-    url = f'{address.scheme}://{address.host}/v1/models/{address.model}{version}:predict'
+    url = f'{address.scheme}://{address.host}/v1/models/{model}{version}:predict'
     request = urllib.request.Request(
         url, rest_request(encoded), {'Content-Type': 'application/json'}
     )
@@ -119,18 +143,21 @@ def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarra
         raise UserError(f'{url} answers {error.code}: {_error_text(error.read())}') from error
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f'{url} does not answer ({error}); is the server up?') from error
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f'{url} answers, but not as an exported model does ({error}); check --url'
-        ) from error
+    except (LookupError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f'{url} {_NOT_AS_OURS} ({_reason(error)}); check --url') from error
+
+
+def _reason(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
 def _error_text(body):
     try:
         text = json.loads(body)['error']
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         text = body.decode('utf-8', 'replace')
-    return ' '.join(text.split())[:500]
+    text = text if isinstance(text, str) else str(text)
+    return ' '.join(text.split())[:500] or 'nothing'
 
 
 def _ask_grpc(address, encoded, timeout):
@@ -147,14 +174,14 @@ def _ask_grpc(address, encoded, timeout):
         try:
             return read_grpc_response(stub.Predict(grpc_request(encoded, address), timeout=timeout))
         except grpc.RpcError as error:
+            details = ' '.join((error.details() or '').split())[:500]
             raise UserError(
-                f'grpc://{address.host}/{address.model} answers {error.code().name}: '
-                f'{" ".join(error.details().split())[:500]}'
+                f'grpc://{address.host}/{address.model} answers {error.code().name}: {details}'
             ) from error
-        except KeyError as error:
+        except (LookupError, ValueError, TypeError) as error:
             raise UserError(
-                f'grpc://{address.host}/{address.model} answers, but not as an exported '
-                'model does; check --url'
+                f'grpc://{address.host}/{address.model} {_NOT_AS_OURS} ({_reason(error)}); check '
+                '--url'
             ) from error
 
 
@@ -210,20 +237,46 @@ def run(
     names = []
     if class_names:
         try:
-            names = class_names.read_text(encoding='utf-8').splitlines()
+            names = class_names.read_text(encoding='utf-8-sig').splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'--class_names {class_names} cannot be read ({error})') from error
-    for path in paths:
+    targets = _targets(paths, out)
+    disk.check_folder(out, '--out')
+    for path, target in targets.items():
         pixels, encoded = encode(path)
         try:
             outputs = ask(address, encoded, timeout)
         except UserError as error:
             raise UserError(f'{path}: {error}') from error
-        target = out / f'{path.stem}.detections.png'
-        visualization.save_png(str(target), draw(pixels, outputs, score_threshold))
+        with disk.errors_named(f'--out {out}'):
+            visualization.save_png(target, draw(pixels, outputs, score_threshold))
         print(f'{path}: {target}')
         for i in range(_shown(outputs, score_threshold)):
             number = int(outputs['detection_classes'][i])
-            name = names[number - 1] if number <= len(names) else f'class {number}'
+            name = names[number - 1] if 0 < number <= len(names) else f'class {number}'
             box = ', '.join(f'{value:.1f}' for value in outputs['detection_boxes'][i])
             print(f'  {name} {outputs["detection_scores"][i]:.2f} [{box}]')
+
+
+def _targets(paths, out) -> dict[pathlib.Path, pathlib.Path]:
+    """Where the overlay of each file goes; a file that is named twice is asked for once.
+
+    Raises:
+      UserError: two files would have the same overlay, or it would replace a file that is given.
+    """
+    given = {os.path.realpath(path): path for path in reversed(paths)}
+    targets: dict[pathlib.Path, pathlib.Path] = {}
+    for path in reversed(given.values()):
+        target = out / f'{path.stem}.detections.png'
+        others = [other for other, taken in targets.items() if taken == target]
+        if others:
+            raise UserError(
+                f'{others[0]} and {path} would both become {target}; give each another --out'
+            )
+        if os.path.realpath(target) in given:
+            raise UserError(
+                f'the detections of {path} would replace {target}, which is to be sent as well; '
+                'leave it out, or give another --out'
+            )
+        targets[path] = target
+    return targets

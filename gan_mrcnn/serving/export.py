@@ -19,6 +19,7 @@ import yaml
 
 from gan_mrcnn.prediction import model_card
 from gan_mrcnn.serving import warmup
+from gan_mrcnn.utils import disk, paths
 from gan_mrcnn.utils.errors import UserError
 
 MODEL_NAME = 'model'
@@ -37,22 +38,24 @@ def export(module, card, config, export_dir: str, version: Optional[int] = None)
     Raises:
       UserError: the version exists, or the graph holds an operation that a server does not have.
     """
-    root = pathlib.Path(export_dir) / MODEL_NAME
-    target = root / str(_free_version(root) if version is None else version)
     if version is not None and version < 1:
         raise UserError(f'--version {version} is not positive; give 1 or more')
+    root = pathlib.Path(export_dir) / MODEL_NAME
+    disk.check_folder(root, '--export_dir')
+    target = root / str(_free_version(root) if version is None else version)
     if target.exists():
         raise UserError(f'{target} exists; give another --version, or remove it')
     requests = warmup.make_requests(card.input_size)
-    root.mkdir(parents=True, exist_ok=True)
     # Beside the target, for a rename must not cross disks; a server reads numbers only.
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=root))
     try:
-        _save(module, card, config, partial)
-        warmup.write_requests(partial, requests)
-        # mkdtemp gives access to this user alone, and a server runs as another one.
-        partial.chmod(0o755)
-        os.rename(partial, target)
+        with disk.errors_named(f'--export_dir {export_dir}'):
+            with paths.plain_folder(partial) as plain:
+                _save(module, card, config, pathlib.Path(plain))
+                warmup.write_requests(pathlib.Path(plain), requests)
+            # mkdtemp gives access to this user alone, and a server runs as another one.
+            partial.chmod(0o755)
+            os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

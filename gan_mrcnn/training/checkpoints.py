@@ -8,7 +8,6 @@ they are set aside, and the run resumes from the checkpoint before.
 """
 
 import contextlib
-import errno
 import os
 import pathlib
 import re
@@ -19,9 +18,9 @@ from typing import Any, Optional
 
 import orbit
 import tensorflow as tf
-from official.core import train_utils
 
-from gan_mrcnn.utils import files
+from gan_mrcnn.prediction import checkpoint as checkpoint_lib
+from gan_mrcnn.utils import disk, files, paths
 from gan_mrcnn.utils.errors import UserError
 
 # Where files that cannot be read go.
@@ -34,17 +33,6 @@ _NAME = re.compile(r'ckpt-(\d+)\.index')
 # What TensorFlow writes before a checkpoint is complete; other files in the folder are the user's.
 _UNFINISHED = re.compile(r'ckpt-\d+(_temp.*|\.(index|data-\d{5}-of-\d{5})\.tempstate\d+)')
 _PART = re.compile(r'ckpt-(\d+)\.(index|data-\d{5}-of-\d{5})')
-_DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EIO,
-    errno.EFBIG,
-)
 
 
 def newest_sound(model_dir: str) -> Optional[str]:
@@ -70,7 +58,7 @@ def newest_sound(model_dir: str) -> Optional[str]:
         problem = _problem(path)
         if problem is None:
             _clean(folder, found)
-            if latest(model_dir) != path:
+            if latest(str(folder)) != path:
                 _name_as_latest(folder, [one for one in reversed(found) if one <= step])
             return path
         _set_aside(folder, step)
@@ -87,30 +75,32 @@ def newest_sound(model_dir: str) -> Optional[str]:
 def latest(folder: str) -> Optional[str]:
     """The checkpoint that `folder` names as its newest; None without one, or a readable list."""
     try:
-        return tf.train.latest_checkpoint(folder)
+        return checkpoint_lib.newest_named(folder)
     except (ValueError, tf.errors.OpError):
         return None
 
 
 def _name_as_latest(folder: pathlib.Path, steps: list[int]) -> None:
     """Writes TensorFlow's list of the checkpoints that are kept, oldest first."""
-    paths = [str(folder / f'ckpt-{step}') for step in steps]
-    tf.compat.v1.train.update_checkpoint_state(
-        str(folder),
-        paths[-1],
-        all_model_checkpoint_paths=paths,
-        all_model_checkpoint_timestamps=[os.path.getmtime(f'{path}.index') for path in paths],
+    names = [f'ckpt-{step}' for step in steps]
+    times = [os.path.getmtime(folder / f'{name}.index') for name in names]
+    lines = [
+        f'model_checkpoint_path: "{names[-1]}"',
+        *(f'all_model_checkpoint_paths: "{name}"' for name in names),
+        *(f'all_model_checkpoint_timestamps: {time!r}' for time in times),
         # Older than all of them: what is preserved would never be deleted.
-        last_preserved_timestamp=0.0,
-    )
+        'last_preserved_timestamp: 0.0',
+    ]
+    files.write_text(folder / 'checkpoint', '\n'.join(lines) + '\n')
 
 
 def _problem(path: str) -> Optional[str]:
     """Why a checkpoint cannot be read, None where it can: every tensor's checksum is verified."""
     try:
-        reader = tf.train.load_checkpoint(path)
-        for name in reader.get_variable_to_shape_map():
-            reader.get_tensor(name)
+        with paths.plain_checkpoint(path) as plain:
+            reader = tf.train.load_checkpoint(plain)
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
     except (tf.errors.OpError, ValueError, IndexError, OverflowError, MemoryError) as error:
         return ' '.join(str(error).split())[:100] or type(error).__name__
     return None
@@ -148,6 +138,7 @@ class Checkpoints:
         step: tf.Variable,
         max_to_keep: int,
         is_chief: bool,
+        plain_dir: str = '',
     ):
         """Saves nothing yet.
 
@@ -157,13 +148,14 @@ class Checkpoints:
           step: numbers the checkpoints.
           max_to_keep: how many are kept.
           is_chief: whether this worker's checkpoints are those of the run.
+          plain_dir: `model_dir` as `paths.plain_folder` has it, where that is another.
         """
         self._model_dir = model_dir
         self._step = step
         self._discarded = None if is_chief else tempfile.TemporaryDirectory()
         self._manager = tf.train.CheckpointManager(
             checkpoint,
-            model_dir if is_chief else self._discarded.name,
+            (plain_dir or model_dir) if is_chief else self._discarded.name,
             max_to_keep=max_to_keep if is_chief else 1,
         )
         self._saved_step: Optional[int] = None
@@ -171,8 +163,9 @@ class Checkpoints:
     def restore(self, path: str) -> None:
         """Reads `path`; UserError where it holds another network."""
         try:
-            status = self._manager.checkpoint.restore(path)
-            status.assert_existing_objects_matched()
+            with paths.plain_checkpoint(path) as plain:
+                status = self._manager.checkpoint.restore(plain)
+                status.assert_existing_objects_matched()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             raise UserError(
                 f'{path} holds another network than the settings describe '
@@ -228,7 +221,7 @@ class BestCheckpoint:
         path = latest(self._folder)
         if path is None or _problem(path) is not None:
             return None
-        step = int(train_utils.read_global_step_from_checkpoint(path))
+        step = checkpoint_lib.step_of(path)
         # Runs from before there was a history have the figures of the best one here.
         info = files.read_json(pathlib.Path(self._folder) / 'info.json', None)
         if info and step not in self.history:
@@ -264,33 +257,22 @@ class BestCheckpoint:
         if not self._is_best(step):
             return
         self._best_step = step
-        manager = tf.train.CheckpointManager(
-            checkpoint,
-            self._discarded.name if self._discarded else self._folder,
-            max_to_keep=1,
-            checkpoint_name='best_ckpt',
-        )
-        manager.save(checkpoint_number=step)
+        folder = self._discarded.name if self._discarded else self._folder
+        # A link to a folder that is not there would be no folder.
+        os.makedirs(folder, exist_ok=True)
+        with paths.plain_folder(folder) as plain:
+            manager = tf.train.CheckpointManager(
+                checkpoint, plain, max_to_keep=1, checkpoint_name='best_ckpt'
+            )
+            manager.save(checkpoint_number=step)
 
 
 @contextlib.contextmanager
 def disk_errors_named(folder: str) -> Iterator[None]:
     """Turns errors of a full or read-only disk and the like into one line about `folder`."""
-    try:
+    remedy = (
+        'files there are unchanged: make room or give permission and start again, it goes on from '
+        'the last checkpoint'
+    )
+    with disk.errors_named(folder, remedy):
         yield
-    except (OSError, tf.errors.OpError) as error:
-        reason = _disk_reason(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f'{folder} cannot be written ({reason}); files there are unchanged: free space or give '
-            'permission and start again, it goes on from the last checkpoint'
-        ) from error
-
-
-def _disk_reason(error: Exception) -> Optional[str]:
-    """The system's text of a disk error, None for others; TensorFlow has it in its message."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in _DISK_ERRORS else None
-    found = [os.strerror(number) for number in _DISK_ERRORS if os.strerror(number) in str(error)]
-    return found[0] if found else None

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from gan_mrcnn import configs
-from gan_mrcnn.utils import files
+from gan_mrcnn.utils import files, paths
 from gan_mrcnn.utils.errors import UserError
 
 # In the folder of the run.
@@ -126,7 +126,8 @@ class NonfiniteSteps:
         path = self._folder / f'step-{step}{worker}.npz'
         with files.named_when_whole(path) as temporary, open(temporary, 'wb') as file:
             np.savez(file, step=step, **flatten(inputs))
-        checkpoint.write(str(path.with_suffix('')))
+        with paths.plain_folder(self._folder) as plain:
+            checkpoint.write(os.path.join(plain, path.stem))
         kept = sorted(self._folder.glob('step-*.npz'), key=lambda one: one.stat().st_mtime)
         for old in kept[:-NUM_KEPT] if self._is_chief else []:
             for part in self._folder.glob(f'{old.stem}.*'):

@@ -23,7 +23,7 @@ from gan_mrcnn.data.readers import base, options
 from gan_mrcnn.data.records import records
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.training import checkpoints, multi_worker, nonfinite, preemption, status, trainer
-from gan_mrcnn.utils import devices, files, yaml_files
+from gan_mrcnn.utils import devices, files, paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -36,6 +36,7 @@ class Run:
 
     config: as the user gave it, with the records.
     model_dir: its folder.
+    plain_dir: the same for TensorFlow, see `paths.plain_folder`.
     evaluates: whether it validates in between.
     strategy: of all devices.
     is_chief: whether this process writes the folder.
@@ -47,6 +48,7 @@ class Run:
 
     config: configs.cfg.ExperimentConfig
     model_dir: str
+    plain_dir: str
     evaluates: bool
     strategy: tf.distribute.Strategy
     is_chief: bool
@@ -73,15 +75,23 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
         another network, or the folder cannot be written.
     """
     strategy = multi_worker.make_strategy(config)
+    if 'eval' in mode:
+        batch_size = config.task.validation_data.global_batch_size
+        devices.check_batch(strategy, batch_size, 'validation_data')
     is_chief = multi_worker.is_chief(strategy)
     train_set, validation_set = prepare_data(config, dataset)
     stop = preemption.Stop(breaks_off=multi_worker.num_workers() == 1)
-    with checkpoints.disk_errors_named(model_dir), stop:
+    with (
+        checkpoints.disk_errors_named(model_dir),
+        paths.plain_folder(model_dir) as plain_dir,
+        stop,
+    ):
         try:
             checkpoint = resume(config, model_dir, strategy)
             run = Run(
                 config=config,
                 model_dir=model_dir,
+                plain_dir=plain_dir,
                 evaluates='eval' in mode,
                 strategy=strategy,
                 is_chief=is_chief,
@@ -172,7 +182,10 @@ def resume(config, model_dir: str, strategy) -> Optional[str]:
             ) from error
         step = resumed_step(config, model_dir)
         files.remove_unfinished(folder)
-        with files.named_when_whole(folder / checkpoint_lib.PARAMS_NAME) as path:
+        with (
+            paths.plain_folder(folder) as plain,
+            files.named_when_whole(pathlib.Path(plain) / checkpoint_lib.PARAMS_NAME) as path,
+        ):
             hyperparams.save_params_dict_to_yaml(config, str(path))
     step = multi_worker.chiefs_number(strategy, step)
     return str(folder / f'ckpt-{step}') if step else None
@@ -266,7 +279,7 @@ def _build(
     with run.strategy.scope():
         task = task_lib.GanMaskRCNNTask(
             config.task,
-            logging_dir=run.model_dir,
+            logging_dir=run.plain_dir,
             first_batch=step,
         )
         drawn = run.validation_set if run.is_chief else None
@@ -277,6 +290,7 @@ def _build(
             runner.global_step,
             config.trainer.max_to_keep,
             run.is_chief,
+            run.plain_dir,
         )
     saved.check_room()
     return runner, saved
@@ -286,7 +300,8 @@ def _build(
 def _log(run: Run):
     """Orbit prints every term of every report; the terminal has the bar."""
     path = f'{run.model_dir}/{LOG_NAME}' if run.is_chief else os.devnull
-    with open(path, 'a', buffering=1, encoding='utf-8') as log, contextlib.redirect_stdout(log):
+    log = open(path, 'a', buffering=1, encoding='utf-8', errors='backslashreplace')  # noqa: SIM115
+    with log, contextlib.redirect_stdout(log):
         yield
 
 
@@ -314,7 +329,7 @@ def file_names(image_ids: list[int], record_set: records.RecordSet) -> list[str]
 
 def _make_controller(run: Run, config, runner, progress) -> orbit.Controller:
     params = config.trainer
-    folder = lambda name: f'{run.model_dir}/{name}' if run.is_chief else None  # noqa: E731
+    folder = lambda name: f'{run.plain_dir}/{name}' if run.is_chief else None  # noqa: E731
     controller = orbit.Controller(
         strategy=run.strategy,
         trainer=runner,

@@ -5,12 +5,14 @@ Imports nothing heavy: --help and a mistyped flag answer at once.
 """
 
 import argparse
+import functools
 import logging
 import os
 import sys
 import warnings
-from typing import Callable
+from typing import Callable, Optional
 
+from gan_mrcnn.utils import disk, paths
 from gan_mrcnn.utils.errors import UserError
 
 GAN_MODES = ('combined', 'baseline', 'adversarial_only')
@@ -23,11 +25,16 @@ OBJECTS = ('numbers', 'components')
 DATASETS = ('gland', 'phone', 'cityscapes', 'coco', 'coco_format', 'label_images')
 
 
+def add_path(parser: argparse.ArgumentParser, name: str, **options) -> None:
+    """Adds a flag or argument that is a path of this machine; see `paths.from_user`."""
+    parser.add_argument(name, type=functools.partial(paths.from_user, flag=name), **options)
+
+
 def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which data set, where it is, and how its files are read."""
     parser.add_argument('--dataset', required=True, help=f'one of {", ".join(DATASETS)}')
-    parser.add_argument(
-        '--data_dir', help='folder of the data set (default: data/DATASET); see docs/data'
+    add_path(
+        parser, '--data_dir', help='folder of the data set (default: data/DATASET); see docs/data'
     )
     parser.add_argument(
         '--annotations',
@@ -80,8 +87,8 @@ def add_split_flags(parser: argparse.ArgumentParser) -> None:
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that training and evaluation share."""
     add_dataset_flags(parser)
-    parser.add_argument('--model_dir', help='folder of the run: checkpoints, logs and results')
-    parser.add_argument('--config_file', help='YAML with settings (default: configs/DATASET.yaml)')
+    add_path(parser, '--model_dir', help='folder of the run: checkpoints, logs and results')
+    add_path(parser, '--config_file', help='YAML with settings (default: configs/DATASET.yaml)')
     parser.add_argument(
         '--params_override',
         action='append',
@@ -98,7 +105,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add_path(
+        parser,
         '--cache_dir',
         default=default_cache_dir(),
         help='folder of the converted records (default: GAN_MRCNN_CACHE, or ~/.cache/gan_mrcnn)',
@@ -106,11 +114,18 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add_path(
+        parser,
         '--checkpoint',
         default='best',
         help="of a run: 'best' (by validation mask AP; the default), 'last' or a path",
     )
+
+
+def check_score(threshold: Optional[float]) -> None:
+    """Raises UserError where --score_threshold is given and is no score."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f'--score_threshold {threshold:g} is not between 0 and 1')
 
 
 def default_cache_dir() -> str:
@@ -127,20 +142,49 @@ def run_main(main: Callable[[], None], program: str, stopped: str = 'stopped') -
       stopped: what Ctrl-C is answered with.
     """
     silence_start_up()
-    _print_any_name()
+    prepare_streams()
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(_fail(program, str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_fail(program, stopped, 130))
+    except Exception as error:
+        line = _stream_error(error) or disk.line_of(error)
+        if line is None:
+            raise
+        sys.exit(_fail(program, line, 2))
 
 
-def _print_any_name() -> None:
-    """Names of files can hold bytes that are no text here; they are printed as escapes."""
-    for stream in (sys.stdout, sys.stderr):
+def prepare_streams() -> None:
+    """Lets everything be printed: what a terminal has no character for is escaped.
+
+    A class may be called \u817a, and a file have a name that is no text at all. A service may have
+    closed its streams, which Python then has none of.
+    """
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115
+        stream = getattr(sys, name)
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
+
+
+def _stream_error(error: Exception) -> str:
+    """What to say where standard output takes no more, '' where that is not the error.
+
+    It is tried: an error in writing to it has no file's name.
+    """
+    if not isinstance(error, OSError) or error.filename is not None:
+        return ''
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        # Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f'standard output cannot be written ({again.strerror})'
+    return 'standard output is closed' if isinstance(error, BrokenPipeError) else ''
 
 
 def leave_at_once() -> None:
@@ -199,6 +243,13 @@ def log_to(path: str) -> None:
     sys.stdout, sys.stderr = _Logged(sys.stdout, file), _Logged(sys.stderr, file)
 
 
+def one_line(text: str) -> str:
+    """`text` with escapes for what would break the line or command the terminal."""
+    return ''.join(
+        one if one.isprintable() else one.encode('unicode_escape').decode() for one in text
+    )
+
+
 def _fail(program: str, message: str, status: int) -> int:
-    print(f'{program}: {message}', file=sys.stderr)
+    print(f'{program}: {one_line(message)}', file=sys.stderr)
     return status

@@ -147,12 +147,16 @@ def mirrored_strategy(all_reduce_alg: Optional[str] = None) -> tf.distribute.Str
     return tf.distribute.MirroredStrategy(gpus or ['/cpu:0'], cross_device_ops=reduction)
 
 
-def check_batch(strategy: tf.distribute.Strategy, global_batch_size: int) -> None:
-    """Raises UserError where the devices cannot share a batch evenly."""
+def check_batch(
+    strategy: tf.distribute.Strategy, global_batch_size: int, part: str = 'train_data'
+) -> None:
+    """Raises UserError where the devices cannot share a batch of `part` of the task evenly."""
     num_devices = strategy.num_replicas_in_sync
+    if global_batch_size < 1:
+        raise UserError(f'task.{part}.global_batch_size is {global_batch_size}; give 1 or more')
     if global_batch_size % num_devices:
         raise UserError(
-            f'task.train_data.global_batch_size is {global_batch_size}, which {num_devices} '
+            f'task.{part}.global_batch_size is {global_batch_size}, which {num_devices} '
             'devices cannot share evenly'
         )
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ def named_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     What was written is on the disk before it has the name, so that a power cut does not leave an
     empty file under it.
     """
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    # A name may be as long as a name can be.
+    temporary = path.with_name(f'{path.name[:50]}.{os.getpid()}.tmp')
     try:
         yield temporary
         with open(temporary, 'rb') as file:
@@ -41,12 +43,26 @@ def remove_unfinished(folder: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Writes a file, whole or not at all; makes the folder."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with named_when_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """The same for text, as UTF-8; what is no text in a file's name is escaped."""
+    write_bytes(path, text.encode('utf-8', 'backslashreplace'))
+
+
 def write_json(path: PathLike, value: Any, indent: Optional[int] = 1) -> None:
     """Writes `value` as JSON, whole or not at all; makes the folder.
 
     Args:
       path: of the file.
-      value: what JSON knows, and NumPy scalars and arrays.
+      value: what JSON knows, and NumPy scalars and arrays. JSON has no number that is not finite:
+        such a one becomes null.
       indent: spaces; None writes one line, for large files that nobody reads.
 
     Raises:
@@ -55,7 +71,12 @@ def write_json(path: PathLike, value: Any, indent: Optional[int] = 1) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with named_when_whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=indent, default=_plain)
+        try:
+            json.dump(value, file, indent=indent, default=_plain, allow_nan=False)
+        except ValueError:
+            file.seek(0)
+            file.truncate()
+            json.dump(_finite(value), file, indent=indent, allow_nan=False)
         file.write('\n')
 
 
@@ -64,6 +85,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f'{type(value).__name__} cannot be written as JSON')
+
+
+def _finite(value: Any) -> Any:
+    """A copy with None for each number that is not finite."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_json(path: PathLike, wanted: str) -> Any:
@@ -77,7 +109,7 @@ def load_json(path: PathLike, wanted: str) -> Any:
       UserError: the file cannot be read or is not JSON.
     """
     try:
-        # Of bytes, JSON knows the byte order mark.
+        # From bytes, so that a byte order mark and UTF-16, as Windows writes them, are read, too.
         return json.loads(pathlib.Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         reason = ' '.join(str(error).split())

@@ -8,11 +8,11 @@ violet of H&E stains; neighbours get different ones.
 Shapes: N instances, H and W height and width of the image in pixels.
 """
 
-import os
-
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
+
+from gan_mrcnn.utils import files
 
 # After Okabe and Ito's colour-blind-friendly set, RGB, brighter, and without what sinks into H&E
 # stains (purple, black); vermilion is kept for predictions that match no object.
@@ -307,8 +307,6 @@ def contact_sheet(rows):
 
 
 def save_png(path, rgb):
-    """Writes uint8 [H, W, 3] RGB as PNG; makes the folder. OSError where that is not possible."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    """Writes uint8 [H, W, 3] RGB as PNG, whole or not at all; makes the folder."""
     _, encoded = cv2.imencode('.png', np.ascontiguousarray(rgb[..., ::-1]))
-    with open(path, 'wb') as file:
-        file.write(encoded.tobytes())
+    files.write_bytes(path, encoded.tobytes())

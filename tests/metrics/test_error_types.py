@@ -75,8 +75,20 @@ def test_without_predictions_all_is_missed():
     summary = error_types.summarize(error_types.classify(ground_truth, []))
     assert summary['counts']['missed'] == 3
     assert summary['AP50'] == 0.0
-    # With the missed objects taken away none are left to score.
-    assert summary['costs']['missed'] == 0.0
+    assert summary['costs'].pop('missed') == pytest.approx(1)
+    assert not any(summary['costs'].values())
+
+
+def test_a_class_that_is_missed_as_a_whole_is_lost_behind_what_is_false():
+    # One false prediction; the two objects, found behind it, have precision 1/2 and 2/3: the best
+    # of recall 1/2 or higher is 2/3, and so it is up to recall 1.
+    ground_truth = shapes.ground_truth([[(OBJECT, 1), (FAR, 1)]])
+    nothing = shapes.rectangle(0, 60, 8, 70)
+    summary = error_types.summarize(
+        error_types.classify(ground_truth, [shapes.result(1, nothing, 0.9)])
+    )
+    assert summary['AP50'] == 0.0
+    assert summary['costs']['missed'] == pytest.approx(2 / 3)
 
 
 def test_costs_by_hand():

@@ -1,6 +1,7 @@
 """`gan-mrcnn predict` as it is typed: folders, patterns, bad files, tiles."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -13,9 +14,11 @@ from pycocotools import coco as coco_api
 
 from gan_mrcnn.prediction import checkpoint, image_files, model_card, writing
 from gan_mrcnn.prediction import predictor as predictor_lib
+from gan_mrcnn.prediction import run as prediction_run
 from gan_mrcnn.prediction.objects import Object
 from gan_mrcnn.utils import visualization
 from gan_mrcnn.utils.errors import UserError
+from tests import programs
 from tests.serving.tiny import photo
 
 
@@ -179,18 +182,6 @@ def test_no_objects_are_written_too(tmp_path):
     np.testing.assert_array_equal(Image.open(tmp_path / 'out/overlays/x.png'), photo((20, 30)))
 
 
-def test_labels_beside_their_image_and_hidden_files_of_a_folder_are_no_images(folder):
-    Image.fromarray(np.ones((60, 80), np.uint8)).save(folder / 'a_anno.png')
-    (folder / '.ipynb_checkpoints').mkdir()
-    (folder / '.ipynb_checkpoints/a-checkpoint.png').write_bytes(b'')
-    (folder / '._a.png').write_bytes(b'')
-    found = [source.name for source in image_files.find_sources([str(folder)])]
-    assert found == ['a', 'c', 'd', 'deep/b']
-    # Who names it, means it.
-    (source,) = image_files.find_sources([str(folder / 'a_anno.png')])
-    assert source.name == 'a_anno'
-
-
 def test_a_name_with_bytes_that_are_no_text_is_written_with_escapes_and_the_rest_follows(folder):
     (folder / 'c.tif').rename(folder / os.fsdecode(b'c\xfc.tif'))
     writer = writing.Writer(str(folder / 'out'), make_card())
@@ -205,3 +196,103 @@ def test_a_name_with_bytes_that_are_no_text_is_written_with_escapes_and_the_rest
         assert (folder / 'out' / kind / os.fsdecode(b'c\xfc.png')).is_file()
     content = json.loads((folder / 'out/predictions.json').read_text(encoding='utf-8'))
     assert [len(content[key]) for key in ('images', 'annotations')] == [3, 3]
+
+
+def names(found):
+    return [source.name for source in found]
+
+
+def test_what_is_no_picture_is_not_predicted(folder, tmp_path):
+    """Hidden files, label images beside pictures, and what predictions and the client wrote."""
+    picture = (folder / 'a.png').read_bytes()
+    for name in (
+        *('.ipynb_checkpoints/a-checkpoint.png', '._a.png', 'deep/.hidden.png'),
+        *('a_anno.bmp', 'deep/b_mask.png', 'a.detections.png'),
+        *('images/x.png', 'labels/x.png', 'older/overlays/a.png', 'older/labels/deep/b.png'),
+        *('out/overlays/a.png', 'out/labels/a.png'),
+        # Pictures all the same: no other is of the name without the end.
+        *('x_mask.png', 'masks/y.png'),
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    (folder / 'a_mask.png').write_bytes(picture)
+    left_out = []
+    found = image_files.find_sources([str(folder)], str(folder / 'out'), left_out)
+    pictures = ['a', 'c', 'd', 'deep/b', 'images/x', 'masks/y', 'x_mask']
+    assert sorted(names(found)) == pictures
+    counts = {text.split(', such as ')[0] for text in left_out}
+    assert counts == {'3 hidden files', '4 label images', '5 results of predictions'}
+    # What is named is predicted, whatever it is.
+    named = [str(folder / 'a_anno.bmp'), str(folder / '._a.png')]
+    assert names(image_files.find_sources(named)) == ['a_anno', '._a']
+    assert names(image_files.find_sources([f'{folder}/a*'])) == ['a']
+    with pytest.raises(UserError, match='left out: 2 results of predictions'):
+        image_files.find_sources([str(folder / 'older')])
+
+
+def test_a_second_run_predicts_the_same_pictures(folder, tmp_path, monkeypatch):
+    class Network(Picky):
+        card = make_card()
+
+    monkeypatch.setattr(prediction_run, 'load', lambda *_: Network())
+    (folder / 'd.png').unlink()
+    for out in (folder / 'found', folder, tmp_path / 'in' / 'deep'):
+        printed = {
+            programs.run('predict', '--model', 'x', folder, '--out', out).out.splitlines()[-1]
+            for _ in range(2)
+        }
+        assert printed == {f'0 objects of at least 0.5 in 3 images; wrote {out}'}
+
+
+def test_label_images_of_a_data_set_are_not_overwritten(folder, monkeypatch):
+    (folder / 'labels').mkdir()
+    (folder / 'labels' / 'a.png').write_text('mine')
+    done = programs.run('predict', '--model', 'x', folder, '--out', folder)
+    assert 'would be overwritten' in programs.refusal(done, 'predict')
+    assert (folder / 'labels' / 'a.png').read_text() == 'mine'
+    assert not (folder / 'overlays').exists()
+
+
+def test_a_pattern_in_a_folder_whose_name_is_one(folder, tmp_path):
+    odd = folder.rename(tmp_path / 'in[1]*')
+    assert names(image_files.find_sources([f'{odd}/?.png'])) == ['a', 'd']
+    assert names(image_files.find_sources([f'{odd}/**/*.jpg'])) == ['b']
+    (odd / 'x[2].png').write_bytes((odd / 'a.png').read_bytes())
+    assert names(image_files.find_sources([f'{odd}/x[2].png'])) == ['x[2]']
+
+
+class Refusing(Picky):
+    """Refuses every batch with the grey picture in it."""
+
+    card = make_card()
+
+    def detect(self, files):
+        if any(np.ptp(np.asarray(Image.open(io.BytesIO(file)))) == 0 for file in files):
+            raise UserError('image 0 of the request is damaged or cut short')
+        return super().detect(files)
+
+
+def test_one_picture_that_the_network_refuses_is_named_and_the_others_go_on(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prediction_run, 'load', lambda *_: Refusing())
+    Image.new('RGB', (30, 20), (9, 9, 9)).save(folder / 'b.png')
+    done = programs.run('predict', '--model', 'x', folder, '--out', tmp_path / 'out')
+    assert '2 of 5 images are skipped' in programs.refusal(done, 'predict')
+    assert f'{folder / "b.png"}: image 0 of the request is damaged' in done.out
+    assert programs.files_in(tmp_path / 'out/overlays') == {'a.png', 'c.png', 'deep/b.png'}
+
+
+def test_too_many_objects_in_one_picture_are_named_and_the_others_go_on(
+    folder, tmp_path, monkeypatch
+):
+    class Network(Picky):
+        card = make_card()
+
+    monkeypatch.setattr(prediction_run, 'load', lambda *_: Network())
+    monkeypatch.setattr(writing, '_MOST_LABELS', -1)
+    done = programs.run('predict', '--model', 'x', folder / 'a.png', '--out', tmp_path / 'out')
+    assert '1 of 1 images are skipped' in programs.refusal(done, 'predict')
+    assert f'{folder / "a.png"}: 0 objects in one image' in done.out
+    assert not programs.files_in(tmp_path / 'out/overlays')

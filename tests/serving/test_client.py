@@ -1,11 +1,13 @@
 """The client against a server that knows nothing of this package, over REST and gRPC."""
 
+import http.server
 import json
 import pathlib
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +20,7 @@ from PIL import Image
 from gan_mrcnn.prediction import predictor
 from gan_mrcnn.serving import client
 from gan_mrcnn.utils.errors import UserError
+from tests import programs
 from tests.serving.tiny import photo
 
 SCHEMES = ('http', 'grpc')
@@ -222,3 +225,94 @@ def test_the_curl_line_works_as_it_stands(file, server, image_file):
     answer = subprocess.run(command, capture_output=True, check=True).stdout
     outputs = client.ask(client.parse_url(server.url('http')), image_file.read_bytes(), 60)
     assert_found(client.read_rest_response(answer), split(outputs))
+
+
+class Canned(http.server.BaseHTTPRequestHandler):
+    """Answers every request with `body`."""
+
+    body, status = b'', 200
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers['Content-Length']))
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def canned():
+    """A server, and its URL; `Canned.body` is what it answers."""
+    with http.server.HTTPServer(('127.0.0.1', 0), Canned) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{running.server_port}/v1/models/model'
+        running.shutdown()
+
+
+GOOD = {
+    'num_detections': 1,
+    'detection_scores': [0.9, 0.0],
+    'detection_classes': [1, 0],
+    'detection_boxes': [[1, 2, 9, 9], [0, 0, 0, 0]],
+    'detection_masks': np.ones([2, 4, 4]).tolist(),
+}
+
+
+@pytest.mark.parametrize(
+    'answer',
+    [
+        *([], 5, 'x', None, {'predictions': []}, {'predictions': [1]}, {'predictions': 'x'}),
+        {'predictions': [GOOD, GOOD]},
+        {'predictions': {'scores': [[0.1]]}},
+        {'outputs': GOOD},
+        *(
+            {'predictions': [{**GOOD, name: value}]}
+            for name, value in (
+                *(('num_detections', 3), ('num_detections', -1), ('num_detections', [1])),
+                *(('detection_boxes', [[1, 2, 3]]), ('detection_boxes', 'x')),
+                *(('detection_scores', [0.9]), ('detection_scores', [None, 1])),
+                *(('detection_masks', [[[1.0]]]), ('detection_masks', [[], []])),
+                *(('detection_classes', [10**30, 1]), ('detection_boxes', [[1e999] * 4] * 2)),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_another_models_answer_is_one_line(answer, canned, image_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(Canned, 'body', json.dumps(answer).encode())
+    done = programs.run('client', '--url', canned, '--out', tmp_path / 'out', image_file)
+    line = programs.refusal(done, 'client')
+    assert 'does not answer as this model would' in line and canned in line
+    assert not programs.files_in(tmp_path / 'out')
+
+
+def test_a_good_answer_is_drawn_and_an_error_is_quoted(canned, image_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(Canned, 'body', json.dumps({'predictions': [GOOD]}).encode())
+    done = programs.run('client', '--url', canned, '--out', tmp_path / 'out', image_file)
+    assert done.status == 0 and 'class 1 0.90 [1.0, 2.0, 9.0, 9.0]' in done.out
+    assert programs.files_in(tmp_path / 'out') == {'photo.detections.png'}
+    monkeypatch.setattr(Canned, 'status', 500)
+    for body in (b'{"error": ["a\\nb"]}', b'[' * 5000, b'\xff', b''):
+        monkeypatch.setattr(Canned, 'body', body)
+        done = programs.run('client', '--url', canned, '--out', tmp_path / 'out', image_file)
+        assert 'answers 500' in programs.refusal(done, 'client')
+
+
+def test_two_files_do_not_become_one(image_file, tmp_path, canned, monkeypatch):
+    monkeypatch.setattr(Canned, 'body', json.dumps({'predictions': [GOOD]}).encode())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'sub').mkdir()
+    for name in ('x.png', 'sub/x.png', 'y.png', 'y.detections.png'):
+        shutil.copy(image_file, tmp_path / name)
+    (tmp_path / 'x.jpg').write_bytes(b'')
+    before = (tmp_path / 'y.detections.png').read_bytes()
+    for files in (('x.png', 'sub/x.png'), ('x.jpg', 'x.png'), ('y.png', 'y.detections.png')):
+        line = programs.refusal(programs.run('client', '--url', canned, *files), 'client')
+        assert files[0] in line and files[1] in line
+    assert (tmp_path / 'y.detections.png').read_bytes() == before
+    assert not (tmp_path / 'x.detections.png').exists()
+    # One file, named twice, is one.
+    done = programs.run('client', '--url', canned, 'x.png', './x.png', tmp_path / 'x.png')
+    assert done.status == 0 and done.out.count('x.detections.png') == 1

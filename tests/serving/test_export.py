@@ -39,6 +39,13 @@ def of_checkpoint(exported):
     return {name: np.concatenate([one[name].numpy() for one in outputs]) for name in outputs[0]}
 
 
+def test_an_export_in_a_folder_whose_name_is_a_pattern(exported, tmp_path):
+    moved = shutil.copytree(exported.model, tmp_path / 'ex[2]*' / 'model')
+    (found,) = predictor_lib.load_saved_model(str(moved)).detect(encoded_photos()[:1])
+    (wanted,) = predictor_lib.load_saved_model(str(exported.model)).detect(encoded_photos()[:1])
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+
+
 def assert_same(found, wanted):
     assert set(found) == set(wanted)
     assert (wanted['num_detections'] > 1).all()

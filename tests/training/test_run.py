@@ -381,6 +381,25 @@ def test_a_validation_split_without_an_object_is_warned_of_and_training_goes_on(
     assert not (model_dir / 'best').exists()
 
 
+@pytest.mark.slow
+@tiny.eager_steps()
+def test_a_run_in_a_folder_whose_name_is_a_pattern(folder):
+    """Its records, too; the run next to it matches the pattern, and is another."""
+    own = folder / 'lr[0.01]*'
+    own.mkdir()
+    neighbour = own / 'xy'
+    neighbour.mkdir()
+    (neighbour / 'ckpt-1.index').write_text('mine')
+    for steps in (2, STEPS):
+        model_dir = train(own, 'x?', steps, 'train_and_eval')
+        assert (model_dir / f'ckpt-{steps}.index').is_file()
+    assert not (model_dir / 'damaged').exists()
+    assert set(events(f'{glob.escape(str(model_dir))}/train')['total_loss']) == {1, 2, 3, 4}
+    results = evaluation_run.evaluate(make_config(own), DATASET, 'test', str(model_dir), 'best')
+    assert results['num_images'] == 3 and results['step'] in (2, STEPS)
+    assert (neighbour / 'ckpt-1.index').read_text() == 'mine'
+
+
 def test_missing_checkpoints_are_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match='holds no checkpoint'):
         checkpoint.find_checkpoint(str(tmp_path), 'best')

@@ -1,5 +1,6 @@
 """What someone at the command line sees: --help at once, and one line for each mistake."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -139,3 +140,51 @@ def test_a_name_with_bytes_that_are_no_text_is_printed_and_logged_with_escapes(t
     assert done.returncode == 2 and done.stdout == 'a\\udcfc.png\n'
     assert done.stderr == 'program: b\\udcfc.png\n'
     assert (tmp_path / 'log').read_text() == 'a\\udcfc.png\nprogram: b\\udcfc.png\n'
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'iso-8859-1', 'cp1252'])
+def test_what_a_terminal_has_no_character_for_is_escaped(encoding):
+    code = (
+        'import os, sys\n'
+        'from gan_mrcnn.utils import cli\n'
+        'from gan_mrcnn.utils.errors import UserError\n'
+        'def main():\n'
+        '    print("class \\u817a", os.fsdecode(b"latin\\xfc"))\n'
+        '    raise UserError("no \\u817a\\nhere\\x1b[1m")\n'
+        'cli.run_main(main, "x")\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        env={**os.environ, 'PYTHONIOENCODING': encoding},
+    )
+    assert done.returncode == 2
+    assert done.stdout == b'class \\u817a latin\\udcfc\n'
+    # One line, and nothing in it that a terminal would obey.
+    assert done.stderr == b'x: no \\u817a\\nhere\\x1b[1m\n'
+
+
+@pytest.mark.parametrize(
+    'output, status, text',
+    [
+        ('> /dev/full', 2, 'standard output cannot be written (No space left on device)'),
+        ('| true', 2, 'standard output is closed'),
+        ('>&-', 0, ''),
+        ('>&- 2>&-', 0, ''),
+    ],
+)
+def test_standard_output_that_takes_nothing(output, status, text):
+    code = (
+        'import time\n'
+        'from gan_mrcnn.utils import cli\n'
+        'cli.run_main(lambda: [print("x" * 9999, flush=True) or time.sleep(.2) '
+        'for _ in range(3)], "x")\n'
+    )
+    done = subprocess.run(
+        ['bash', '-c', f"{sys.executable} -c '{code}' {output}; exit ${{PIPESTATUS[0]}}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.strip()) == (status, text and f'x: {text}')

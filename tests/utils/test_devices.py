@@ -191,3 +191,10 @@ def test_devices_that_cannot_share_a_batch_are_named():
     devices.check_batch(strategy, 4)
     with pytest.raises(UserError, match='global_batch_size is 3, which 2 devices cannot share'):
         devices.check_batch(strategy, 3)
+
+
+def test_the_batch_that_is_meant_is_named(two_replicas):
+    with pytest.raises(UserError, match='task.validation_data.global_batch_size is 3, which 2'):
+        devices.check_batch(two_replicas, 3, 'validation_data')
+    with pytest.raises(UserError, match='task.train_data.global_batch_size is 0'):
+        devices.check_batch(two_replicas, 0)

@@ -50,3 +50,30 @@ def test_what_is_no_json_is_the_default(content, tmp_path):
     with pytest.raises(UserError, match=r'cannot read .*x\.json: .*; give a list') as error:
         files.load_json(path, 'a list')
     assert '\n' not in str(error.value)
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    """JSON has none; a reader other than Python's would refuse the file."""
+    path = tmp_path / 'x.json'
+    nan, infinity = float('nan'), float('inf')
+    value = {'AP': nan, 'row': [1.5, -infinity, np.float32(nan)], 'array': np.array([2.0, nan])}
+    files.write_json(path, value)
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    read = json.loads(path.read_text(), parse_constant=refuse)
+    assert read == {'AP': None, 'row': [1.5, None, None], 'array': [2.0, None]}
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32'])
+def test_json_is_read_as_windows_writes_it(encoding, tmp_path):
+    path = tmp_path / 'x.json'
+    path.write_bytes('["腺"]'.encode(encoding))
+    assert files.load_json(path, 'a list') == ['腺']
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ('n' * 250 + '.json')
+    files.write_json(path, [1])
+    assert files.read_json(path, None) == [1]

@@ -11,6 +11,7 @@ Sirinukunwattana et al., Gland Segmentation in Colon Histology Images: The GlaS 
 
 import csv
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ class Glands(base.Dataset):
         Raises:
           UserError: the folder, Grade.csv or all of the images are missing.
         """
-        self._dir = pathlib.Path(data_dir).expanduser()
+        self._dir = pathlib.Path(os.path.expanduser(data_dir))
         if not self._dir.is_dir():
             raise UserError(f'--data_dir {data_dir} is no folder; {_EXPECTED}')
         if not (self._dir / 'Grade.csv').is_file():

@@ -6,6 +6,7 @@ The same few options for all; a data set that has no use for one refuses it (`lo
 
 import argparse
 import dataclasses
+import os
 import pathlib
 from typing import Optional
 
@@ -101,7 +102,7 @@ def existing_folder(data_dir: Optional[str], dataset: str, expected: str) -> pat
     Raises:
       UserError: it is not there; `expected` says what should be in it.
     """
-    folder = pathlib.Path(f'data/{dataset}' if data_dir is None else data_dir).expanduser()
+    folder = pathlib.Path(f'data/{dataset}' if data_dir is None else os.path.expanduser(data_dir))
     if data_dir == '' or not folder.is_dir():
         given = 'is not given, and there is no' if data_dir is None else f'{data_dir!r} is no'
         place = f' data/{dataset}' if data_dir is None else ' folder'

@@ -139,6 +139,14 @@ def ensure_records(
     )
 
 
+def files_of(input_path: str) -> list[bytes]:
+    """The TFRecord files of `RecordSet.input_path`, sorted, in the bytes of their names.
+
+    Not by TensorFlow: it takes a backslash for an escape, and names for UTF-8.
+    """
+    return sorted(map(os.fsencode, glob.glob(input_path)))
+
+
 def ensure_splits(dataset: base.Dataset, splits: list[str], task) -> list[RecordSet]:
     """The records of several splits, as the settings `task` want them; see `ensure_records`.
 

@@ -213,7 +213,7 @@ def _write_records(dataset, items, path, skipped, ground_truth, on_example) -> N
     """Writes the examples of `items`; adds to `skipped` and `ground_truth` what they hold."""
     import tensorflow as tf
 
-    with tf.io.TFRecordWriter(str(path)) as writer:
+    with tf.io.TFRecordWriter(os.fsencode(path)) as writer:
         for item in items:
             example = dataset.read_or_skip(item, skipped)
             if example is not None:

@@ -9,6 +9,7 @@ pixels. The same values give the same bytes.
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Callable, Optional
 
@@ -169,7 +170,9 @@ def _svg(
     num_rows = -(-len(series) // num_columns) if len(series) > 1 else 0
     size = (_WIDTH / 72, (height + _LEGEND_ROW * num_rows) / 72)
     file = io.StringIO()
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # Words stay words, and the reader's own font has the character.
+        warnings.filterwarnings('ignore', message='Glyph .* missing from font')
         figure = Figure(size, dpi=72, layout='constrained')
         axes = figure.add_subplot()
         axes.tick_params(length=0)

@@ -31,7 +31,7 @@ from gan_mrcnn.evaluation.report import charts
 from gan_mrcnn.evaluation.report import page as report_page
 from gan_mrcnn.metrics import coco, error_types, predictions
 from gan_mrcnn.metrics import gland as gland_metrics
-from gan_mrcnn.utils import files, progress_bar, yaml_files
+from gan_mrcnn.utils import disk, files, paths, progress_bar, yaml_files
 from gan_mrcnn.utils.errors import UserError
 from gan_mrcnn.utils.html import render
 
@@ -189,7 +189,7 @@ def load_runs(
         raise UserError(
             f'--split {split}: {dataset.name} has the splits {", ".join(dataset.splits)} only'
         )
-    cache_dir = str(pathlib.Path(cache_dir).expanduser())
+    cache_dir = paths.expand_home(cache_dir, '--cache_dir')
     skip_bad = bool(settings[0].get('skip_bad'))
     record_set = records.ensure_records(dataset, split, cache_dir, skip_bad=skip_bad)
     ground_truth = coco.load_annotations(record_set.annotation_file)
@@ -409,7 +409,10 @@ def format_text(result: Mapping[str, Any]) -> str:
 def run(folders: Sequence[str], split: str, data_dir, cache_dir, samples: int, folder: str) -> None:
     """Compares runs, prints the figures and writes the page."""
     systems = group(load_runs(folders, split, data_dir, cache_dir))
+    # Before the resampling, which takes its time.
+    disk.check_folder(folder, '--report')
     result = compare(systems, samples)
-    path = write(systems, result, folder)
+    with disk.errors_named(f'--report {folder}'):
+        path = write(systems, result, folder)
     print(format_text(result))
     print(f'report: {path}')

@@ -62,7 +62,7 @@ def write(scored: scoring.Scored, results: dict[str, Any], folder: str) -> str:
         _TEMPLATE,
         title=f'{scored.dataset.name}/{scored.split}: {_system(results)}',
         notice=results['notice'],
-        facts=_facts(results),
+        facts=[*_facts(results), *figures['limits']],
         threshold=figures['score_threshold'],
         headline=_headline(scored),
         has_misprint=compare and any(m[0] == scored.table.number for m in paper.MISPRINTS),

@@ -80,8 +80,4 @@ def write(path: pathlib.Path, template: pathlib.Path, **values: Any) -> None:
     Raises:
       OSError: that is not possible.
     """
-    page = render(template, **values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.named_when_whole(path) as temporary:
-        # Names of files may hold bytes that are no text.
-        temporary.write_text(page, encoding='utf-8', errors='backslashreplace')
+    files.write_text(path, render(template, **values))
