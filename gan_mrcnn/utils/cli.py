@@ -174,17 +174,19 @@ def prepare_streams() -> None:
 def _stream_error(error: Exception) -> str:
     """What to say where standard output takes no more, '' where that is not the error.
 
-    It is tried: an error in writing to it has no file's name.
+    It is tried, with an empty line: an error in writing to it has no file's name, and what could
+    not be written may be gone.
     """
     if not isinstance(error, OSError) or error.filename is not None:
         return ''
+    line = 'standard output is closed' if isinstance(error, BrokenPipeError) else ''
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError as again:
         # Python would try once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return f'standard output cannot be written ({again.strerror})'
-    return 'standard output is closed' if isinstance(error, BrokenPipeError) else ''
+        return line or f'standard output cannot be written ({again.strerror})'
+    return line
 
 
 def leave_at_once() -> None:
