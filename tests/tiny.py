@@ -4,12 +4,14 @@ What a test wants otherwise it says as an override, so that every other setting 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 import yaml
+from pycocotools import mask as mask_api
 
 from gan_mrcnn import configs, settings
 from gan_mrcnn import task as task_lib
@@ -157,6 +159,29 @@ class Rectangles(base.Dataset):
             rles=run_lengths.encode_masks(masks),
             classes=np.ones(2, np.int32),
             is_crowd=np.zeros(2, bool),
+        )
+
+
+class Turned(Rectangles):
+    """The images of which the number can be divided by `step` are upright."""
+
+    name = 'turned'
+
+    def __init__(self, step):
+        self.step = step
+
+    def fingerprint(self, split):
+        return f'{self.step} {super().fingerprint(split)}'
+
+    def read(self, item):
+        example = super().read(item)
+        if item.image_id % self.step:
+            return example
+        masks = mask_api.decode(example.rles).transpose(2, 1, 0)
+        return dataclasses.replace(
+            example,
+            image=np.ascontiguousarray(example.image.swapaxes(0, 1)),
+            rles=run_lengths.encode_masks(np.ascontiguousarray(masks)),
         )
 
 

@@ -31,8 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    if options.samples < 1:
-        raise UserError(f'--samples {options.samples} is not positive; give 1 or more')
+    cli.check_positive(options.samples, '--samples')
     taken = [flag for flag in ('--gan', '--seed', '--mode') if flag in options.forwarded]
     if taken:
         raise UserError(f'{taken[0]} is set by the rows; leave it out')

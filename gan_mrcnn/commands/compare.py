@@ -21,8 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    if options.samples < 1:
-        raise UserError(f'--samples {options.samples} is not positive; give 1 or more')
+    cli.check_positive(options.samples, '--samples')
     if len(options.runs) < 2:
         raise UserError('a comparison wants at least two runs')
     from gan_mrcnn.evaluation.report import compare

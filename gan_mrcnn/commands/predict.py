@@ -45,8 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     cli.check_score(options.score_threshold)
-    if options.batch < 1:
-        raise UserError(f'--batch {options.batch} is not positive; give 1 or more')
+    cli.check_positive(options.batch, '--batch')
     tile, overlap = options.tile, options.overlap
     if tile and min(tile) < 1:
         raise UserError(

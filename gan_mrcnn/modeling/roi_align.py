@@ -67,16 +67,15 @@ class MultilevelRoIAligner(roi_aligner.MultilevelROIAligner):
     def _align(self, features, boxes, training):
         """Pools each box from the one of `features` whose level is nearest to its size."""
         shape = tf.shape(boxes)
-        if training and not is_compiled() and not devices.has_gpu():
+        flat, images = tf.reshape(boxes, [-1, 4]), tf.repeat(tf.range(shape[0]), shape[1])
+        if training and is_compiled():
+            pooled = self._pool_at_once(features, flat, images)
+        elif training and not devices.has_gpu():
             samples = super().call(features, boxes)
             size, channels = samples.shape[2], samples.shape[4]
             pooled = self._pool(tf.reshape(samples, [-1, size, size, channels]))
         else:
-            flat, images = tf.reshape(boxes, [-1, 4]), tf.repeat(tf.range(shape[0]), shape[1])
-            if training and is_compiled():
-                pooled = self._pool_at_once(features, flat, images)
-            else:
-                pooled = self._pool_by_level(features, flat, images, training)
+            pooled = self._pool_by_level(features, flat, images, training)
         size, channels = pooled.shape[1], pooled.shape[3]
         pooled = tf.reshape(pooled, [shape[0], shape[1], size, size, channels])
         pooled.set_shape([None, boxes.shape[1], size, size, channels])

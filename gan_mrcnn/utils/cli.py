@@ -122,6 +122,12 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_positive(value: int, flag: str) -> None:
+    """Raises UserError where a number that was given by `flag` is below 1."""
+    if value < 1:
+        raise UserError(f'{flag} {value} is not positive; give 1 or more')
+
+
 def check_score(threshold: Optional[float]) -> None:
     """Raises UserError where --score_threshold is given and is no score."""
     if threshold is not None and not 0 <= threshold <= 1:

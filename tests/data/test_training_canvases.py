@@ -1,7 +1,6 @@
 """Wide and upright images in training: each batch on a canvas of its kind, no image more often."""
 
 import collections
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -9,12 +8,10 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from pycocotools import mask as mask_api
 
 from gan_mrcnn import configs, settings
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.data.records import records
-from gan_mrcnn.utils import run_lengths
 from tests import tiny
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
@@ -23,28 +20,8 @@ PARSER = configs.Parser(train_short_side=[32, 64], aug_rand_hflip=True, max_num_
 BATCH = 4
 
 
-class Mixed(tiny.Rectangles):
-    """Seven images, those of which the number can be divided by `step` upright."""
-
-    name = 'mixed'
+class Seven(tiny.Turned):
     ids = {'train': range(1, 8)}
-
-    def __init__(self, step):
-        self.step = step
-
-    def fingerprint(self, split):
-        return f'{self.step} {super().fingerprint(split)}'
-
-    def read(self, item):
-        example = super().read(item)
-        if item.image_id % self.step:
-            return example
-        masks = mask_api.decode(example.rles).transpose(2, 1, 0)
-        return dataclasses.replace(
-            example,
-            image=np.ascontiguousarray(example.image.swapaxes(0, 1)),
-            rles=run_lengths.encode_masks(np.ascontiguousarray(masks)),
-        )
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +32,7 @@ def convert(tmp_path_factory):
         params = configs.DataConfig(
             parser=PARSER, global_batch_size=BATCH, shuffle_buffer_size=3, is_training=True
         )
-        records.ensure_records(Mixed(step), 'train', str(folder)).feed(params)
+        records.ensure_records(Seven(step), 'train', str(folder)).feed(params)
         return params
 
     return convert

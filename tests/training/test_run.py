@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from pycocotools import mask as mask_api
 
 from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
@@ -19,7 +18,6 @@ from gan_mrcnn.evaluation import run as evaluation_run
 from gan_mrcnn.prediction import checkpoint
 from gan_mrcnn.training import gan_monitor, multi_worker, replay
 from gan_mrcnn.training import run as training_run
-from gan_mrcnn.utils import run_lengths
 from gan_mrcnn.utils.errors import UserError
 from tests import tiny
 from tests.tiny import DATASET, HEIGHT, STEPS, WIDTH, make_config, train
@@ -409,20 +407,6 @@ def test_missing_checkpoints_are_said_in_one_line(tmp_path):
         checkpoint.use_saved_settings(settings.Flags(dataset='gland', model_dir=str(tmp_path)))
 
 
-class Turned(tiny.Rectangles):
-    """Every second image upright."""
-
-    name = 'turned'
-
-    def read(self, item):
-        example = super().read(item)
-        if item.image_id % 2:
-            return example
-        masks = np.ascontiguousarray(mask_api.decode(example.rles).transpose(2, 1, 0))
-        image = np.ascontiguousarray(example.image.swapaxes(0, 1))
-        return dataclasses.replace(example, image=image, rles=run_lengths.encode_masks(masks))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('num_devices', [1, 2])
 def test_wide_and_upright_images_train_in_one_run(folder, monkeypatch, request, num_devices):
@@ -442,7 +426,7 @@ def test_wide_and_upright_images_train_in_one_run(folder, monkeypatch, request, 
         folder, f'trainer.train_steps={STEPS}', 'task.model.input_size=[128,128,3]'
     )
     model_dir = folder / f'turned{num_devices}'
-    training_run.train(config, Turned(), str(model_dir), 'train')
+    training_run.train(config, tiny.Turned(2), str(model_dir), 'train')
     batch = 2 // num_devices
     # Traced once for each, and for each device.
     assert sorted(seen) == sorted([(batch, 64, 128, 3), (batch, 128, 64, 3)] * num_devices)
