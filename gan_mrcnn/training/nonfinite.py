@@ -8,6 +8,7 @@ policy: stop, skip the batch, or go back to the newest checkpoint and continue a
 
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -83,7 +84,7 @@ class NonfiniteSteps:
         )
         path = self._save(step, inputs, checkpoint)
         self._record(step, names, terms, path)
-        replay = f'to examine it: gan-mrcnn replay {path}'
+        replay = f'to examine it: gan-mrcnn replay {shlex.quote(str(path))}'
         policy = self._config.policy
         if policy == 'stop':
             raise UserError(

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 from typing import Callable, Optional
 
 import orbit
@@ -426,7 +427,8 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
     ]
     if task.gan.mode != 'baseline':
         lines.append(('PrRoIPool', serving()))
-    lines.append(('output', f'{run.model_dir} (tensorboard --logdir {run.model_dir})'))
+    look = f'tensorboard --logdir {shlex.quote(run.model_dir)}'
+    lines.append(('output', f'{run.model_dir} ({look})'))
     if task.train_data.split == 'trainval' and task.validation_data.split == 'val':
         lines.append(('note', 'validation images are trained on: evaluate with --checkpoint last'))
     crowded = run.train_set.crowded(task.train_data.parser.max_num_instances)

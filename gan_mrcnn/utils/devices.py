@@ -37,8 +37,9 @@ def set_up(mixed_precision_dtype: str, deterministic: bool) -> None:
         tf.keras.mixed_precision.set_global_policy(f'mixed_{mixed_precision_dtype}')
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-        # It rearranges sums in every process in another way, and with them their last bits.
-        tf.config.optimizer.set_experimental_options({'arithmetic_optimization': False})
+        # It rearranges the graph in every process in another way, and with it the last bits of
+        # sums. With only its rearrangement of arithmetic off, a combined run had three outcomes.
+        tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})
 
 
 @functools.cache
