@@ -21,7 +21,7 @@ from official.vision.tasks import maskrcnn
 from custom_ops.prroi_pool import multilevel_prroi_pool
 from gan_mrcnn import configs, losses
 from gan_mrcnn.data import input_pipeline
-from gan_mrcnn.metrics import coco, collector
+from gan_mrcnn.metrics import coco, collector, matching
 from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align
 from gan_mrcnn.modeling import generator as generator_lib
 from gan_mrcnn.utils import devices
@@ -451,7 +451,10 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None) -> dict[str, float]:
         """COCO AP of boxes and masks from COCO results, as `box_AP`, `mask_AP50` and so on."""
-        figures = coco.evaluate_coco(self.task_config.annotation_file, aggregated_logs)
+        most = self.task_config.model.detection_generator.max_num_detections
+        figures = coco.evaluate_coco(
+            self.task_config.annotation_file, aggregated_logs, matching.counted(most)
+        )
         return {
             f'{kind}_{name}': value
             for kind, values in figures.items()

@@ -84,10 +84,10 @@ def evaluate(
         'step': predictor.card.step if predictor else checkpoint_lib.step_of(path),
         'seed': config.task.seed,
     }
-    made_by = {**origin, 'score_threshold': threshold}
+    most = config.task.model.detection_generator.max_num_detections
+    made_by = {**origin, 'score_threshold': threshold, 'max_num_detections': most}
     with disk.errors_named(folder):
         _save(folder, dataset, split, record_sets[0], detections[0], made_by)
-    most = config.task.model.detection_generator.max_num_detections
     scored = scoring.score(dataset, split, record_sets[0], detections[0], threshold, most)
     outputs = dataclasses.replace(outputs, results=outputs.results or str(folder / 'results.json'))
     results = _finish(scored, {**origin, 'config': config.as_dict()}, outputs)
@@ -151,7 +151,8 @@ def evaluate_file(
             config, dataset, validation_path, validation_split
         )
         threshold = scoring.threshold_from_validation(validation_set, validation)
-    scored = scoring.score(dataset, split, record_set, detections, threshold)
+    most = manifest.get('max_num_detections')
+    scored = scoring.score(dataset, split, record_set, detections, threshold, most)
     origin = {key: manifest.get(key) for key in ('checkpoint', 'step', 'seed')}
     results = _finish(scored, {**origin, 'config': None, 'predictions': path}, outputs)
     print(f'{record_set.num_examples} images of {dataset.name}/{split}, {path}')

@@ -68,14 +68,21 @@ def score(
       predictions: COCO results with category ids from 1.
       threshold: 'value', the lowest score of what is painted into label maps, and 'origin', what
         chose it.
-      most_detections: that the network gives in an image; None where not known.
+      most_detections: that the network gives in an image; None where not known. If more than
+        COCO's 100, as many count.
     """
     ground_truth = coco.load_annotations(record_set.annotation_file)
-    matches = matching.match(ground_truth, predictions, title='compare masks')
-    errors = error_types.classify(ground_truth, predictions, title='classify errors')
+    counted = matching.counted(most_detections)
+    matches = matching.match(
+        ground_truth, predictions, title='compare masks', max_detections=counted
+    )
+    errors = error_types.classify(
+        ground_truth, predictions, title='classify errors', max_detections=counted
+    )
     figures = _figures(dataset.class_names, matches)
     figures['errors'] = error_types.summarize(errors)
     figures['score_threshold'] = dict(threshold)
+    figures['max_detections'] = counted
     figures['limits'] = limits(ground_truth, most_detections)
     gland_scores = {}
     if dataset.name == 'gland':
@@ -102,7 +109,7 @@ def score(
 
 
 def limits(ground_truth: Mapping[str, Any], most_detections: Optional[int]) -> list[str]:
-    """A line for each limit on the number of predictions that keeps objects from being found.
+    """Lines about the limits on the number of predictions: what counts, what cannot be found.
 
     Args:
       ground_truth: COCO annotations.
@@ -111,14 +118,18 @@ def limits(ground_truth: Mapping[str, Any], most_detections: Optional[int]) -> l
     objects = [one for one in ground_truth['annotations'] if not one['iscrowd']]
     by_class = collections.Counter((one['image_id'], one['category_id']) for one in objects)
     by_image = collections.Counter(one['image_id'] for one in objects)
-    lines = []
+    counted, lines = matching.counted(most_detections), []
+    if counted > matching.MAX_DETECTIONS:
+        lines.append(
+            f'Of each image and class the {counted} best-scored predictions count, as many as the '
+            f"network gives; by COCO's own rule it is {matching.MAX_DETECTIONS}."
+        )
     for counts, most, what, reason in (
         (
             by_class,
-            matching.MAX_DETECTIONS,
+            counted,
             'objects of a class',
-            'only so many predictions of an image and class count, the best-scored ones (the rule '
-            'of COCO)',
+            'only so many predictions of an image and class count, the best-scored ones',
         ),
         (
             by_image,

@@ -81,14 +81,16 @@ def _figure(name: str, curves) -> Optional[float]:
     return float(np.mean(precision))
 
 
-def evaluate_coco(annotations, predictions) -> dict[str, Figures]:
+def evaluate_coco(
+    annotations, predictions, max_detections: int = matching.MAX_DETECTIONS
+) -> dict[str, Figures]:
     """Scores predictions against all images of the ground truth.
 
     Args:
       annotations: path of a COCO annotation file, or its content as a dict; unchanged.
       predictions: list of COCO results with 'bbox' and 'segmentation', valid ones (see
-        `predictions.load_predictions`); unchanged. Of each image and class, the 100 best-scored
-        ones count.
+        `predictions.load_predictions`); unchanged.
+      max_detections: how many of each image and class count, the best-scored ones.
 
     Returns:
       {'box': figures, 'mask': figures} with `FIGURES`, floats in [0, 1], or None where the ground
@@ -98,5 +100,7 @@ def evaluate_coco(annotations, predictions) -> dict[str, Figures]:
       UserError: the annotations cannot be read.
     """
     ground_truth = load_annotations(annotations)
-    by_kind = matching.match(ground_truth, predictions, ('box', 'mask'))
+    by_kind = matching.match(
+        ground_truth, predictions, ('box', 'mask'), max_detections=max_detections
+    )
     return {kind: figures(matches)[0] for kind, matches in by_kind.items()}

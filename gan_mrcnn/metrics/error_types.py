@@ -30,7 +30,6 @@ FOREGROUND, BACKGROUND = 0.5, 0.1
 KINDS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
 # What `Errors.kind` has beside indices into `KINDS`.
 CORRECT, IGNORED = -1, -2
-MAX_DETECTIONS = 100
 
 
 @dataclasses.dataclass
@@ -67,6 +66,7 @@ def classify(
     predictions: Sequence[dict[str, Any]],
     title: str = '',
     num_processes: Optional[int] = None,
+    max_detections: int = matching.MAX_DETECTIONS,
 ) -> Errors:
     """Assigns a kind to every prediction and object.
 
@@ -75,12 +75,16 @@ def classify(
       predictions: COCO results with the same category ids.
       title: of the progress bar, '' for none.
       num_processes: at most; None for as many as there are cores.
+      max_detections: how many predictions of an image count, the best-scored ones.
     """
     objects = _numbered_by_image(ground_truth['annotations'])
     predicted = _numbered_by_image(predictions)
     ids = sorted(image['id'] for image in ground_truth['images'])
     jobs = [
-        [(i, objects.get(i, []), predicted.get(i, [])) for i in ids[k : k + parallel.CHUNK]]
+        [
+            (i, objects.get(i, []), predicted.get(i, []), max_detections)
+            for i in ids[k : k + parallel.CHUNK]
+        ]
         for k in range(0, len(ids), parallel.CHUNK)
     ]
     few = len(predictions) < parallel.FEW
@@ -104,11 +108,11 @@ def _classify_part(job) -> list[dict[str, np.ndarray]]:
     return [classify_image(*image) for image in job]
 
 
-def classify_image(image_id, annotations, predictions) -> dict[str, np.ndarray]:
+def classify_image(image_id, annotations, predictions, max_detections) -> dict[str, np.ndarray]:
     """The rows of `Errors` for one image; annotations and predictions have an 'index', too."""
     objects = [one for one in annotations if not one['iscrowd']]
     crowds = [one for one in annotations if one['iscrowd']]
-    predictions = sorted(predictions, key=lambda one: -one['score'])[:MAX_DETECTIONS]
+    predictions = sorted(predictions, key=lambda one: -one['score'])[:max_detections]
     classes = np.array([one['category_id'] for one in predictions], int)
     gt_classes = np.array([one['category_id'] for one in objects], int)
     ious = _ious(predictions, objects, False)

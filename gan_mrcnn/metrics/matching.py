@@ -26,8 +26,19 @@ KINDS = ('box', 'mask', 'boundary')
 AREAS = ('all', 'small', 'medium', 'large')
 THRESHOLDS = Params('segm').iouThrs
 RECALLS = Params('segm').recThrs
-# Best-scored predictions of an image and class that count.
+# Best-scored predictions of an image and class that count by COCO's rule.
 MAX_DETECTIONS = Params('segm').maxDets[-1]
+
+
+def counted(most_detections: Optional[int]) -> int:
+    """How many predictions of an image and class count: 100, or all that a network gives if more.
+
+    Where images hold hundreds of objects, COCO's rule would make of a perfect answer a bad one.
+
+    Args:
+      most_detections: of an image; None where not known.
+    """
+    return max(MAX_DETECTIONS, most_detections or 0)
 
 
 @dataclasses.dataclass
@@ -124,6 +135,7 @@ def match(
     kinds: Sequence[str] = KINDS,
     title: str = '',
     num_processes: Optional[int] = None,
+    max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, Matches]:
     """Compares predictions with the ground truth.
 
@@ -133,6 +145,7 @@ def match(
       kinds: of overlap, out of `KINDS`.
       title: of the progress bar, '' for none.
       num_processes: at most; None for as many as there are cores.
+      max_detections: how many predictions of an image and class count, the best-scored ones.
 
     Returns:
       `Matches` by kind. All images count, those without a prediction, too.
@@ -149,7 +162,7 @@ def match(
             'annotations': [one for image in part for one in objects.get(image['id'], ())],
         }
         results = [one for image in part for one in predicted.get(image['id'], ())]
-        jobs.append((dataset, results, tuple(kinds), first))
+        jobs.append((dataset, results, tuple(kinds), first, max_detections))
     few = len(predictions) < parallel.FEW
     sizes = [len(job[0]['images']) for job in jobs]
     parts = parallel.map_jobs(_match_part, jobs, sizes, title, 1 if few else num_processes)
@@ -158,16 +171,19 @@ def match(
 
 
 def _match_part(job) -> dict[str, dict[str, np.ndarray]]:
-    dataset, results, kinds, first = job
+    dataset, results, kinds, first, max_detections = job
     with contextlib.redirect_stdout(io.StringIO()):
         # Copies: pycocotools writes into both.
         ground_truth = index(
             {**dataset, 'annotations': [dict(one) for one in dataset['annotations']]}
         )
-        return {kind: _pack(_evaluate(ground_truth, results, kind), first) for kind in kinds}
+        return {
+            kind: _pack(_evaluate(ground_truth, results, kind, max_detections), first)
+            for kind in kinds
+        }
 
 
-def _evaluate(ground_truth: COCO, results, kind: str) -> COCOeval:
+def _evaluate(ground_truth: COCO, results, kind: str, max_detections: int) -> COCOeval:
     # loadRes takes a result's area from its box if it has one.
     other = 'segmentation' if kind == 'box' else 'bbox'
     results = [{k: v for k, v in result.items() if k != other} for result in results]
@@ -177,6 +193,7 @@ def _evaluate(ground_truth: COCO, results, kind: str) -> COCOeval:
         evaluation = boundary.BoundaryEval(ground_truth, predictions)
     else:
         evaluation = COCOeval(ground_truth, predictions, 'bbox' if kind == 'box' else 'segm')
+    evaluation.params.maxDets = [max_detections]
     evaluation.evaluate()
     return evaluation
 

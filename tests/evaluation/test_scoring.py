@@ -9,6 +9,7 @@ from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import records
 from gan_mrcnn.evaluation import paper, scoring
 from gan_mrcnn.evaluation.report import compare, page
+from gan_mrcnn.metrics import error_types
 from tests import tiny
 from tests.metrics import shapes
 
@@ -117,3 +118,10 @@ def test_objects_beyond_what_counts_are_said():
     assert line.startswith('2 of 2 images have more than 1 objects, ')
     assert 'max_num_detections' in line and '625 of 627 objects' in line
     assert scoring.limits(shapes.ground_truth([few], 2), 2) == []
+    found = [shapes.result(1, one, 0.9) for one in pixels]
+    found += [shapes.result(2, one[0], 0.9, one[1]) for one in few[:2]]
+    for most, missed in ((100, 525), (700, 0)):
+        errors = error_types.classify(truth, found, max_detections=most)
+        assert np.count_nonzero(errors.gt_missed) == missed
+    (line,) = scoring.limits(truth, 700)
+    assert 'the 700 best-scored predictions count' in line and "COCO's own rule it is 100" in line

@@ -58,6 +58,9 @@ def test_more_than_a_hundred_predictions_of_an_image():
     results.append(shapes.result(1, mask, 0.5))
     assert coco.figures(matching.match(ground_truth, results)['mask'])[0]['AR'] == 0.0
     assert plain(ground_truth, results, 'mask')[2][8] == 0.0
+    for kind, more in matching.match(ground_truth, results, max_detections=101).items():
+        assert coco.figures(more)[0]['AR'] == 1.0, kind
+    assert matching.counted(None) == matching.counted(50) == 100 and matching.counted(350) == 350
 
 
 def test_a_weight_is_so_many_copies_of_an_image():

@@ -175,8 +175,8 @@ def _limit_problems(
         (
             True,
             limits.found,
-            "the network finds {} of them at most, and COCO's AP counts the best 100 of a class; "
-            'task.model.detection_generator.max_num_detections sets how many are found',
+            'the network finds {} of them at most; task.model.detection_generator.'
+            'max_num_detections sets how many are found and count',
         ),
     ):
         beyond = [count for count in objects_per_image if concerns and count > most]

@@ -213,7 +213,8 @@ def _score(folder, dataset, split, record_set, ground_truth) -> scoring.Scored:
     predictions.check_manifest(path, manifest, scoring.manifest(dataset, split, record_set))
     results = predictions.load_predictions(path, ground_truth, dataset.category_ids)
     threshold = manifest.get('score_threshold', scoring.DEFAULT_THRESHOLD)
-    return scoring.score(dataset, split, record_set, results, threshold)
+    most = manifest.get('max_num_detections')
+    return scoring.score(dataset, split, record_set, results, threshold, most)
 
 
 def _settings(folder: str) -> Mapping[str, Any]:
