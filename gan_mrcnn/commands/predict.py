@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> None:
     left_out: list[str] = []
     sources = image_files.find_sources(options.images, options.out, left_out)
     for text in left_out:
-        print(f'left out: {cli.one_line(text)}; name a file to predict it')
+        print(f'left out: {cli.one_line(text)}; name a file by itself to predict it')
     writing.prepare_folder(options.out)
     prediction_run.predict(
         sources,

@@ -21,14 +21,9 @@ from gan_mrcnn.utils.paths import PathLike
 
 # What predictions and the client write, in the folder that they are given.
 OVERLAYS, LABELS, DRAWN = 'overlays', 'labels', '.detections'
-# Ends of names that say: this is the label image of the picture of that name without it.
-_LABEL_ENDS = (
-    *('_anno', '_annotation', '_gt', '_groundtruth', '_instances', '_label', '_labels'),
-    *('_mask', '_masks', '_seg', '_segmentation'),
-)
-
 # Folders beside `images` that hold the label images of its pictures.
 _LABEL_FOLDERS = ('annotations', 'gt', 'labels', 'masks')
+_READ = f'{", ".join(images.IMAGE_SUFFIXES)} are read'
 
 
 class Source(NamedTuple):
@@ -52,7 +47,8 @@ def find_sources(
     """Files, folders (with all below) and patterns, in the order given, each file once.
 
     Args:
-      arguments: of the command line.
+      arguments: of the command line. A file that is named is predicted, whatever it is, unless it
+        is the label image of a picture that is named as well.
       out: the folder of the results, of which nothing is predicted that was written there.
       left_out: filled with a line for what a folder or pattern has and is not predicted.
 
@@ -62,17 +58,20 @@ def find_sources(
     """
     sources: dict[str, Source] = {}
     skipped: dict[str, list[pathlib.Path]] = {}
+    given = set(map(pathlib.Path, arguments))
     for argument in arguments:
-        found = list(_expand(argument, out, skipped))
-        if not found:
-            suffixes = ', '.join(images.IMAGE_SUFFIXES)
-            others = ', '.join(_texts(skipped))
-            raise UserError(
-                f'{argument}: no image there; {suffixes} are read'
-                + (f' (left out: {others})' if others else '')
-            )
+        before = _count(skipped)
+        found = list(_expand(argument, given, out, skipped))
+        if not found and _count(skipped) == before:
+            raise UserError(f'{argument}: no image there; {_READ}')
         for source in found:
             sources.setdefault(os.path.realpath(source.path), source)
+    if not sources:
+        others = ', '.join(_texts(skipped))
+        raise UserError(
+            f'{" ".join(arguments)}: no image there; {_READ} (left out: {others}; name a file by '
+            'itself to predict it)'
+        )
     names: dict[str, pathlib.Path] = {}
     for source in sources.values():
         other = names.setdefault(source.name, source.path)
@@ -86,16 +85,24 @@ def find_sources(
     return list(sources.values())
 
 
+def _count(skipped) -> int:
+    return sum(map(len, skipped.values()))
+
+
 def _texts(skipped) -> list[str]:
     """Such as '3 label images, such as a_anno.bmp'."""
     return [f'{len(paths)} {kind}, such as {paths[0]}' for kind, paths in skipped.items()]
 
 
-def _expand(argument, out, skipped):
+def _expand(argument, given, out, skipped):
     folder = pathlib.Path(argument)
     if folder.is_file():
-        # Named, and not found: it is predicted, whatever it is.
-        yield Source(folder, folder.stem)
+        # What is named is predicted, whatever it is; but a shell's *.png names pictures as well.
+        kind = _no_picture(folder, folder, None) if given & set(_pictures_of(folder)) else ''
+        if kind:
+            skipped.setdefault(kind, []).append(folder)
+        else:
+            yield Source(folder, folder.stem)
         return
     if folder.is_dir():
         found = [path for path in _walk(folder) if path.suffix.lower() in images.IMAGE_SUFFIXES]
@@ -146,16 +153,21 @@ def _no_picture(path: pathlib.Path, folder: pathlib.Path, own: Optional[str]) ->
         return 'hidden files'
     if path.stem.endswith(DRAWN) or _is_written(path, own):
         return 'results of predictions'
-    for end in _LABEL_ENDS:
-        stem = path.stem[: -len(end)]
-        if path.stem.lower().endswith(end) and stem and _has_picture(path.parent, stem):
-            return 'label images'
+    return 'label images' if _pictures_of(path) else ''
+
+
+def _pictures_of(path: pathlib.Path) -> list[pathlib.Path]:
+    """Pictures whose label image, or what was drawn of them, `path` is by its name and place."""
+    stem = images.stem_of_labelled(path.stem)
+    if path.stem.endswith(DRAWN):
+        stem = path.stem[: -len(DRAWN)]
+    places = [path.parent / stem] if stem else []
     for parent in path.parents:
         if parent.name.lower() in _LABEL_FOLDERS:
-            picture = parent.parent / 'images' / path.relative_to(parent)
-            if _has_picture(picture.parent, path.stem):
-                return 'label images'
-    return ''
+            places.append(parent.parent / 'images' / path.relative_to(parent).parent / path.stem)
+    suffixes = [s for suffix in images.IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
+    found = [pathlib.Path(f'{place}{suffix}') for place in places for suffix in suffixes]
+    return [picture for picture in found if picture.is_file()]
 
 
 def _is_written(path: pathlib.Path, own: Optional[str]) -> bool:
@@ -171,11 +183,6 @@ def _is_written(path: pathlib.Path, own: Optional[str]) -> bool:
 def is_results(folder: PathLike) -> bool:
     """Whether a folder is one that predictions were written into."""
     return all(os.path.isdir(os.path.join(folder, name)) for name in (OVERLAYS, LABELS))
-
-
-def _has_picture(folder: pathlib.Path, stem: str) -> bool:
-    suffixes = [s for suffix in images.IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
-    return any((folder / f'{stem}{suffix}').is_file() for suffix in suffixes)
 
 
 def detect(

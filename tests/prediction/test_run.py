@@ -229,6 +229,16 @@ def test_what_is_no_picture_is_not_predicted(folder, tmp_path):
     assert names(image_files.find_sources([f'{folder}/a*'])) == ['a']
     with pytest.raises(UserError, match='left out: 2 results of predictions'):
         image_files.find_sources([str(folder / 'older')])
+    # A shell that is given a pattern names files and folders one by one, label images included.
+    left_out = []
+    expanded = sorted(str(path) for path in folder.glob('[!.]*') if path.name != 'notes.txt')
+    found = image_files.find_sources(expanded, str(folder / 'out'), left_out)
+    assert sorted(names(found)) == ['a', 'b', 'c', 'd', 'x', 'x_mask', 'y']
+    counts = {text.split(', such as ')[0] for text in left_out}
+    assert counts == {'1 hidden files', '4 label images', '5 results of predictions'}
+    pair = [str(folder / kind / 'x.png') for kind in ('labels', 'images')]
+    assert names(image_files.find_sources(pair)) == ['x']
+    assert names(image_files.find_sources(pair[:1])) == ['x']
 
 
 def test_a_second_run_predicts_the_same_pictures(folder, tmp_path, monkeypatch):

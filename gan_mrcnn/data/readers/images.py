@@ -25,7 +25,10 @@ from gan_mrcnn.utils.errors import UserError
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
 LABEL_SUFFIXES = ('.bmp', '.png', '.tif', '.tiff')
 # What the name of a label image has behind that of its image, where both are in one folder.
-_LABEL_ENDINGS = ('_anno', '_label', '_labels', '_mask', '_masks')
+_LABEL_ENDINGS = (
+    *('_anno', '_annotation', '_gt', '_groundtruth', '_instances', '_label', '_labels'),
+    *('_mask', '_masks', '_seg', '_segmentation'),
+)
 # A JPEG of many cameras is an MPO: a JPEG with a second, small one behind it.
 _PASSED_ON = ('JPEG', 'MPO', 'PNG')
 # File formats that are read, whatever the name. Pillow knows others, one of which, EPS, is a
@@ -216,11 +219,17 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _is_label_of(path: pathlib.Path, stems: Collection[pathlib.Path]) -> bool:
     """Whether `path` has a name for the labels of one of the images `stems`."""
-    return path.suffix.lower() in LABEL_SUFFIXES and any(
-        path.stem.lower().endswith(ending) and path.with_name(path.stem[: -len(ending)]) in stems
-        for ending in _LABEL_ENDINGS
-        if len(path.stem) > len(ending)
-    )
+    stem = stem_of_labelled(path.stem)
+    return path.suffix.lower() in LABEL_SUFFIXES and stem != '' and path.with_name(stem) in stems
+
+
+def stem_of_labelled(stem: str) -> str:
+    """'a' for 'a_anno': the stem of the image whose label image is called `stem`, in any case.
+
+    '' where `stem` is no name for a label image beside its image.
+    """
+    endings = [ending for ending in _LABEL_ENDINGS if stem.lower().endswith(ending)]
+    return stem[: -len(endings[0])] if endings else ''
 
 
 def list_labels(folder: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from gan_mrcnn.data.readers import images
+from gan_mrcnn.prediction import image_files
 from tests.data import layouts
 from tests.data.round_trip import error_of
 
@@ -366,3 +367,20 @@ def test_hidden_files_and_labels_beside_their_image_are_no_images(tmp_path, caps
     # Without a `c`, `c_anno` is an image; a JPEG is no label image.
     assert found == ['_anno.bmp', 'a.bmp', 'b.PNG', 'c_anno.png', 'd.jpg', 'd_mask.jpg']
     assert '2 label images' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'stem, image',
+    [
+        *(('a_anno', 'a'), ('A_Masks', 'A'), ('a_gt', 'a'), ('a_b_segmentation', 'a_b')),
+        *(('a', ''), ('_mask', ''), ('a_masked', ''), ('amask', ''), ('', '')),
+    ],
+)
+def test_one_list_of_names_says_what_a_label_image_is_of(stem, image, tmp_path, capsys):
+    assert images.stem_of_labelled(stem) == image
+    if image:
+        for name in (stem, image):
+            Image.new('L', (2, 2)).save(tmp_path / f'{name}.png')
+        assert images.list_images(tmp_path) == [tmp_path / f'{image}.png']
+        found = image_files.find_sources([str(tmp_path)])
+        assert [source.path for source in found] == [tmp_path / f'{image}.png']
