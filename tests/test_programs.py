@@ -68,7 +68,7 @@ def network(monkeypatch):
 
 @pytest.fixture
 def wrong_places(tmp_path):
-    """Folders that cannot be written, by what is wrong with them."""
+    """Folders that cannot be written, by what is wrong with them, as in `KINDS`."""
     (tmp_path / 'file').write_text('notes')
     os.symlink(tmp_path / 'nowhere' / 'deep', tmp_path / 'link')
     os.symlink(tmp_path / 'loop', tmp_path / 'loop')
@@ -82,23 +82,30 @@ def wrong_places(tmp_path):
     }
 
 
-KINDS = (
-    *('a file', 'below a file', 'a link to nothing', 'a loop of links', 'too long a name'),
-    'not a disk',
-)
+# And what is said of them.
+KINDS = {
+    'a file': 'file is a file, not a folder; give another path',
+    'below a file': 'file is a file, not a folder; give another path',
+    'a link to nothing': 'link is a link that leads nowhere; give another path',
+    'a loop of links': 'loop is a link that leads nowhere; give another path',
+    'too long a name': 'cannot be written (File name too long)',
+    'not a disk': 'cannot be written (No such file or directory)',
+}
 
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize(
-    'name', ['predict', 'client', 'evaluate', 'report', 'check', 'compare', 'ablate', 'export']
+    'name',
+    ['train', 'predict', 'client', 'evaluate', 'report', 'check', 'compare', 'ablate', 'export'],
 )
 def test_an_output_that_cannot_be_written_is_one_line(
     name, kind, world, wrong_places, network, tmp_path
 ):
     place = wrong_places[kind]
-    scored = ['evaluate', *world.data_flags, '--cache_dir', world.cache]
-    scored += ['--predictions', world.predictions, '--params_override', tiny.SETTINGS]
+    prepared = [*world.data_flags, '--cache_dir', world.cache, '--params_override', tiny.SETTINGS]
+    scored = ['evaluate', *prepared, '--predictions', world.predictions]
     commands = {
+        'train': ['train', *prepared, '--model_dir', place],
         'predict': ['predict', '--model', 'x', world.pictures, '--out', place],
         'client': [
             *('client', '--url', 'http://127.0.0.1:9/v1/models/m', '--out', place),
@@ -120,13 +127,14 @@ def test_an_output_that_cannot_be_written_is_one_line(
         # After the network, so that this is tried by itself.
         from gan_mrcnn.serving import export
 
-        with pytest.raises(UserError, match='^--export_dir .* cannot be written') as error:
+        with pytest.raises(UserError, match='^--export_dir ') as error:
             export.export(None, make_card(), None, str(place))
-        assert '\n' not in str(error.value)
-        return
-    command = commands[name]
-    line = programs.refusal(programs.run(*command), command[0])
-    assert str(place)[:90] in line and 'cannot be written' in line
+        line = str(error.value)
+        assert '\n' not in line
+    else:
+        command = commands[name]
+        line = programs.refusal(programs.run(*command), command[0])
+    assert str(place)[:90] in line and KINDS[kind] in line
     assert (tmp_path / 'file').read_text() == 'notes'
 
 

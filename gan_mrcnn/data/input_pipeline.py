@@ -7,8 +7,8 @@ in training and fixed in testing (paper, sections 4.3-4.6). Every random draw is
 run's seed and of the example's number in the run, so that a resumed run sees what an uninterrupted
 one would have.
 
-All images of a training batch lie the same way, wide or upright, on a canvas no larger than those
-need: one canvas for both would be up to twice as large, and the rest of it padding.
+All images of a training batch lie the same way, wide or upright, on a canvas for those: one canvas
+for both would be up to twice as large, and the rest of it padding.
 
 Shapes: H, W the padded input, M ground-truth objects per image at most, S x S the cells of a mask.
 """
@@ -231,13 +231,15 @@ def _num_parallel_calls(params):
 def training_canvases(
     model: configs.Generator, params: configs.DataConfig
 ) -> list[tuple[int, int]]:
-    """Height and width in pixels that the training images need: wide or square ones, upright ones.
+    """Height and width in pixels of the training input: of wide or square images, of upright ones.
 
     One where there is one kind only, or both need the same.
 
     The shorter side is never longer than `train_short_side` allows, and the longer one by the
     largest of `aspect_ratios`. Multiples of the coarsest level's stride; no image is scaled
-    otherwise than on a canvas of the model's input size.
+    otherwise than on a canvas of the model's input size. Where the longer side of that limits the
+    scale, images need less of the shorter one; how much, the smallest ratio would tell, which the
+    records do not have.
     """
     stride = 2**model.max_level
     height, width, _ = model.input_size

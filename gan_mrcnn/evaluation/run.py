@@ -71,7 +71,8 @@ def evaluate(
     record_sets = records.ensure_splits(dataset, splits, config.task)
     outputs = outputs or Outputs()
     folder = pathlib.Path(model_dir) / 'eval' / split
-    _check_room(folder, outputs)
+    disk.check_folder(folder, '--model_dir')
+    _check_outputs(outputs)
     if predictor:
         detections = _predict_saved_model(config, record_sets, predictor)
     else:
@@ -97,9 +98,8 @@ def evaluate(
     return results
 
 
-def _check_room(folder: pathlib.Path, outputs: Outputs) -> None:
+def _check_outputs(outputs: Outputs) -> None:
     """Raises UserError before the work where its results cannot be written."""
-    disk.check_folder(folder, '--model_dir')
     if outputs.results:
         disk.check_file(outputs.results, '--results')
     if outputs.report:
@@ -141,7 +141,8 @@ def evaluate_file(
       What `results.json` would hold.
 
     Raises:
-      UserError: a file cannot be scored; nothing has been printed or written then.
+      UserError: a file cannot be scored, or the results cannot be written; nothing has been
+        printed or written then.
     """
     record_set, detections, manifest = _read_file(config, dataset, path, split)
     threshold = manifest.get('score_threshold', scoring.DEFAULT_THRESHOLD)
@@ -151,6 +152,7 @@ def evaluate_file(
             config, dataset, validation_path, validation_split
         )
         threshold = scoring.threshold_from_validation(validation_set, validation)
+    _check_outputs(outputs)
     most = manifest.get('max_num_detections')
     scored = scoring.score(dataset, split, record_set, detections, threshold, most)
     origin = {key: manifest.get(key) for key in ('checkpoint', 'step', 'seed')}

@@ -24,7 +24,7 @@ from gan_mrcnn.data.readers import base, options
 from gan_mrcnn.data.records import records
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.training import checkpoints, multi_worker, nonfinite, preemption, status, trainer
-from gan_mrcnn.utils import devices, files, paths, yaml_files
+from gan_mrcnn.utils import devices, disk, files, paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 # Every reported term of every loop, as text.
@@ -175,12 +175,7 @@ def resume(config, model_dir: str, strategy) -> Optional[str]:
     folder = pathlib.Path(model_dir)
     step = 0
     if multi_worker.is_chief(strategy):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f'--model_dir {model_dir} cannot be made ({error.strerror}); give another'
-            ) from error
+        disk.make_folder(folder, '--model_dir')
         step = resumed_step(config, model_dir)
         files.remove_unfinished(folder)
         with (

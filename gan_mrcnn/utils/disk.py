@@ -67,23 +67,33 @@ def errors_named(path: PathLike, remedy: str = _REMEDY) -> Iterator[None]:
         raise UserError(f'{os.fspath(path)} cannot be written ({text}); {remedy}') from error
 
 
+def make_folder(folder: PathLike, flag: str) -> None:
+    """Makes `folder`, with those above it; UserError where that is not possible."""
+    folder = pathlib.Path(folder)
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            what = 'a file, not a folder' if os.path.exists(place) else 'a link that leads nowhere'
+            asked = f'{flag} {folder}' if place == folder else f'{flag} {folder}: {place}'
+            raise UserError(f'{asked} is {what}; give another path')
+    with errors_named(f'{flag} {folder}'):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def check_folder(folder: PathLike, flag: str) -> None:
     """Makes `folder`, and raises UserError where no file can be written into it.
 
     To be called before the work whose results go there.
     """
-    with errors_named(f'{flag} {os.fspath(folder)}'):
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b'x')
+    make_folder(folder, flag)
+    with errors_named(f'{flag} {os.fspath(folder)}'), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b'x')
 
 
 def check_file(path: PathLike, flag: str) -> None:
     """The same for a file that will be written or replaced."""
     path = pathlib.Path(path)
-    with errors_named(f'{flag} {path}'):
-        if path.is_dir():
-            raise UserError(f'{flag} {path} is a folder; give the name of a file')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(b'x')
+    if os.path.isdir(path):
+        raise UserError(f'{flag} {path} is a folder; give the name of a file')
+    make_folder(path.parent, flag)
+    with errors_named(f'{flag} {path}'), tempfile.TemporaryFile(dir=path.parent) as file:
+        file.write(b'x')

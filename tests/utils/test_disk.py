@@ -37,9 +37,36 @@ def test_outputs_are_tried_before_the_work(tmp_path):
     disk.check_folder(tmp_path / 'new/deep', '--out')
     disk.check_file(tmp_path / 'new/x.json', '--results')
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['deep']
-    for path in ('file', 'file/x', 'n' * 300):
-        with pytest.raises(UserError, match='^--out .*cannot be written'):
-            disk.check_folder(tmp_path / path, '--out')
+    with pytest.raises(UserError, match='^--out .*n cannot be written'):
+        disk.check_folder(tmp_path / ('n' * 300), '--out')
     with pytest.raises(UserError, match='^--results .* is a folder'):
         disk.check_file(tmp_path / 'new', '--results')
     assert (tmp_path / 'file').read_text() == 'notes'
+
+
+def test_what_is_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / 'file').write_text('notes')
+    (tmp_path / 'lost').symlink_to(tmp_path / 'nowhere')
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    for name, what in (
+        ('file', 'a file, not a folder'),
+        ('lost', 'a link that leads nowhere'),
+        ('loop', 'a link that leads nowhere'),
+    ):
+        place = tmp_path / name
+        wanted = {
+            place: f'--out {place} is {what}; give another path',
+            place / 'x': f'--out {place / "x"}: {place} is {what}; give another path',
+            place / 'x/y': f'--out {place / "x/y"}: {place} is {what}; give another path',
+        }
+        for folder, text in wanted.items():
+            for make in (disk.make_folder, disk.check_folder):
+                with pytest.raises(UserError) as error:
+                    make(folder, '--out')
+                assert str(error.value) == text
+            with pytest.raises(UserError) as error:
+                disk.check_file(folder / 'x.json', '--out')
+            assert str(error.value) == text
+    (tmp_path / 'here').symlink_to(tmp_path)
+    disk.check_folder(tmp_path / 'here/new', '--out')
+    assert (tmp_path / 'new').is_dir() and not (tmp_path / 'nowhere').exists()

@@ -25,7 +25,7 @@ from typing import Any, Optional
 
 from gan_mrcnn.data.readers import base, fingerprints
 from gan_mrcnn.data.records import shards
-from gan_mrcnn.utils import progress_bar
+from gan_mrcnn.utils import disk, progress_bar
 from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
@@ -114,6 +114,7 @@ def ensure_records(
     folder = pathlib.Path(cache_dir) / f'{dataset.name}-{split}-{fingerprint[:16]}'
     manifest = _read_manifest(folder)
     if manifest is None or _find_damaged(folder, manifest):
+        disk.make_folder(cache_dir, '--cache_dir')
         _say_what_changed(folder, data, settings)
         about = {'data': data, 'settings': settings, 'fingerprint': fingerprint}
         try:
@@ -237,7 +238,7 @@ def _find_damaged(folder: pathlib.Path, manifest, read_all: bool = False) -> lis
 
 
 def _say_what_changed(folder: pathlib.Path, data: str, settings: dict[str, Any]) -> None:
-    """One line where the same split was converted before and its records do not fit now."""
+    """One line where a split of that name was converted before and its records do not fit now."""
     name = folder.name.rpartition('-')[0]
     if folder.is_dir():
         manifest = _read_manifest(folder)
@@ -259,7 +260,11 @@ def _say_what_changed(folder: pathlib.Path, data: str, settings: dict[str, Any])
         ]
         print(f'{name}: settings changed ({", ".join(changed)}): rebuilding', flush=True)
     elif found:
-        print(f'{name}: other data than in the last conversion: rebuilding', flush=True)
+        print(
+            f'{name}: these data have not been converted yet; conversions of other or earlier '
+            f'data in {folder.parent} are kept',
+            flush=True,
+        )
 
 
 def _convert(dataset, split, about, folder, num_processes) -> None:

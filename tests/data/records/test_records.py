@@ -423,21 +423,24 @@ def test_two_at_once_do_the_work_once(tmp_path):
 @pytest.mark.parametrize(
     ('second', 'options', 'said'),
     [
-        (Blocks(version='2'), {}, 'other data than in the last conversion'),
+        (Blocks(version='2'), {}, 'these data have not been converted yet; conversions of other'),
         (
             Blocks(),
             {'skip_bad': True},
-            'settings changed (skip_bad from False to True)',
+            'settings changed (skip_bad from False to True): rebuilding',
         ),
         (Blocks(), {}, ''),
     ],
 )
-def test_a_rebuild_says_why(tmp_path, capsys, second, options, said):
+def test_a_second_conversion_says_why_and_keeps_the_first(tmp_path, capsys, second, options, said):
     convert(Blocks(), tmp_path)
     assert capsys.readouterr().out == ''
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
     convert(second, tmp_path, **options)
     out = capsys.readouterr().out
-    assert said in out and ('rebuilding' in out) == bool(said)
+    assert said in out and bool(out) == bool(said)
+    after = {path: path.stat().st_mtime_ns for path in first}
+    assert after == first and len(list(tmp_path.iterdir())) == 1 + bool(said)
 
 
 def test_a_split_without_a_usable_image(tmp_path):
