@@ -63,9 +63,26 @@ def two_replicas():
 @pytest.fixture(scope='session')
 def glas_dir():
     """Folder of the real gland data; the tests that need it skip where it is missing."""
-    folder = pathlib.Path(os.environ.get('GLAS_DIR', _REPOSITORY.parent / 'shared/data/glas'))
-    if not (folder / 'Grade.csv').is_file():
-        pytest.skip(f'the gland data are not in {folder} (set GLAS_DIR to their folder)')
+    return _real_data('GLAS_DIR', 'glas', 'Grade.csv')
+
+
+@pytest.fixture(scope='session')
+def nuclei_dir():
+    """Folder of the nuclei of the 2018 Data Science Bowl, as label images; skips likewise."""
+    return _real_data('NUCLEI_DIR', 'nuclei', 'labels')
+
+
+@pytest.fixture(scope='session')
+def coco_dir():
+    """Folder of a sample of COCO 2017, in its own layout; skips likewise."""
+    return _real_data('COCO_DIR', 'coco_tiny', 'annotations')
+
+
+def _real_data(variable, name, wanted):
+    """The folder that a variable of the environment names; skips where `wanted` is not in it."""
+    folder = pathlib.Path(os.environ.get(variable, _REPOSITORY.parent / 'shared/data' / name))
+    if not (folder / wanted).exists():
+        pytest.skip(f'the data {name} are not in {folder} (set {variable} to their folder)')
     return folder
 
 
