@@ -52,7 +52,7 @@ def test_killed_at_random_while_saving_without_end(tmp_path):
 # Every two steps a checkpoint, every five a validation: most moments are near one.
 LONG = ('trainer.validation_interval=5',)
 LONG_STEPS = 60
-KILLS = 2 if runs.IS_SHORT else 8
+KILLS = runs.count(8)
 
 
 @pytest.fixture(scope='module')
