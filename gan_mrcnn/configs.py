@@ -51,6 +51,7 @@ WEIGHTINGS = {
         'discriminator_mask_weight': 1.0,
     },
 }
+CONTROLS = ('', 'frozen', 'shuffled')
 NONFINITE_POLICIES = ('stop', 'skip', 'go_back')
 
 
@@ -205,6 +206,9 @@ class Gan(hyperparams.Config):
     learning_rate_ratio: discriminators' learning rate over the generator's.
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
       detached, the generator can also change the features that the discriminators see.
+    control: '', or what a gain of the game is to be compared with: 'frozen', discriminators that
+      keep their initial weights, or 'shuffled', an adversarial gradient that each RoI gets of
+      another one.
     """
 
     mode: str = 'combined'
@@ -217,6 +221,7 @@ class Gan(hyperparams.Config):
     num_layers: int = 5
     learning_rate_ratio: float = 0.2
     detach_features: bool = True
+    control: str = ''
 
     def weight(self, name: str) -> float:
         """The weight of that name: what is given, otherwise the preset's."""
@@ -287,6 +292,7 @@ def check(task: GanMaskRCNNTask) -> None:
         ('gan.mode', task.gan.mode, GAN_MODES),
         ('gan.num_layers', task.gan.num_layers, NUM_LAYERS),
         ('gan.preset', task.gan.preset, tuple(WEIGHTINGS)),
+        ('gan.control', task.gan.control, CONTROLS),
         ('nonfinite.policy', task.nonfinite.policy, NONFINITE_POLICIES),
         ('losses.normalization', task.losses.normalization, LOSS_NORMALIZATIONS),
         ('model.head_norm', model.head_norm, HEAD_NORMS),
@@ -298,7 +304,9 @@ def check(task: GanMaskRCNNTask) -> None:
         ('train_data.parser.mask_crop_size', task.train_data.parser.mask_crop_size, (112,)),
     ):
         if value not in choices:
-            raise UserError(f'task.{key} is {value!r}, not one of {", ".join(map(str, choices))}')
+            names = ', '.join(str(choice) or "''" for choice in choices)
+            raise UserError(f'task.{key} is {value!r}, not one of {names}')
+    _check_gan(task.gan)
     if task.train_data.parser.max_num_instances < 1:
         raise UserError(
             '--max_instances (task.train_data.parser.max_num_instances) is '
@@ -332,6 +340,24 @@ def check(task: GanMaskRCNNTask) -> None:
             f'task.model.input_size is {size}, but [height, width, 3] with multiples of {stride} '
             'is wanted'
         )
+
+
+def _check_gan(gan: Gan) -> None:
+    """Raises UserError for settings of the adversarial part that contradict each other."""
+    for is_wrong, text in (
+        (
+            gan.control and gan.mode == 'baseline',
+            f'control is {gan.control}, but gan.mode is baseline, which has no adversarial part; '
+            "set it to ''",
+        ),
+        (
+            gan.control == 'shuffled' and not gan.detach_features,
+            'control is shuffled, but gan.detach_features is off: the gradient to the features '
+            'cannot be exchanged between RoIs; set detach_features=true',
+        ),
+    ):
+        if is_wrong:
+            raise UserError(f'task.gan.{text}')
 
 
 def optimizer_config(

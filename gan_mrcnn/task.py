@@ -318,6 +318,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             total_loss = _sum([terms['model_loss'], *model.losses])
 
             if self.has_discriminators:
+                if self.task_config.gan.control == 'shuffled':
+                    outputs = _with_shuffled_gradients(outputs, inputs[1])
                 samples = self.adversarial_samples(outputs)
                 with generator_tape.stop_recording():
                     terms.update(self._train_discriminators(samples, terms))
@@ -343,10 +345,14 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return {self.loss: total_loss, 'finite': finite, 'terms': terms}
 
     def _train_discriminators(self, samples: Samples, terms) -> dict[str, tf.Tensor]:
-        """One step of both discriminators on detached samples; `terms` are the step's so far."""
+        """One step of both discriminators on detached samples; `terms` are the step's so far.
+
+        Without objects, or with `gan.control` at 'frozen', nothing is learnt from it.
+        """
         samples = Samples(*(tf.stop_gradient(x) for x in samples))
         optimizer = self.discriminator_optimizer
-        has_any = _any_replica(tf.reduce_any(samples.weights > 0.0))
+        learns = _any_replica(tf.reduce_any(samples.weights > 0.0))
+        learns &= self.task_config.gan.control != 'frozen'
         statistics = _statistics(self.box_discriminator, self.mask_discriminator)
         with tf.GradientTape() as discriminator_tape:
             own_terms = self.discriminator_losses(samples)
@@ -366,10 +372,10 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             optimizer,
             terms,
             self.task_config.gan.clip_norm,
-            wanted=has_any,
+            wanted=learns,
         )
         finite = _all_finite({**terms, **own_terms}, optimizer)
-        _restore_unless(finite & has_any, statistics)
+        _restore_unless(finite & learns, statistics)
         return own_terms
 
     def _apply_gradients(
@@ -476,6 +482,58 @@ def _positive_places(classes):
     places, count = devices.fill_up(tf.where(classes > 0), tf.size(classes))
     weights = tf.cast(tf.range(tf.shape(places)[0]) < count, tf.float32)
     return tf.ensure_shape(places, [None, 2]), weights
+
+
+def _with_shuffled_gradients(outputs, labels):
+    """The same outputs of the generator, where the adversarial gradient to the mask logits and box
+    deltas of a RoI with an object is another one's. Its norm over all RoIs stays."""
+    # The seeds go with the images' numbers in the run: a resumed one draws the same.
+    givers = _givers(outputs['mask_class_targets'], labels['sampling_seed'][0])
+    deltas = _with_gradients_of(givers, outputs['mask_box_deltas'])
+    return {
+        **outputs,
+        'mask_outputs': _with_gradients_of(givers, outputs['mask_outputs']),
+        'mask_predicted_boxes': generator_lib.predicted_boxes(
+            deltas, outputs['mask_rois'], labels['image_info'][:, 1]
+        ),
+    }
+
+
+def _givers(classes, seed):
+    """Whose gradient each RoI gets, so that none gets its own where there are several.
+
+    Args:
+      classes: [B, K], 0 for the background.
+      seed: [2] int32.
+
+    Returns:
+      [B * K] int32: the next one in a circle of the RoIs with an object in random order; the
+      background's own.
+    """
+    is_object = tf.reshape(classes, [-1]) > 0
+    keys = tf.random.stateless_uniform(tf.shape(is_object), seed)
+    # Those with an object first.
+    order = tf.argsort(tf.where(is_object, keys, keys + 1.0))
+    # Not as integers of 32 bits: a GPU's are compared on the host.
+    places, count = (tf.cast(x, tf.int64) for x in (tf.range(tf.size(keys)), is_object))
+    last = tf.reduce_sum(count) - 1
+    following = tf.where(places < last, places + 1, tf.where(places > last, places, 0))
+    rank = tf.argsort(tf.cast(order, tf.float32))
+    return tf.gather(tf.gather(order, following), rank)
+
+
+def _with_gradients_of(givers, tensor):
+    """`tensor` [B, K, ...], where row n of its gradient, of B * K, is that of row `givers[n]`."""
+
+    @tf.custom_gradient
+    def exchange(x):
+        def gradient(upstream):
+            rows = tf.reshape(upstream, tf.concat([[-1], tf.shape(upstream)[2:]], axis=0))
+            return tf.reshape(tf.gather(rows, givers), tf.shape(upstream))
+
+        return tf.identity(x), gradient
+
+    return exchange(tensor)
 
 
 def _sum(scalars) -> tf.Tensor:

@@ -443,6 +443,19 @@ def test_bad_gan_mode_names_the_valid_ones(call):
         assert mode in message
 
 
+@pytest.mark.parametrize(
+    'overrides, named',
+    [
+        ('task.gan.control=random', "'', frozen, shuffled"),
+        ('task.gan.control=frozen,task.gan.mode=baseline', 'gan.mode is baseline'),
+        ('task.gan.control=shuffled,task.gan.detach_features=false', 'gan.detach_features'),
+    ],
+)
+def test_settings_of_the_game_that_make_no_sense_are_refused(overrides, named):
+    message = message_of(load, overrides)
+    assert 'task.gan.control' in message and named in message and '\n' not in message
+
+
 def test_config_files_hold_known_keys_only_once():
     """A key that YAML reads twice would silently drop the first value."""
 

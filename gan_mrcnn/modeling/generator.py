@@ -60,8 +60,9 @@ class Generator(maskrcnn_model.MaskRCNNModel):
 
         Returns:
           In training, the Model Garden's training outputs and, of the K RoIs that have a mask,
-          `mask_rois` [B, K, 4], `mask_gt_boxes` [B, K, 4] and `mask_predicted_boxes` [B, K, 4] (the
-          box of the RoI's own class, inside the image). Otherwise the Model Garden's detections.
+          `mask_rois` [B, K, 4], `mask_gt_boxes` [B, K, 4], `mask_box_deltas` [B, K, 4] (encoded, of
+          the RoI's own class) and the `mask_predicted_boxes` [B, K, 4] that they make. Otherwise
+          the Model Garden's detections.
         """
         backbone_features = self.backbone(images)
         features = self.decoder(backbone_features)
@@ -144,26 +145,25 @@ class Generator(maskrcnn_model.MaskRCNNModel):
                 first['class_targets'],
             ]
         )
+        deltas = self._own_deltas(outputs['box_outputs'][:, :num_masks], first['class_targets'])
         return {
             'mask_outputs': logits,
             'mask_targets': tf.stop_gradient(mask_targets),
             'mask_class_targets': first['class_targets'],
             'mask_rois': first['rois'],
             'mask_gt_boxes': first['gt_boxes'],
-            'mask_predicted_boxes': self._predicted_boxes(
-                outputs['box_outputs'][:, :num_masks], first, image_shape
-            ),
+            'mask_box_deltas': deltas,
+            'mask_predicted_boxes': predicted_boxes(deltas, first['rois'], image_shape),
         }
 
-    def _predicted_boxes(self, deltas, targets, image_shape):
-        """Boxes [B, K, 4] of each RoI's own class, differentiable in `deltas`."""
+    def _own_deltas(self, deltas, classes):
+        """Encoded boxes [B, K, 4] of each RoI's own class."""
         deltas = tf.cast(deltas, tf.float32)
         if not self._config_dict['class_agnostic_bbox_pred']:
             shape = tf.shape(deltas)
             deltas = tf.reshape(deltas, [shape[0], shape[1], -1, 4])
-            deltas = tf.gather(deltas, targets['class_targets'], batch_dims=2)
-        boxes = box_ops.decode_boxes(deltas, targets['rois'], weights=BOX_WEIGHTS)
-        return box_ops.clip_boxes(boxes, image_shape[:, tf.newaxis])
+            deltas = tf.gather(deltas, classes, batch_dims=2)
+        return deltas
 
     def _detections(self, features, rois, image_shape, nms):
         class_logits, deltas = self.detection_head[0](
@@ -205,6 +205,18 @@ class Generator(maskrcnn_model.MaskRCNNModel):
             tf.concat([tf.shape(scores), [MASK_SIZE, MASK_SIZE]], axis=0),
         )
         return tf.ensure_shape(masks, [None, scores.shape[1], MASK_SIZE, MASK_SIZE])
+
+
+def predicted_boxes(deltas: tf.Tensor, rois: tf.Tensor, image_shape: tf.Tensor) -> tf.Tensor:
+    """Boxes [B, K, 4] inside their image, differentiable in `deltas`.
+
+    Args:
+      deltas: [B, K, 4], encoded with `BOX_WEIGHTS`.
+      rois: [B, K, 4], what they are encoded by.
+      image_shape: [B, 2] height and width of the image inside its padding.
+    """
+    boxes = box_ops.decode_boxes(deltas, rois, weights=BOX_WEIGHTS)
+    return box_ops.clip_boxes(boxes, image_shape[:, tf.newaxis])
 
 
 def build_generator(

@@ -39,9 +39,15 @@ _Rule = tuple[str, bool, Callable[[], str]]
 
 
 class GanMonitor:
-    """Fed with every report of a run; gives the warnings that begin with it."""
+    """Fed with every report of a run; gives the warnings that begin with it.
 
-    def __init__(self):
+    Args:
+      discriminators_learn: whether their rules hold; frozen ones tell nothing apart, as they are
+        meant to.
+    """
+
+    def __init__(self, discriminators_learn: bool = True):
+        self._discriminators_learn = discriminators_learn
         self._in_a_row: dict[str, int] = {}
         self._reports = 0
         self._advantage = _Smoothed()
@@ -64,7 +70,7 @@ class GanMonitor:
         if 'mask_loss' in terms and terms['mask_loss'] > 0:
             self._mask_loss.update(terms['mask_loss'])
             rules.append(('mask_loss_running_away', self._mask_loss_runs_away(), self._about_mask))
-        if 'box_score_real' in terms:
+        if self._discriminators_learn and 'box_score_real' in terms:
             real, fake = terms['box_score_real'], terms['box_score_fake']
             self._advantage.update(real - fake)
             self._distance.update(-terms['mask_discriminator_loss'])

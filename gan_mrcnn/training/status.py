@@ -75,7 +75,7 @@ class Progress:
         self._train_steps = config.trainer.train_steps
         self._metric = config.trainer.best_checkpoint_eval_metric
         self._status = status
-        self._gan_monitor = gan_monitor.GanMonitor()
+        self._gan_monitor = gan_monitor.GanMonitor(config.task.gan.control != 'frozen')
         self._timer = _Timer()
         self._last_line = 0.0
         self._validated = ''

@@ -45,6 +45,12 @@ def healthy(number):
     return [report(*row) for row in np.stack(columns, axis=1)]
 
 
+def test_frozen_discriminators_may_tell_nothing_apart():
+    monitor = gan_monitor.GanMonitor(discriminators_learn=False)
+    assert not any(monitor.update(report(0.5, 0.5, -0.1, 0.5)) for _ in range(300))
+    assert ('box_discriminator_collapsed', 219) in warnings_of([report(0.5, 0.5, -0.1, 0.5)] * 300)
+
+
 def test_a_run_that_went_well_is_left_alone():
     assert warnings_of(healthy(60)) == []
     assert warnings_of(healthy(300)) == []
