@@ -206,6 +206,8 @@ class Gan(hyperparams.Config):
     learning_rate_ratio: discriminators' learning rate over the generator's.
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
       detached, the generator can also change the features that the discriminators see.
+    ramp: fraction of the training, from its start, over which the weights of the generator's
+      adversarial losses rise linearly from 0 to what they are; 0 for none, a quarter is usual.
     control: '', or what a gain of the game is to be compared with: 'frozen', discriminators that
       keep their initial weights, or 'shuffled', an adversarial gradient that each RoI gets of
       another one.
@@ -221,6 +223,7 @@ class Gan(hyperparams.Config):
     num_layers: int = 5
     learning_rate_ratio: float = 0.2
     detach_features: bool = True
+    ramp: float = 0.0
     control: str = ''
 
     def weight(self, name: str) -> float:
@@ -345,6 +348,7 @@ def check(task: GanMaskRCNNTask) -> None:
 def _check_gan(gan: Gan) -> None:
     """Raises UserError for settings of the adversarial part that contradict each other."""
     for is_wrong, text in (
+        (not 0 <= gan.ramp <= 1, f'ramp is {gan.ramp:g}, not a fraction between 0 and 1'),
         (
             gan.control and gan.mode == 'baseline',
             f'control is {gan.control}, but gan.mode is baseline, which has no adversarial part; '

@@ -59,6 +59,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         self,
         *args,
         first_batch: int = 0,
+        train_steps: int = 0,
         **kwargs,
     ):
         """Makes a task without models.
@@ -66,9 +67,11 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         Args:
           *args: the parent's, as are `kwargs`.
           first_batch: number of the first training batch, for a resumed run.
+          train_steps: of the whole training, for `gan.ramp`.
         """
         super().__init__(*args, **kwargs)
         self._first_batch = first_batch
+        self._train_steps = train_steps
         self.box_discriminator = None
         self.mask_discriminator = None
         self.discriminator_optimizer = None
@@ -324,7 +327,13 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                 with generator_tape.stop_recording():
                     terms.update(self._train_discriminators(samples, terms))
                 terms.update(self.generator_losses(samples))
-                total_loss = _sum([total_loss, self.weighted_adversarial_loss(terms)])
+                adversarial_loss = self.weighted_adversarial_loss(terms)
+                if self.task_config.gan.ramp:
+                    terms['adversarial_ramp'] = self._ramp(
+                        optimizer.iterations, adversarial_loss.dtype
+                    )
+                    adversarial_loss *= terms['adversarial_ramp']
+                total_loss = _sum([total_loss, adversarial_loss])
             loss = _share_of_replica(total_loss, optimizer)
         terms['total_loss'] = total_loss
         terms['gradient_norm'] = self._apply_gradients(
@@ -343,6 +352,11 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                 tf.where(finite, term, tf.zeros_like(term)), tf.cast(finite, term.dtype)
             )
         return {self.loss: total_loss, 'finite': finite, 'terms': terms}
+
+    def _ramp(self, step, dtype) -> tf.Tensor:
+        """What the adversarial losses' weights are multiplied with at a step, see `gan.ramp`."""
+        length = max(1.0, self.task_config.gan.ramp * self._train_steps)
+        return tf.minimum(tf.cast(step, dtype) / length, 1.0)
 
     def _train_discriminators(self, samples: Samples, terms) -> dict[str, tf.Tensor]:
         """One step of both discriminators on detached samples; `terms` are the step's so far.
@@ -421,6 +435,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         names = DETECTION_TERMS + ('model_loss', 'total_loss', 'gradient_norm')
         if self.has_discriminators:
             names += ADVERSARIAL_TERMS
+            if self.task_config.gan.ramp:
+                names += ('adversarial_ramp',)
         return [tf.keras.metrics.Mean(name, dtype=tf.float32) for name in names]
 
     # Validation.

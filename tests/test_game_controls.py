@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a gain of the game is to be compared with: `gan.control`."""
+"""What a gain of the game is compared with (`gan.control`), and how it begins (`gan.ramp`)."""
 
 import numpy as np
 import pytest
@@ -116,3 +116,26 @@ def test_a_shuffled_step_trains_the_discriminators_as_any_other():
     for one, other in zip(networks, plain_networks):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert np.any(head != plain_head)
+
+
+# Ramp.
+
+
+def test_the_adversarial_weights_rise_over_the_first_part_of_the_training():
+    task, model = tiny.make_task()
+    task.task_config.gan.ramp, task._train_steps = 0.25, 16
+    batch, optimizer = tiny.make_batch(task.task_config), tiny.sgd(0.0)
+    optimizer.build(model.trainable_variables)
+    metrics = {metric.name: metric for metric in task.build_metrics()}
+    step = tf.function(
+        lambda: task.train_step(batch, model, optimizer, list(metrics.values()))['terms']
+    )
+    # One graph; the step that it is at is all that tells it where the ramp is.
+    for number, factor in ((0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0), (2, 0.5)):
+        optimizer.iterations.assign(number)
+        metrics['adversarial_ramp'].reset_state()
+        terms = step()
+        assert terms['adversarial_ramp'] == metrics['adversarial_ramp'].result() == factor
+        kept = terms['total_loss'] - tf.add_n([terms['model_loss'], *model.losses])
+        wanted = factor * task.weighted_adversarial_loss(terms)
+        np.testing.assert_allclose(kept, wanted, atol=1e-5)

@@ -277,6 +277,7 @@ def _build(
             config.task,
             logging_dir=run.plain_dir,
             first_batch=step,
+            train_steps=config.trainer.train_steps,
         )
         drawn = run.validation_set if run.is_chief else None
         runner = trainer.make_trainer(config, task, run.evaluates, best, run.stop, drawn)
