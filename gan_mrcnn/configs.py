@@ -51,6 +51,7 @@ WEIGHTINGS = {
         'discriminator_mask_weight': 1.0,
     },
 }
+BOX_LOSSES = ('cross_entropy', 'hinge')
 CONTROLS = ('', 'frozen', 'shuffled')
 NONFINITE_POLICIES = ('stop', 'skip', 'go_back')
 
@@ -206,6 +207,7 @@ class Gan(hyperparams.Config):
     learning_rate_ratio: discriminators' learning rate over the generator's.
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
       detached, the generator can also change the features that the discriminators see.
+    box_loss: of box discriminator and generator, 'cross_entropy' (Eq. 4 and 5) or 'hinge'.
     ramp: fraction of the training, from its start, over which the weights of the generator's
       adversarial losses rise linearly from 0 to what they are; 0 for none, a quarter is usual.
     control: '', or what a gain of the game is to be compared with: 'frozen', discriminators that
@@ -223,6 +225,7 @@ class Gan(hyperparams.Config):
     num_layers: int = 5
     learning_rate_ratio: float = 0.2
     detach_features: bool = True
+    box_loss: str = 'cross_entropy'
     ramp: float = 0.0
     control: str = ''
 
@@ -295,6 +298,7 @@ def check(task: GanMaskRCNNTask) -> None:
         ('gan.mode', task.gan.mode, GAN_MODES),
         ('gan.num_layers', task.gan.num_layers, NUM_LAYERS),
         ('gan.preset', task.gan.preset, tuple(WEIGHTINGS)),
+        ('gan.box_loss', task.gan.box_loss, BOX_LOSSES),
         ('gan.control', task.gan.control, CONTROLS),
         ('nonfinite.policy', task.nonfinite.policy, NONFINITE_POLICIES),
         ('losses.normalization', task.losses.normalization, LOSS_NORMALIZATIONS),

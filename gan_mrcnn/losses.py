@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adversarial losses of the paper (Eq. 4-6) and the detection losses of its baseline.
+"""The adversarial losses of the paper (Eq. 4-6), others in their places, and the detection losses of
+its baseline.
 
 All means are over the RoIs (or anchors) of the whole batch on all replicas: as in the Model Garden,
 a replica divides its own sum by the count averaged over the replicas, and the train step divides by
@@ -56,6 +57,31 @@ def box_discriminator_loss(
     """
     on_real = tf.nn.softplus(-_at_least_float32(real_logits))
     on_fake = tf.nn.softplus(_at_least_float32(fake_logits))
+    return mean_over_rois(on_real + on_fake, weights)
+
+
+def box_generator_hinge(fake_logits: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Mean over RoIs of -D(pred), the generator's side of the hinge loss (Lim & Ye 2017, Eq. 13).
+
+    Args:
+        fake_logits: [N], D of predicted boxes.
+        weights: [N], 1 for a valid RoI, 0 for padding.
+    """
+    return mean_over_rois(-_at_least_float32(fake_logits), weights)
+
+
+def box_discriminator_hinge(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor, weights: tf.Tensor
+) -> tf.Tensor:
+    """Mean over RoIs of max(0, 1 - D(gt)) + max(0, 1 + D(pred)) (Lim & Ye 2017, Eq. 12).
+
+    Args:
+        real_logits: [N], D of ground-truth boxes.
+        fake_logits: [N], of predicted boxes.
+        weights: [N], 1 for a valid RoI, 0 for padding.
+    """
+    on_real = tf.nn.relu(1.0 - _at_least_float32(real_logits))
+    on_fake = tf.nn.relu(1.0 + _at_least_float32(fake_logits))
     return mean_over_rois(on_real + on_fake, weights)
 
 

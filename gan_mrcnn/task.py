@@ -43,6 +43,12 @@ ADVERSARIAL_TERMS = (
     'discriminator_gradient_norm',
 )
 
+# The generator's and the box discriminator's loss, by `gan.box_loss`.
+BOX_LOSSES = {
+    'cross_entropy': (losses.box_generator_loss, losses.box_discriminator_loss),
+    'hinge': (losses.box_generator_hinge, losses.box_discriminator_hinge),
+}
+
 # Both networks' inputs for the same N RoIs, [2N, 28, 28, C]: first all real, then all fake ones.
 # `weights` [N] is 1 for a RoI with an object and 0 for one that fills up the number.
 Samples = collections.namedtuple('Samples', ['box', 'mask', 'weights'])
@@ -229,8 +235,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     def discriminator_losses(self, samples: Samples) -> dict[str, tf.Tensor]:
         """Eq. 3: the box discriminator's Eq. 5 and the mask discriminator's part of Eq. 6."""
         judgement = self.judge(samples)
+        _, box_loss = BOX_LOSSES[self.task_config.gan.box_loss]
         return {
-            'box_discriminator_loss': losses.box_discriminator_loss(
+            'box_discriminator_loss': box_loss(
                 judgement.box_real, judgement.box_fake, samples.weights
             ),
             'mask_discriminator_loss': losses.mask_discriminator_loss(
@@ -252,8 +259,9 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         statistics = _statistics(self.box_discriminator, self.mask_discriminator)
         judgement = self.judge(samples)
         _restore(statistics)
+        box_loss, _ = BOX_LOSSES[self.task_config.gan.box_loss]
         return {
-            'box_generator_loss': losses.box_generator_loss(judgement.box_fake, samples.weights),
+            'box_generator_loss': box_loss(judgement.box_fake, samples.weights),
             'mask_generator_loss': losses.mask_generator_loss(
                 judgement.mask_real,
                 judgement.mask_fake,

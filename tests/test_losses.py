@@ -51,6 +51,15 @@ def test_box_discriminator_loss_is_equation_5():
     close(losses.box_discriminator_loss(LOGITS, OTHER_LOGITS, WEIGHTS), expected)
 
 
+def test_hinges_are_those_of_lim_and_ye():
+    real, fake = LOGITS[VALID], OTHER_LOGITS[VALID]
+    expected = np.mean([max(0, 1 - x) + max(0, 1 + y) for x, y in zip(real, fake)])
+    close(losses.box_discriminator_hinge(LOGITS, OTHER_LOGITS, WEIGHTS), expected)
+    close(losses.box_generator_hinge(OTHER_LOGITS, WEIGHTS), -np.mean(fake))
+    # Both sides of both corners.
+    assert min(real) < 1 < max(real) and min(fake) < -1 < max(fake)
+
+
 def test_mask_losses_are_equation_6():
     flat = [
         np.concatenate(
