@@ -7,6 +7,7 @@ values.
 """
 
 import dataclasses
+import math
 from typing import Optional
 
 from official.core import config_definitions as cfg
@@ -51,6 +52,7 @@ WEIGHTINGS = {
         'discriminator_mask_weight': 1.0,
     },
 }
+NORMALIZATIONS = ('batch', 'spectral')
 BOX_LOSSES = ('cross_entropy', 'hinge')
 CONTROLS = ('', 'frozen', 'shuffled')
 NONFINITE_POLICIES = ('stop', 'skip', 'go_back')
@@ -208,6 +210,9 @@ class Gan(hyperparams.Config):
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
       detached, the generator can also change the features that the discriminators see.
     box_loss: of box discriminator and generator, 'cross_entropy' (Eq. 4 and 5) or 'hinge'.
+    normalization: of the discriminators, 'batch' or 'spectral'.
+    r1: weight of the box discriminator's gradient penalty on ground-truth boxes, r1 / 2 times the
+      mean squared norm; 0 for none. It wants spectral normalization.
     ramp: fraction of the training, from its start, over which the weights of the generator's
       adversarial losses rise linearly from 0 to what they are; 0 for none, a quarter is usual.
     control: '', or what a gain of the game is to be compared with: 'frozen', discriminators that
@@ -226,6 +231,8 @@ class Gan(hyperparams.Config):
     learning_rate_ratio: float = 0.2
     detach_features: bool = True
     box_loss: str = 'cross_entropy'
+    normalization: str = 'batch'
+    r1: float = 0.0
     ramp: float = 0.0
     control: str = ''
 
@@ -299,6 +306,7 @@ def check(task: GanMaskRCNNTask) -> None:
         ('gan.num_layers', task.gan.num_layers, NUM_LAYERS),
         ('gan.preset', task.gan.preset, tuple(WEIGHTINGS)),
         ('gan.box_loss', task.gan.box_loss, BOX_LOSSES),
+        ('gan.normalization', task.gan.normalization, NORMALIZATIONS),
         ('gan.control', task.gan.control, CONTROLS),
         ('nonfinite.policy', task.nonfinite.policy, NONFINITE_POLICIES),
         ('losses.normalization', task.losses.normalization, LOSS_NORMALIZATIONS),
@@ -353,6 +361,12 @@ def _check_gan(gan: Gan) -> None:
     """Raises UserError for settings of the adversarial part that contradict each other."""
     for is_wrong, text in (
         (not 0 <= gan.ramp <= 1, f'ramp is {gan.ramp:g}, not a fraction between 0 and 1'),
+        (not 0 <= gan.r1 < math.inf, f'r1 is {gan.r1:g}, but 0 or more is wanted'),
+        (
+            gan.r1 and gan.normalization == 'batch',
+            f'r1 is {gan.r1:g}, but with batch normalization the gradient of one RoI is also '
+            'that of the others; set task.gan.normalization=spectral',
+        ),
         (
             gan.control and gan.mode == 'baseline',
             f'control is {gan.control}, but gan.mode is baseline, which has no adversarial part; '

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adversarial losses of the paper (Eq. 4-6), others in their places, and the detection losses of
-its baseline.
+"""The adversarial losses of the paper (Eq. 4-6) and others in their places, and the detection losses
+of its baseline.
 
 All means are over the RoIs (or anchors) of the whole batch on all replicas: as in the Model Garden,
 a replica divides its own sum by the count averaged over the replicas, and the train step divides by
@@ -83,6 +83,17 @@ def box_discriminator_hinge(
     on_real = tf.nn.relu(1.0 - _at_least_float32(real_logits))
     on_fake = tf.nn.relu(1.0 + _at_least_float32(fake_logits))
     return mean_over_rois(on_real + on_fake, weights)
+
+
+def gradient_penalty(gradients: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Mean over RoIs of || grad D(gt) ||^2, R1 without its weight (Mescheder et al. 2018, Eq. 9).
+
+    Args:
+        gradients: [N, ...], of each RoI's logit to the RoI's own features.
+        weights: [N], 1 for a valid RoI, 0 for padding.
+    """
+    squares = tf.square(_at_least_float32(gradients))
+    return mean_over_rois(tf.reduce_sum(squares, axis=list(range(1, squares.shape.rank))), weights)
 
 
 def mask_feature_distance(

@@ -94,14 +94,20 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     def build_discriminators(self, optimizer: tf.keras.optimizers.Optimizer) -> None:
         """Makes both discriminators, their variables and `optimizer`'s slots."""
-        num_layers = self.task_config.gan.num_layers
+        gan = self.task_config.gan
         channels = self.task_config.model.decoder.get().num_filters
         size = generator_lib.MASK_SIZE
         self.box_discriminator = discriminators.BoxDiscriminator(
-            num_layers, kernel_regularizer=self._regularizer()
+            gan.num_layers,
+            kernel_regularizer=self._regularizer(),
+            normalization=gan.normalization,
+            # The penalty's gradient has no loss scale that would keep it in 16 bits.
+            layer_dtype=tf.keras.mixed_precision.global_policy().variable_dtype if gan.r1 else None,
         )
         self.mask_discriminator = discriminators.MaskDiscriminator(
-            num_layers, kernel_regularizer=self._regularizer()
+            gan.num_layers,
+            kernel_regularizer=self._regularizer(),
+            normalization=gan.normalization,
         )
         for model in (self.box_discriminator, self.mask_discriminator):
             model(tf.keras.Input([size, size, channels]))
@@ -236,7 +242,11 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         """Eq. 3: the box discriminator's Eq. 5 and the mask discriminator's part of Eq. 6."""
         judgement = self.judge(samples)
         _, box_loss = BOX_LOSSES[self.task_config.gan.box_loss]
+        penalty = {}
+        if self.task_config.gan.r1:
+            penalty['box_gradient_penalty'] = self.box_gradient_penalty(samples)
         return {
+            **penalty,
             'box_discriminator_loss': box_loss(
                 judgement.box_real, judgement.box_fake, samples.weights
             ),
@@ -253,6 +263,15 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                 tf.sigmoid(judgement.box_fake), samples.weights
             ),
         }
+
+    def box_gradient_penalty(self, samples: Samples) -> tf.Tensor:
+        """R1 without its weight, of the box discriminator as `judge` has left it."""
+        real, _ = tf.split(tf.cast(samples.box, self.box_discriminator.variable_dtype), 2)
+        with tf.GradientTape() as tape:
+            tape.watch(real)
+            # The RoIs do not know each other (`configs.check`): the sum has each one's gradient.
+            logits = tf.reduce_sum(self.box_discriminator(real, training=False))
+        return losses.gradient_penalty(tape.gradient(logits, real), samples.weights)
 
     def generator_losses(self, samples: Samples) -> dict[str, tf.Tensor]:
         """Eq. 4 and 6, judged as the discriminators were trained; their statistics stay."""
@@ -281,8 +300,11 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     def weighted_discriminator_loss(self, terms: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Eq. 3, from `discriminator_losses`."""
         gan = self.task_config.gan
+        box_loss = terms['box_discriminator_loss']
+        if gan.r1:
+            box_loss += gan.r1 / 2 * terms['box_gradient_penalty']
         return (
-            gan.weight('discriminator_box_weight') * terms['box_discriminator_loss']
+            gan.weight('discriminator_box_weight') * box_loss
             + gan.weight('discriminator_mask_weight') * terms['mask_discriminator_loss']
         )
 
@@ -443,6 +465,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         names = DETECTION_TERMS + ('model_loss', 'total_loss', 'gradient_norm')
         if self.has_discriminators:
             names += ADVERSARIAL_TERMS
+            if self.task_config.gan.r1:
+                names += ('box_gradient_penalty',)
             if self.task_config.gan.ramp:
                 names += ('adversarial_ramp',)
         return [tf.keras.metrics.Mean(name, dtype=tf.float32) for name in names]
@@ -600,18 +624,22 @@ def _any_replica(condition) -> tf.Tensor:
 
 
 def _statistics(*models) -> list[tuple[tf.Variable, tf.Tensor]]:
-    """Means and variances that a forward pass in training changes, and their values now."""
-    layers = [
-        layer
-        for model in models
-        for layer in model.submodules
-        if isinstance(layer, tf.keras.layers.BatchNormalization) and layer.trainable
-    ]
+    """What a forward pass in training changes, and its values now."""
     return [
         (variable, tf.identity(variable))
-        for layer in layers
-        for variable in (layer.moving_mean, layer.moving_variance)
+        for model in models
+        for layer in model.submodules
+        for variable in _moved_by(layer)
     ]
+
+
+def _moved_by(layer) -> tuple[tf.Variable, ...]:
+    """A layer's means and variances, or the state of its power iteration."""
+    if isinstance(layer, tf.keras.layers.BatchNormalization) and layer.trainable:
+        return layer.moving_mean, layer.moving_variance
+    if isinstance(layer, discriminators.SpectralConv2D):
+        return (layer.direction,)
+    return ()
 
 
 def _restore(statistics) -> None:

@@ -6,6 +6,10 @@ Both are stacks of strided convolutions with batch normalization and LeakyReLU, 
 normalization on the mask discriminator's first layer, the weights of the layers. Convolutions start
 from a normal distribution of standard deviation 0.02, as DCGAN's do.
 
+With `normalization` 'spectral' (`gan.normalization`), no layer has batch normalization, which makes
+what is said of one RoI depend on the others, and every kernel is divided by its spectral norm. A
+hidden layer then has a bias where batch normalization would have its own.
+
 Padding is 'same': 28-14-7-4-2-1 over five layers. PyTorch's padding of 1 is the same for even
 sizes, but takes 7 to 3 and 3 to 1, and leaves nothing for a fifth layer.
 
@@ -30,20 +34,34 @@ class BoxDiscriminator(tf.keras.Model):
         num_layers: convolutions, 3, 4 or 5.
         kernel_regularizer: `tf.keras.regularizers.Regularizer` of all kernels, or None.
         name: of the model.
+        normalization: 'batch' or 'spectral'.
+        layer_dtype: that the layers compute in; None for the global policy's.
 
     Raises:
         ValueError: for another number of layers.
     """
 
-    def __init__(self, num_layers=5, kernel_regularizer=None, name='box_discriminator'):
+    def __init__(
+        self,
+        num_layers=5,
+        kernel_regularizer=None,
+        name='box_discriminator',
+        normalization='batch',
+        layer_dtype=None,
+    ):
         # Every layer casts its own input; the model leaves it as it comes.
         super().__init__(name=name, autocast=False)
         _check_num_layers(num_layers)
+        options = {
+            'kernel_regularizer': kernel_regularizer,
+            'normalization': normalization,
+            'dtype': layer_dtype,
+        }
         self._hidden = [
-            _ConvBlock(64 * 2**i, True, kernel_regularizer, name=f'layer{i + 1}')
+            _ConvBlock(64 * 2**i, True, name=f'layer{i + 1}', **options)
             for i in range(num_layers - 1)
         ]
-        self._to_logit = _convolution(1, True, kernel_regularizer, name=f'layer{num_layers}')
+        self._to_logit = _convolution(1, True, name=f'layer{num_layers}', **options)
 
     def call(self, x, training=None, is_counted=None):
         """Scores RoI features.
@@ -59,7 +77,8 @@ class BoxDiscriminator(tf.keras.Model):
         """
         for block in self._hidden:
             x = block(x, training=training, is_counted=is_counted)
-        return tf.reduce_mean(tf.cast(self._to_logit(x), self.variable_dtype), axis=[1, 2, 3])
+        logits = _convolve(self._to_logit, x, training)
+        return tf.reduce_mean(tf.cast(logits, self.variable_dtype), axis=[1, 2, 3])
 
 
 class MaskDiscriminator(tf.keras.Model):
@@ -72,16 +91,23 @@ class MaskDiscriminator(tf.keras.Model):
         num_layers: convolutions, 3, 4 or 5.
         kernel_regularizer: `tf.keras.regularizers.Regularizer` of all kernels, or None.
         name: of the model.
+        normalization: 'batch' or 'spectral'.
 
     Raises:
         ValueError: for another number of layers.
     """
 
-    def __init__(self, num_layers=5, kernel_regularizer=None, name='mask_discriminator'):
+    def __init__(
+        self,
+        num_layers=5,
+        kernel_regularizer=None,
+        name='mask_discriminator',
+        normalization='batch',
+    ):
         super().__init__(name=name, autocast=False)
         _check_num_layers(num_layers)
         self._blocks = [
-            _ConvBlock(64 * 2**i, i > 0, kernel_regularizer, name=f'layer{i + 1}')
+            _ConvBlock(64 * 2**i, i > 0, kernel_regularizer, normalization, name=f'layer{i + 1}')
             for i in range(num_layers)
         ]
         # Input, layer 1, 2, ...: the authors' code.
@@ -105,14 +131,81 @@ class MaskDiscriminator(tf.keras.Model):
         return outputs
 
 
-class _ConvBlock(tf.keras.layers.Layer):
-    """Strided convolution without bias, batch normalization or none, LeakyReLU."""
+class SpectralConv2D(tf.keras.layers.Conv2D):
+    """Convolution by the kernel over its spectral norm (Miyato et al. 2018, section 2.1).
 
-    def __init__(self, channels, normalize, kernel_regularizer, name):
-        super().__init__(name=name)
-        self.convolution = _convolution(channels, False, kernel_regularizer, name='conv')
+    The norm of the kernel W as a matrix [height * width * input channels, output channels] is that
+    of W u, where u is the vector that W stretches most. A call in training takes u one step of the
+    power iteration further (Algorithm 1), then the gradient passes through the norm with u as a
+    constant (Eq. 12).
+
+    `tf.keras.layers.SpectralNormalization` is no way to have that: it overwrites the kernel by the
+    quotient, as no optimizer step, so that the generator's half and skipped steps would change the
+    weights, and the gradient does not pass through the norm.
+    """
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.direction = self.add_weight(
+            'direction',
+            shape=[self.filters],
+            initializer=tf.keras.initializers.RandomNormal(),
+            trainable=False,
+            # Each replica moves its own, all of them alike since their kernels are.
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            experimental_autocast=False,
+        )
+
+    def call(self, inputs, training=None):
+        """Convolves; `training` is whether to take the power iteration a step further."""
+        if training:
+            matrix = self._matrix(self.kernel)
+            # Only a direction: its length does not count.
+            image = tf.math.l2_normalize(tf.linalg.matvec(matrix, self.direction))
+            back = tf.linalg.matvec(matrix, image, transpose_a=True)
+            self.direction.assign(tf.stop_gradient(tf.math.l2_normalize(back)))
+        return super().call(inputs)
+
+    def convolution_op(self, inputs, kernel):
+        direction = tf.math.l2_normalize(self.direction)
+        norm = tf.norm(tf.linalg.matvec(self._matrix(kernel), direction))
+        return super().convolution_op(inputs, kernel / tf.cast(norm, kernel.dtype))
+
+    def _matrix(self, kernel):
+        """The kernel as a matrix, in no less than float32."""
+        return tf.cast(tf.reshape(kernel, [-1, self.filters]), self.direction.dtype)
+
+
+class _ConvBlock(tf.keras.layers.Layer):
+    """Convolution, normalized or not, LeakyReLU.
+
+    Where it is `normalized`, it has batch normalization or, if `normalization` is 'spectral', a
+    bias. In the latter case every kernel is normalized.
+    """
+
+    def __init__(
+        self,
+        channels,
+        normalized,
+        kernel_regularizer,
+        normalization,
+        name,
+        dtype=None,
+        **convolution,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.convolution = _convolution(
+            channels,
+            normalized and normalization == 'spectral',
+            kernel_regularizer,
+            normalization,
+            'conv',
+            dtype,
+            **convolution,
+        )
         self.norm = None
-        if normalize:
+        if normalized and normalization == 'batch':
             # Momentum and epsilon are PyTorch's, in which the authors' code is written.
             self.norm = tf.keras.layers.BatchNormalization(
                 momentum=0.9,
@@ -122,10 +215,11 @@ class _ConvBlock(tf.keras.layers.Layer):
                 synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1
                 or devices.has_gpu(),
                 name='bn',
+                dtype=dtype,
             )
 
     def call(self, x, training=None, is_counted=None):
-        x = self.convolution(x)
+        x = _convolve(self.convolution, x, training)
         if self.norm is not None:
             mask = None
             if self.norm.synchronized and is_counted is not None:
@@ -134,18 +228,36 @@ class _ConvBlock(tf.keras.layers.Layer):
         return tf.nn.leaky_relu(x, _LEAK)
 
 
-def _convolution(channels, use_bias, kernel_regularizer, name):
-    """4x4, stride 2."""
-    return tf.keras.layers.Conv2D(
+def _convolution(
+    channels,
+    use_bias,
+    kernel_regularizer,
+    normalization,
+    name,
+    dtype=None,
+    kernel_size=4,
+    strides=2,
+):
+    """4x4, stride 2 where nothing else is said; `SpectralConv2D` for 'spectral'."""
+    kind = SpectralConv2D if normalization == 'spectral' else tf.keras.layers.Conv2D
+    return kind(
         channels,
-        kernel_size=4,
-        strides=2,
+        kernel_size=kernel_size,
+        strides=strides,
         padding='same',
         use_bias=use_bias,
         kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.02),
         kernel_regularizer=kernel_regularizer,
         name=name,
+        dtype=dtype,
     )
+
+
+def _convolve(convolution, x, training):
+    """Only one of the two kinds behaves in training in another way."""
+    if isinstance(convolution, SpectralConv2D):
+        return convolution(x, training=training)
+    return convolution(x)
 
 
 def _check_num_layers(num_layers):
