@@ -53,6 +53,7 @@ WEIGHTINGS = {
     },
 }
 NORMALIZATIONS = ('batch', 'spectral')
+MASK_JUDGEMENTS = ('roi', 'pixel')
 BOX_LOSSES = ('cross_entropy', 'hinge')
 CONTROLS = ('', 'frozen', 'shuffled')
 NONFINITE_POLICIES = ('stop', 'skip', 'go_back')
@@ -209,6 +210,9 @@ class Gan(hyperparams.Config):
     learning_rate_ratio: discriminators' learning rate over the generator's.
     detach_features: whether the adversarial gradient stops at box coordinates and mask logits; not
       detached, the generator can also change the features that the discriminators see.
+    mask_judgement: what the mask discriminator says: of a RoI as a whole, the distance of Eq. 6
+      ('roi'), or of every cell whether it is of a ground-truth mask, by Eq. 4 and 5 for each
+      ('pixel').
     box_loss: of box discriminator and generator, 'cross_entropy' (Eq. 4 and 5) or 'hinge'.
     normalization: of the discriminators, 'batch' or 'spectral'.
     r1: weight of the box discriminator's gradient penalty on ground-truth boxes, r1 / 2 times the
@@ -230,6 +234,7 @@ class Gan(hyperparams.Config):
     num_layers: int = 5
     learning_rate_ratio: float = 0.2
     detach_features: bool = True
+    mask_judgement: str = 'roi'
     box_loss: str = 'cross_entropy'
     normalization: str = 'batch'
     r1: float = 0.0
@@ -305,6 +310,7 @@ def check(task: GanMaskRCNNTask) -> None:
         ('gan.mode', task.gan.mode, GAN_MODES),
         ('gan.num_layers', task.gan.num_layers, NUM_LAYERS),
         ('gan.preset', task.gan.preset, tuple(WEIGHTINGS)),
+        ('gan.mask_judgement', task.gan.mask_judgement, MASK_JUDGEMENTS),
         ('gan.box_loss', task.gan.box_loss, BOX_LOSSES),
         ('gan.normalization', task.gan.normalization, NORMALIZATIONS),
         ('gan.control', task.gan.control, CONTROLS),

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adversarial losses of the paper (Eq. 4-6) and others in their places, and the detection losses
-of its baseline.
+"""The adversarial losses of the paper (Eq. 4-6), others in their places, and the baseline's losses.
 
 All means are over the RoIs (or anchors) of the whole batch on all replicas: as in the Model Garden,
 a replica divides its own sum by the count averaged over the replicas, and the train step divides by
@@ -140,6 +139,35 @@ def mask_generator_loss(real_layers, fake_layers, weights, layer_weights) -> tf.
 def mask_discriminator_loss(real_layers, fake_layers, weights, layer_weights) -> tf.Tensor:
     """Eq. 6 for the discriminator: minus the distance, see `mask_feature_distance`."""
     return -mask_feature_distance(real_layers, fake_layers, weights, layer_weights)
+
+
+def pixel_generator_loss(fake_logits: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Eq. 4 for every cell: mean over the cells, then over the RoIs, of -log D(pred).
+
+    Args:
+        fake_logits: [N, S, S], of predicted masks; D is their sigmoid.
+        weights: [N], 1 for a valid RoI, 0 for padding.
+    """
+    on_fake = tf.nn.softplus(-_at_least_float32(fake_logits))
+    return mean_over_rois(tf.reduce_mean(on_fake, axis=[1, 2]), weights)
+
+
+def pixel_discriminator_loss(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor, weights: tf.Tensor
+) -> tf.Tensor:
+    """Eq. 5 for every cell: mean of -(log D(gt) + log(1 - D(pred))).
+
+    Every cell of a ground-truth map is real and every one of a predicted map is not (Schoenfeld et
+    al. 2020, Eq. 4, of the decoder).
+
+    Args:
+        real_logits: [N, S, S], of ground-truth masks.
+        fake_logits: [N, S, S], of predicted masks.
+        weights: [N], 1 for a valid RoI, 0 for padding.
+    """
+    on_real = tf.nn.softplus(-_at_least_float32(real_logits))
+    on_fake = tf.nn.softplus(_at_least_float32(fake_logits))
+    return mean_over_rois(tf.reduce_mean(on_real + on_fake, axis=[1, 2]), weights)
 
 
 def rpn_score_loss(scores: Mapping[str, tf.Tensor], targets: Mapping[str, tf.Tensor]) -> tf.Tensor:

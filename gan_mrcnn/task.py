@@ -53,7 +53,7 @@ BOX_LOSSES = {
 # `weights` [N] is 1 for a RoI with an object and 0 for one that fills up the number.
 Samples = collections.namedtuple('Samples', ['box', 'mask', 'weights'])
 # What the discriminators say of samples: logits [N] of the box discriminator, and the mask
-# discriminator's layers, a tuple of [N, ...].
+# discriminator's layers, a tuple of [N, ...]; one map of logits [N, 28, 28] where it judges pixels.
 Judgement = collections.namedtuple('Judgement', ['box_real', 'box_fake', 'mask_real', 'mask_fake'])
 
 
@@ -104,7 +104,11 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             # The penalty's gradient has no loss scale that would keep it in 16 bits.
             layer_dtype=tf.keras.mixed_precision.global_policy().variable_dtype if gan.r1 else None,
         )
-        self.mask_discriminator = discriminators.MaskDiscriminator(
+        judges_pixels = gan.mask_judgement == 'pixel'
+        mask_discriminator = (
+            discriminators.PixelDiscriminator if judges_pixels else discriminators.MaskDiscriminator
+        )
+        self.mask_discriminator = mask_discriminator(
             gan.num_layers,
             kernel_regularizer=self._regularizer(),
             normalization=gan.normalization,
@@ -250,12 +254,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             'box_discriminator_loss': box_loss(
                 judgement.box_real, judgement.box_fake, samples.weights
             ),
-            'mask_discriminator_loss': losses.mask_discriminator_loss(
-                judgement.mask_real,
-                judgement.mask_fake,
-                samples.weights,
-                self.mask_discriminator.layer_weights,
-            ),
+            **self._mask_discriminator_terms(judgement, samples.weights),
             'box_score_real': losses.mean_over_rois(
                 tf.sigmoid(judgement.box_real), samples.weights
             ),
@@ -263,6 +262,31 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                 tf.sigmoid(judgement.box_fake), samples.weights
             ),
         }
+
+    def _mask_discriminator_terms(self, judgement, weights) -> dict[str, tf.Tensor]:
+        """Its loss, and where it judges pixels also its mean scores."""
+        real, fake = judgement.mask_real, judgement.mask_fake
+        if self.task_config.gan.mask_judgement == 'roi':
+            layer_weights = self.mask_discriminator.layer_weights
+            loss = losses.mask_discriminator_loss(real, fake, weights, layer_weights)
+            return {'mask_discriminator_loss': loss}
+        (real,), (fake,) = real, fake
+        score = lambda x: losses.mean_over_rois(tf.reduce_mean(tf.sigmoid(x), [1, 2]), weights)  # noqa: E731
+        return {
+            'mask_discriminator_loss': losses.pixel_discriminator_loss(real, fake, weights),
+            'mask_score_real': score(real),
+            'mask_score_fake': score(fake),
+        }
+
+    def _mask_generator_loss(self, judgement, weights) -> tf.Tensor:
+        if self.task_config.gan.mask_judgement == 'pixel':
+            return losses.pixel_generator_loss(judgement.mask_fake[0], weights)
+        return losses.mask_generator_loss(
+            judgement.mask_real,
+            judgement.mask_fake,
+            weights,
+            self.mask_discriminator.layer_weights,
+        )
 
     def box_gradient_penalty(self, samples: Samples) -> tf.Tensor:
         """R1 without its weight, of the box discriminator as `judge` has left it."""
@@ -281,12 +305,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         box_loss, _ = BOX_LOSSES[self.task_config.gan.box_loss]
         return {
             'box_generator_loss': box_loss(judgement.box_fake, samples.weights),
-            'mask_generator_loss': losses.mask_generator_loss(
-                judgement.mask_real,
-                judgement.mask_fake,
-                samples.weights,
-                self.mask_discriminator.layer_weights,
-            ),
+            'mask_generator_loss': self._mask_generator_loss(judgement, samples.weights),
         }
 
     def weighted_adversarial_loss(self, terms: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -465,6 +484,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         names = DETECTION_TERMS + ('model_loss', 'total_loss', 'gradient_norm')
         if self.has_discriminators:
             names += ADVERSARIAL_TERMS
+            if self.task_config.gan.mask_judgement == 'pixel':
+                names += ('mask_score_real', 'mask_score_fake')
             if self.task_config.gan.r1:
                 names += ('box_gradient_penalty',)
             if self.task_config.gan.ramp:

@@ -35,6 +35,8 @@ class Layer:
     beta: tf.Tensor = None
     mean: np.ndarray = None
     variance: np.ndarray = None
+    # That the kernel stretches most, where it is spectrally normalized.
+    direction: np.ndarray = None
 
     def trained(self):
         return [x for x in (self.kernel, self.bias, self.gamma, self.beta) if x is not None]
@@ -52,6 +54,9 @@ class Weights:
     clip_norm: float = 0.0
     learning_rate: float = 0.01
     momentum: float = 0.9
+    box_loss: str = 'cross_entropy'
+    r1: float = 0.0
+    mask_judgement: str = 'roi'
 
 
 # Fig. 2 and 3: what the discriminators see.
@@ -111,18 +116,40 @@ def see(outputs):
 # Fig. 3: the discriminators.
 
 
-def convolve(x, layer):
-    """4 x 4, stride 2, zeros around so that [2n] and [2n - 1] both become [n]."""
-    size = (x.shape[1] + 1) // 2
-    missing = 2 * (size - 1) + 4 - x.shape[1]
+def convolve(x, layer, moves=True):
+    """4 x 4 with stride 2, zeros around so that [2n] and [2n - 1] both become [n]; or 3 x 3 with
+    stride 1 and zeros around."""
+    side = layer.kernel.shape[0]
+    stride = {4: 2, 3: 1}[side]
+    size = (x.shape[1] + stride - 1) // stride
+    missing = stride * (size - 1) + side - x.shape[1]
     around = [missing // 2, missing - missing // 2]
     x = tf.pad(x, [[0, 0], around, around, [0, 0]])
+    kernel = layer.kernel if layer.direction is None else spectrally_normalized(layer, moves)
     total = 0.0 if layer.bias is None else layer.bias
-    for i in range(4):
-        for j in range(4):
-            part = x[:, i : i + 2 * size - 1 : 2, j : j + 2 * size - 1 : 2]
-            total += tf.einsum('nyxc,cd->nyxd', part, layer.kernel[i, j])
+    last = stride * (size - 1) + 1
+    for i in range(side):
+        for j in range(side):
+            part = x[:, i : i + last : stride, j : j + last : stride]
+            total += tf.einsum('nyxc,cd->nyxd', part, kernel[i, j])
     return total
+
+
+def spectrally_normalized(layer, moves):
+    """The kernel over u^T W^T W u / |W u|, where u and W u are constants to the gradient.
+
+    Args:
+      layer: its direction u moves by one step of the power iteration, W^T W u, before that.
+      moves: whether it does.
+    """
+    matrix = tf.reshape(layer.kernel, [-1, layer.kernel.shape[-1]])
+    fixed = matrix.numpy()
+    if moves:
+        moved = fixed.T @ (fixed @ layer.direction)
+        layer.direction = moved / np.sqrt(np.sum(moved**2))
+    unit = layer.direction / np.sqrt(np.sum(layer.direction**2))
+    image = fixed @ unit / np.sqrt(np.sum((fixed @ unit) ** 2))
+    return layer.kernel / tf.einsum('i,ij,j->', image, matrix, unit)
 
 
 def normalize(x, layer):
@@ -140,23 +167,50 @@ def leaky_relu(x):
     return tf.where(x > 0, x, LEAK * x)
 
 
-def forward(x, layers, to_logit):
+def hidden(x, layer, moves=True):
+    x = convolve(x, layer, moves)
+    if layer.gamma is not None:
+        x = normalize(x, layer)
+    return leaky_relu(x)
+
+
+def forward(x, layers, to_logit, moves=True):
     """The input and every layer's output; the last one without LeakyReLU if it is the logit."""
     outputs = [x]
     for number, layer in enumerate(layers, start=1):
-        x = convolve(x, layer)
-        if layer.gamma is not None:
-            x = normalize(x, layer)
-        if not (to_logit and number == len(layers)):
-            x = leaky_relu(x)
-        outputs.append(x)
+        is_logit = to_logit and number == len(layers)
+        outputs.append((convolve if is_logit else hidden)(outputs[-1], layer, moves))
     return outputs
 
 
+def box_logits(x, layers, moves=True):
+    return tf.reduce_mean(forward(x, layers, True, moves)[-1], [1, 2, 3])
+
+
 def score(real, fake, layers):
-    """D_b of every real and every fake map, which go through it as one batch."""
-    logits = tf.reduce_mean(forward(tf.concat([real, fake], 0), layers, True)[-1], [1, 2, 3])
+    """D_b of every real and every fake map, which go through it as one batch: the logits and their
+    sigmoid, each of real and of fake ones."""
+    logits = box_logits(tf.concat([real, fake], 0), layers)
     scores = 1 / (1 + tf.exp(-logits))
+    return [(x[: len(real)], x[len(real) :]) for x in (logits, scores)]
+
+
+def score_cells(real, fake, layers):
+    """Of every cell of every real and every fake map, which go through it as one batch.
+
+    Args:
+      layers: as many on the way down as on the way up, the logit between them.
+    """
+    x, depth, sizes = tf.concat([real, fake], 0), len(layers) // 2, []
+    for layer in layers[:depth]:
+        sizes.append(x)
+        x = hidden(x, layer)
+    for layer in layers[:depth:-1]:
+        beside = sizes.pop()
+        cells = np.arange(beside.shape[1]) // 2
+        x = hidden(tf.gather(tf.gather(x, cells, axis=1), cells, axis=2), layer)
+        x = tf.concat([x, beside], axis=-1)
+    scores = 1 / (1 + tf.exp(-convolve(x, layers[depth])[..., 0]))
     return scores[: len(real)], scores[len(real) :]
 
 
@@ -188,6 +242,38 @@ def equation_6(real, fake):
     """L1 as a mean over the elements, SegAN's, then over the RoIs."""
     terms = [tf.reduce_mean(tf.abs(one - other)) for one, other in zip(real, fake)]
     return sum(terms) / len(terms)
+
+
+# What may stand in their places.
+
+
+def hinge_of_generator(fake_logits):
+    return sum(-logit for logit in fake_logits) / len(fake_logits)
+
+
+def hinge_of_discriminator(real_logits, fake_logits):
+    terms = [
+        tf.maximum(1 - real, 0) + tf.maximum(1 + fake, 0)
+        for real, fake in zip(real_logits, fake_logits)
+    ]
+    return sum(terms) / len(terms)
+
+
+def r1(real, layers):
+    """Mean over the real maps, one by one, of their logit's squared gradient."""
+    total = 0.0
+    for n in range(len(real)):
+        x = tf.constant(real[n : n + 1])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            logit = box_logits(x, layers, moves=False)
+        total += tf.reduce_sum(tape.gradient(logit, x) ** 2)
+    return total / len(real)
+
+
+def of_cells(equation, *scores):
+    """Eq. 4 or 5, of every cell as if it were a RoI."""
+    return equation(*(tf.reshape(x, [-1]) for x in scores))
 
 
 # The step.
@@ -224,11 +310,24 @@ def discriminators_half(maps, box_layers, mask_layers, momenta, weights):
     with tf.GradientTape() as tape:
         tape.watch(variables)
         put(layers, variables)
-        real_scores, fake_scores = score(maps['box_real'], maps['box_fake'], box_layers)
-        box_loss = equation_5(real_scores, fake_scores)
-        mask_loss = -equation_6(*describe(maps['mask_real'], maps['mask_fake'], mask_layers))
+        logits, scores = score(maps['box_real'], maps['box_fake'], box_layers)
+        box_loss = {
+            'cross_entropy': lambda: equation_5(*scores),
+            'hinge': lambda: hinge_of_discriminator(*logits),
+        }[weights.box_loss]()
+        others = {}
+        if weights.mask_judgement == 'pixel':
+            cells = score_cells(maps['mask_real'], maps['mask_fake'], mask_layers)
+            mask_loss = of_cells(equation_5, *cells)
+            others.update(mask_score_real=np.mean(cells[0]), mask_score_fake=np.mean(cells[1]))
+        else:
+            mask_loss = -equation_6(*describe(maps['mask_real'], maps['mask_fake'], mask_layers))
         # Eq. 3, with the weights that the paper leaves at 1.
         loss = weights.discriminator_box * box_loss + weights.discriminator_mask * mask_loss
+        if weights.r1:
+            penalty = r1(maps['box_real'], box_layers)
+            loss += weights.discriminator_box * weights.r1 / 2 * penalty
+            others['box_gradient_penalty'] = penalty.numpy()
         decay = weights.l2_weight_decay / 2 * sum(tf.reduce_sum(x**2) for x in kernels)
         total = loss + decay
     gradients = [x.numpy() for x in tape.gradient(total, variables)]
@@ -237,9 +336,10 @@ def discriminators_half(maps, box_layers, mask_layers, momenta, weights):
     return {
         'box_discriminator_loss': box_loss.numpy(),
         'mask_discriminator_loss': mask_loss.numpy(),
-        'box_score_real': np.mean(real_scores),
-        'box_score_fake': np.mean(fake_scores),
+        'box_score_real': np.mean(scores[0]),
+        'box_score_fake': np.mean(scores[1]),
         'discriminator_gradient_norm': norm,
+        **others,
     }, momenta
 
 
@@ -266,8 +366,16 @@ def generators_half(outputs, maps, places, box_layers, mask_layers, weights):
         box_layers, mask_layers = (
             [dataclasses.replace(x) for x in y] for y in (box_layers, mask_layers)
         )
-        box_loss = equation_4(score(maps['box_real'], box_fake, box_layers)[1])
-        mask_loss = equation_6(*describe(maps['mask_real'], mask_fake, mask_layers))
+        logits, scores = score(maps['box_real'], box_fake, box_layers)
+        box_loss = {
+            'cross_entropy': lambda: equation_4(scores[1]),
+            'hinge': lambda: hinge_of_generator(logits[1]),
+        }[weights.box_loss]()
+        if weights.mask_judgement == 'pixel':
+            _, cells = score_cells(maps['mask_real'], mask_fake, mask_layers)
+            mask_loss = of_cells(equation_4, cells)
+        else:
+            mask_loss = equation_6(*describe(maps['mask_real'], mask_fake, mask_layers))
         loss = weights.box * box_loss + weights.mask * mask_loss
     box_upstream, mask_upstream = (x.numpy() for x in tape.gradient(loss, [box_fake, mask_fake]))
     to_boxes = np.zeros_like(outputs['mask_predicted_boxes'])

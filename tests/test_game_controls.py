@@ -16,8 +16,12 @@ SEED = [3, 17]
 # Frozen.
 
 
-def test_frozen_discriminators_judge_and_stay_as_they_are():
-    task, free = test_game.make_task(control='frozen'), test_game.make_task()
+@pytest.mark.parametrize('normalization', ['batch', 'spectral'])
+def test_frozen_discriminators_judge_and_stay_as_they_are(normalization):
+    task, free = (
+        test_game.make_task(control=control, normalization=normalization)
+        for control in ('frozen', '')
+    )
     before = values(everything(task))
     outputs = make_outputs(0)
     terms = test_game.train_discriminators(task, outputs)
@@ -103,8 +107,7 @@ def test_givers_go_around_all_rois_with_an_object(count):
 def test_a_shuffled_step_trains_the_discriminators_as_any_other():
     found = []
     for control in ('', 'shuffled'):
-        task, model = tiny.make_task()
-        task.task_config.gan.control = control
+        task, model = tiny.make_task(gan={'control': control})
         batch = tiny.make_batch(task.task_config)
         terms = task.train_step(batch, model, tiny.sgd())['terms']
         head = model.mask_head.trainable_variables[-1].numpy()
@@ -122,8 +125,7 @@ def test_a_shuffled_step_trains_the_discriminators_as_any_other():
 
 
 def test_the_adversarial_weights_rise_over_the_first_part_of_the_training():
-    task, model = tiny.make_task()
-    task.task_config.gan.ramp, task._train_steps = 0.25, 16
+    task, model = tiny.make_task(gan={'ramp': 0.25})
     batch, optimizer = tiny.make_batch(task.task_config), tiny.sgd(0.0)
     optimizer.build(model.trainable_variables)
     metrics = {metric.name: metric for metric in task.build_metrics()}

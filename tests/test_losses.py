@@ -60,6 +60,19 @@ def test_hinges_are_those_of_lim_and_ye():
     assert min(real) < 1 < max(real) and min(fake) < -1 < max(fake)
 
 
+def test_pixel_losses_are_equations_4_and_5_of_every_cell():
+    real, fake = (sigmoid(x[0][VALID][..., 0]) for x in (LAYERS, OTHER_LAYERS))
+    maps = [x[0][..., 0] for x in (LAYERS, OTHER_LAYERS)]
+    close(losses.pixel_generator_loss(maps[1], WEIGHTS), np.mean(-np.log(fake)))
+    expected = np.mean(-(np.log(real) + np.log(1 - fake)))
+    close(losses.pixel_discriminator_loss(*maps, WEIGHTS), expected)
+
+
+def test_gradient_penalty_is_the_mean_squared_norm():
+    expected = np.mean([np.sum(x**2) for x in LAYERS[0][VALID]])
+    close(losses.gradient_penalty(LAYERS[0], WEIGHTS), expected)
+
+
 def test_mask_losses_are_equation_6():
     flat = [
         np.concatenate(
@@ -117,10 +130,15 @@ def test_padding_does_not_matter(weights, garbage):
             losses.box_discriminator_loss(f(LOGITS), f(OTHER_LOGITS), w),
             losses.mask_generator_loss(real, fake, w, LAYER_WEIGHTS),
             losses.mask_discriminator_loss(real, fake, w, LAYER_WEIGHTS),
+            losses.box_generator_hinge(f(LOGITS), w),
+            losses.box_discriminator_hinge(f(LOGITS), f(OTHER_LOGITS), w),
+            losses.pixel_generator_loss(fake[0][..., 0], w),
+            losses.pixel_discriminator_loss(real[0][..., 0], fake[0][..., 0], w),
+            losses.gradient_penalty(real[0], w),
         ]
 
     alone = all_losses(lambda x: x[valid], np.ones(valid.sum()))
-    close(all_losses(spoil, weights), alone if valid.any() else [0.0] * 4)
+    close(all_losses(spoil, weights), alone if valid.any() else [0.0] * 9)
 
 
 def test_no_valid_roi_gives_zero_and_no_gradient():
@@ -133,6 +151,11 @@ def test_no_valid_roi_gives_zero_and_no_gradient():
             losses.box_discriminator_loss(inputs[0], inputs[1], none),
             losses.mask_generator_loss(inputs[2:4], inputs[4:6], none, LAYER_WEIGHTS),
             losses.mask_discriminator_loss(inputs[2:4], inputs[4:6], none, LAYER_WEIGHTS),
+            losses.box_generator_hinge(inputs[1], none),
+            losses.box_discriminator_hinge(inputs[0], inputs[1], none),
+            losses.pixel_generator_loss(inputs[4][..., 0], none),
+            losses.pixel_discriminator_loss(inputs[2][..., 0], inputs[4][..., 0], none),
+            losses.gradient_penalty(inputs[2], none),
         ]
     for result in results:
         assert result == 0

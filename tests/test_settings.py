@@ -446,6 +446,11 @@ def test_bad_gan_mode_names_the_valid_ones(call):
 @pytest.mark.parametrize(
     'overrides, named',
     [
+        ('task.gan.r1=10', 'normalization=spectral'),
+        ('task.gan.r1=-1,task.gan.normalization=spectral', 'r1 is -1'),
+        ('task.gan.normalization=none', 'batch, spectral'),
+        ('task.gan.box_loss=wgan', 'cross_entropy, hinge'),
+        ('task.gan.mask_judgement=patch', 'roi, pixel'),
         ('task.gan.ramp=1.5', 'ramp is 1.5'),
         ('task.gan.control=random', "'', frozen, shuffled"),
         ('task.gan.control=frozen,task.gan.mode=baseline', 'gan.mode is baseline'),

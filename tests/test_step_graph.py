@@ -111,10 +111,19 @@ def round_trips(graph):
                 on_gpu.add(tensor)
 
 
-@pytest.fixture(scope='module', params=['baseline', 'combined'])
+@pytest.fixture(
+    scope='module',
+    params=[
+        ('baseline', {}),
+        ('combined', {}),
+        ('combined', {**tiny.STRONGEST, 'control': 'shuffled'}),
+    ],
+    ids=['baseline', 'combined', 'strongest'],
+)
 def graph(request):
     """The train step's graph."""
-    task, model = tiny.make_task(request.param)
+    mode, gan = request.param
+    task, model = tiny.make_task(mode, gan)
     optimizer = tiny.sgd()
     optimizer.build(model.trainable_variables)
     step = tf.function(lambda inputs: task.train_step(inputs, model, optimizer))

@@ -67,20 +67,31 @@ SCHEDULE = """
 SIZE = (64, 128)
 
 
-def make_task_config(mode='combined', **losses) -> configs.GanMaskRCNNTask:
+# All settings of a stronger game at once.
+STRONGEST = {
+    'box_loss': 'hinge',
+    'normalization': 'spectral',
+    'r1': 3.0,
+    'mask_judgement': 'pixel',
+    'ramp': 0.5,
+}
+
+
+def make_task_config(mode='combined', gan=None, **losses) -> configs.GanMaskRCNNTask:
     """Three classes, images of `SIZE`, everything trained."""
     config = configs.GanMaskRCNNTask()
     model = yaml.safe_load(SETTINGS)['task']['model']
     resnet = {**model['backbone']['resnet'], 'bn_trainable': True, 'freeze_stages': 0}
     model.update(num_classes=3, input_size=[*SIZE, 3], backbone={'resnet': resnet})
-    config.override({'model': model, 'gan': {'mode': mode, 'num_layers': 3}, 'losses': losses})
+    gan = {'mode': mode, 'num_layers': 3, **(gan or {})}
+    config.override({'model': model, 'gan': gan, 'losses': losses})
     return config
 
 
-def make_task(mode='combined', **losses):
+def make_task(mode='combined', gan=None, **losses):
     """A task and its generator, drawn from a seed; with discriminators where the mode has some."""
     tf.keras.utils.set_random_seed(0)
-    task = task_lib.GanMaskRCNNTask(make_task_config(mode, **losses))
+    task = task_lib.GanMaskRCNNTask(make_task_config(mode, gan, **losses), train_steps=16)
     model = task.build_model()
     if task.has_discriminators:
         task.build_discriminators(sgd())

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two discriminators (section 3 and Fig. 3 of the paper; Table 6 for 3, 4 or 5 layers).
+"""The two discriminators (section 3 and Fig. 3 of the paper; Table 6 for 3, 4 or 5 layers), and one
+of masks that judges every cell.
 
-Both are stacks of strided convolutions with batch normalization and LeakyReLU, without pooling, on
-28x28 maps. What the paper leaves open follows the authors' code: the channels, the 4x4 kernels, no
-normalization on the mask discriminator's first layer, the weights of the layers. Convolutions start
-from a normal distribution of standard deviation 0.02, as DCGAN's do.
+The paper's are stacks of strided convolutions with batch normalization and LeakyReLU, without
+pooling, on 28x28 maps. What the paper leaves open follows the authors' code: the channels, the 4x4
+kernels, no normalization on the mask discriminator's first layer, the weights of the layers.
+Convolutions start from a normal distribution of standard deviation 0.02, as DCGAN's do.
 
 With `normalization` 'spectral' (`gan.normalization`), no layer has batch normalization, which makes
 what is said of one RoI depend on the others, and every kernel is divided by its spectral norm. A
@@ -131,6 +132,70 @@ class MaskDiscriminator(tf.keras.Model):
         return outputs
 
 
+class PixelDiscriminator(tf.keras.Model):
+    """Tells the cells of ground-truth masks from those of predicted ones.
+
+    Luc et al. (2016) judge segmentation maps of whole images; a logit for every cell, by a small
+    U-Net, is Schoenfeld et al.'s (2020). Down: the mask discriminator's strided convolutions, of
+    64-128-256 channels and no more. Up: the nearest neighbour at twice the size, a 3x3 convolution
+    to the channels of the layer at that size (32 at the full size) and that layer's output beside
+    it. A 3x3 convolution makes the logit. All but the first layer and the logit are normalized.
+
+    Args:
+        num_layers: strided convolutions, 3, 4 or 5, and as many on the way up.
+        kernel_regularizer: `tf.keras.regularizers.Regularizer` of all kernels, or None.
+        name: of the model.
+        normalization: 'batch' or 'spectral'.
+
+    Raises:
+        ValueError: for another number of layers.
+    """
+
+    def __init__(
+        self,
+        num_layers=5,
+        kernel_regularizer=None,
+        name='mask_discriminator',
+        normalization='batch',
+    ):
+        super().__init__(name=name, autocast=False)
+        _check_num_layers(num_layers)
+        options = {'kernel_regularizer': kernel_regularizer, 'normalization': normalization}
+        at_size = {'kernel_size': 3, 'strides': 1}
+        channels = [min(64 * 2**i, 256) for i in range(num_layers)]
+        self._down = [
+            _ConvBlock(x, i > 0, name=f'down{i + 1}', **options) for i, x in enumerate(channels)
+        ]
+        self._up = [
+            _ConvBlock(x, True, name=f'up{i + 1}', **options, **at_size)
+            for i, x in enumerate([32, *channels[:-1]])
+        ]
+        self._to_logit = _convolution(1, True, name='logit', **options, **at_size)
+
+    def call(self, x, training=None, is_counted=None):
+        """Scores every cell.
+
+        Args:
+            x: [N, S, S, C], masks times RoI features.
+            training: whether to normalize by the statistics of the batch, and to update the others.
+            is_counted: [N] bool, which RoIs count in the batch's statistics; None: all.
+
+        Returns:
+            A list of one tensor, [N, S, S] float32 logits, high for ground truth.
+        """
+        options = {'training': training, 'is_counted': is_counted}
+        at_sizes = [x]
+        for block in self._down:
+            at_sizes.append(block(at_sizes[-1], **options))
+        x = at_sizes.pop()
+        for block in reversed(self._up):
+            beside = at_sizes.pop()
+            x = block(_twice(x)[:, : beside.shape[1], : beside.shape[2]], **options)
+            x = tf.concat([x, tf.cast(beside, x.dtype)], axis=-1)
+        logits = _convolve(self._to_logit, x, training)
+        return [tf.cast(logits[..., 0], self.variable_dtype)]
+
+
 class SpectralConv2D(tf.keras.layers.Conv2D):
     """Convolution by the kernel over its spectral norm (Miyato et al. 2018, section 2.1).
 
@@ -251,6 +316,12 @@ def _convolution(
         name=name,
         dtype=dtype,
     )
+
+
+def _twice(x):
+    """[N, S, S, C] to [N, 2S, 2S, C], each node four times. `tf.image.resize` has no gradient that
+    is deterministic on a GPU."""
+    return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def _convolve(convolution, x, training):

@@ -73,11 +73,14 @@ class GanMonitor:
         if self._discriminators_learn and 'box_score_real' in terms:
             real, fake = terms['box_score_real'], terms['box_score_fake']
             self._advantage.update(real - fake)
-            self._distance.update(-terms['mask_discriminator_loss'])
-            rules += self._discriminator_rules(real, fake)
+            rules += self._box_rules(real, fake)
+            # Where the mask discriminator has scores, its loss is no distance.
+            if 'mask_score_real' not in terms:
+                self._distance.update(-terms['mask_discriminator_loss'])
+                rules.append(self._mask_rule())
         return [Notice(name, text()) for name, holds, text in rules if self._begins(name, holds)]
 
-    def _discriminator_rules(self, real: float, fake: float) -> list[_Rule]:
+    def _box_rules(self, real: float, fake: float) -> list[_Rule]:
         """By the box discriminator's mean scores of this report, and the smoothed values."""
         return [
             (
@@ -98,17 +101,20 @@ class GanMonitor:
                     'gradient says nothing; raise task.gan.learning_rate_ratio'
                 ),
             ),
-            (
-                'mask_discriminator_collapsed',
-                self._distance.value < VANISHED * self._distance.highest,
-                lambda: (
-                    'the mask discriminator has collapsed: the distance it sees between '
-                    'ground-truth and predicted masks fell from '
-                    f'{self._distance.highest:.3g} to {self._distance.value:.3g}; raise '
-                    'task.gan.learning_rate_ratio'
-                ),
-            ),
         ]
+
+    def _mask_rule(self) -> _Rule:
+        """By the smoothed distance of Eq. 6."""
+        return (
+            'mask_discriminator_collapsed',
+            self._distance.value < VANISHED * self._distance.highest,
+            lambda: (
+                'the mask discriminator has collapsed: the distance it sees between '
+                'ground-truth and predicted masks fell from '
+                f'{self._distance.highest:.3g} to {self._distance.value:.3g}; raise '
+                'task.gan.learning_rate_ratio'
+            ),
+        )
 
     def _begins(self, name: str, holds: bool) -> bool:
         self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if holds else 0

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gan_mrcnn.modeling.discriminators import BoxDiscriminator, MaskDiscriminator
+from gan_mrcnn.modeling.discriminators import (
+    BoxDiscriminator,
+    MaskDiscriminator,
+    PixelDiscriminator,
+    SpectralConv2D,
+)
 
 
 def kernels(model):
@@ -56,8 +61,73 @@ def test_box_layers(inputs, num_layers):
     assert [v.shape[0] for v in variables_named(model, 'bias')] == [1]
 
 
-@pytest.mark.parametrize('discriminator', [BoxDiscriminator, MaskDiscriminator])
-class TestBoth:
+@pytest.mark.parametrize('num_layers', [3, 4, 5])
+def test_pixel_layers(inputs, num_layers):
+    model = PixelDiscriminator(num_layers)
+    (logits,) = model(inputs, training=True)
+    assert logits.shape == (4, 28, 28) and logits.dtype == tf.float32
+    down = [64, 128, 256, 256, 256][:num_layers]
+    wanted = [[4, 4, *pair] for pair in zip([8, *down], down)]
+    above = down[-1]
+    for channels, beside in zip([*down[-2::-1], 32], [*down[-2::-1], 8]):
+        wanted.append([3, 3, above, channels])
+        above = channels + beside
+    wanted.append([3, 3, above, 1])
+    assert sorted(kernels(model)) == sorted(wanted)
+    assert len(variables_named(model, 'gamma')) == 2 * num_layers - 1
+    assert [v.shape[0] for v in variables_named(model, 'bias')] == [1]
+
+
+def test_every_cell_has_a_logit_of_its_own(inputs):
+    """What changes at one cell changes the logits there, and those of other RoIs not at all."""
+    model = PixelDiscriminator(3)
+    changed = inputs + 5.0 * tf.one_hot(2, 4)[:, None, None, None] * (
+        tf.one_hot(9, 28)[None, :, None, None] * tf.one_hot(20, 28)[None, None, :, None]
+    )
+    difference = np.abs(model(changed, training=False)[0] - model(inputs, training=False)[0])
+    assert not np.any(difference[[0, 1, 3]])
+    near = difference[2, 8:11, 19:22]
+    assert near.max() == difference.max() > 0 and np.all(near > 0)
+
+
+@pytest.mark.parametrize(
+    'discriminator, normalized',
+    [(BoxDiscriminator, 2), (MaskDiscriminator, 2), (PixelDiscriminator, 5)],
+)
+def test_spectral_normalization_takes_the_place_of_batch_normalization(
+    discriminator, normalized, inputs
+):
+    model = discriminator(3, normalization='spectral')
+    alone = tf.nest.flatten(model(inputs[:1], training=False))
+    together = tf.nest.flatten(model(inputs, training=False))
+    for one, other in zip(alone, together):
+        np.testing.assert_allclose(one, other[:1], atol=1e-6)
+    assert not [x for x in model.submodules if 'BatchNorm' in type(x).__name__]
+    convolutions = [x for x in model.submodules if isinstance(x, tf.keras.layers.Conv2D)]
+    assert len(convolutions) == len(kernels(model)) == len(variables_named(model, 'direction'))
+    assert all(isinstance(x, SpectralConv2D) for x in convolutions)
+    # In place of each beta; the logit has one in any case.
+    logits = 0 if discriminator is MaskDiscriminator else 1
+    assert len(variables_named(model, 'bias')) == normalized + logits
+
+
+def test_spectral_norm_is_the_largest_singular_value(inputs):
+    tf.keras.utils.set_random_seed(0)
+    layer = SpectralConv2D(5, 4, 2, 'same', use_bias=True)
+    outputs = [layer(inputs, training=True) for _ in range(100)][-1]
+    kernel = layer.kernel.numpy()
+    norm = np.linalg.svd(kernel.reshape(-1, 5), compute_uv=False)[0]
+    wanted = tf.nn.conv2d(inputs, kernel / norm, 2, 'SAME')
+    np.testing.assert_allclose(outputs, wanted, rtol=1e-3, atol=1e-4)
+    # Whatever the kernel's size, and without training nothing moves.
+    direction = layer.direction.numpy()
+    layer.kernel.assign(3.0 * kernel)
+    np.testing.assert_allclose(layer(inputs), wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(layer.direction, direction)
+
+
+@pytest.mark.parametrize('discriminator', [BoxDiscriminator, MaskDiscriminator, PixelDiscriminator])
+class TestAll:
     @pytest.mark.parametrize('num_layers', [2, 6])
     def test_wrong_number_of_layers(self, discriminator, num_layers):
         with pytest.raises(ValueError, match='num_layers'):
@@ -84,7 +154,7 @@ class TestBoth:
     def test_initial_kernels_and_regularizer(self, discriminator, inputs):
         plain = discriminator(5)
         plain(inputs)
-        kernel = variables_named(plain, 'kernel')[2].numpy()
+        kernel = next(x for x in variables_named(plain, 'kernel') if x.shape[2] > 100).numpy()
         assert abs(kernel.std() - 0.02) < 5e-4 and abs(kernel.mean()) < 5e-4
         assert plain.losses == []
         regularized = discriminator(5, kernel_regularizer=tf.keras.regularizers.L2(1e-4))

@@ -51,6 +51,11 @@ def test_frozen_discriminators_may_tell_nothing_apart():
     assert ('box_discriminator_collapsed', 219) in warnings_of([report(0.5, 0.5, -0.1, 0.5)] * 300)
 
 
+def test_the_loss_of_a_mask_discriminator_that_judges_pixels_is_no_distance():
+    terms = {**report(0.6, 0.4, 1.3, 0.5), 'mask_score_real': 0.6, 'mask_score_fake': 0.4}
+    assert warnings_of([terms] * 300) == []
+
+
 def test_a_run_that_went_well_is_left_alone():
     assert warnings_of(healthy(60)) == []
     assert warnings_of(healthy(300)) == []
