@@ -66,13 +66,17 @@ class Parser(maskrcnn.Parser):
     Images are scaled so that the shorter side has the wanted length (less where the longer side
     would not fit into `model.input_size`) and padded at the bottom and right to that size.
     `mask_crop_size` is the records', 112 (`gan_mrcnn.data.records.mask_crops`), and no other.
-    `aug_photometric` changes training images by noise, blur, sharpness, lightness or contrast, see
-    `gan_mrcnn.data.augment`.
+    `aug_photometric` changes training images by noise, blur, sharpness, lightness or contrast,
+    `aug_stain` (0: off) the stains of tissue by as much, see `gan_mrcnn.data.augment`.
+    `aug_quarter_turns` turns training images and their objects by 0, 90, 180 or 270 degrees; half
+    of the batches then lie upright, see `input_pipeline.training_canvases`.
     """
 
     train_short_side: list[int] = dataclasses.field(default_factory=lambda: [800, 800])
     test_short_side: int = 800
     aug_photometric: bool = False
+    aug_stain: float = 0.0
+    aug_quarter_turns: bool = False
 
 
 @dataclasses.dataclass
@@ -332,6 +336,11 @@ def check(task: GanMaskRCNNTask) -> None:
         raise UserError(
             '--max_instances (task.train_data.parser.max_num_instances) is '
             f'{task.train_data.parser.max_num_instances}, but at least 1 is wanted'
+        )
+    stain = task.train_data.parser.aug_stain
+    if not 0 <= stain < 1:
+        raise UserError(
+            f'task.train_data.parser.aug_stain is {stain}, not 0 (off) or between 0 and 1'
         )
     if not 0 <= task.seed < 1 << 32:
         raise UserError(f'--seed (task.seed) is {task.seed}, not between 0 and {(1 << 32) - 1}')

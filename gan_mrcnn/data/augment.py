@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's augmentation of the phone images: noise, blur, sharpness, lightness, contrast.
+"""Changes of colours: the paper's of the phone images, and jitter of a tissue's stains.
 
 Paper, section 4.3: the training part of 533 images becomes more than 4000. It can be had both ways:
 
@@ -8,9 +8,11 @@ Paper, section 4.3: the training part of 533 images becomes more than 4000. It c
 * `distort` draws anew for each example of the run, in `tf.data`
   (`task.train_data.parser.aug_photometric`).
 
-Each copy has one of the five changes. The paper does not say how strong they are; `STRENGTHS` are
-ours, about those in the examples of imgaug's documentation. Objects stay where they are, and a copy
-of a JPEG is stored as one.
+Each copy has one of the five changes: noise, blur, sharpness, lightness or contrast. The paper does
+not say how strong they are; `STRENGTHS` are ours, about those in the examples of imgaug's
+documentation. Objects stay where they are, and a copy of a JPEG is stored as one.
+
+`stain` is not the paper's: other laboratories stain otherwise, other scanners see it otherwise.
 
 The only file that imports tensorflow_addons, which ended with TensorFlow 2.15; without it the same
 values come from elsewhere (`_blur_and_sharpness`). It does so where it is used: processes that only
@@ -45,6 +47,11 @@ STRENGTHS = {
 OPERATIONS = tuple(STRENGTHS)
 # Part of the fingerprint: to be raised when the same seed would give other images.
 EXPANSION_VERSION = 1
+
+# Optical densities of haematoxylin, eosin and DAB (rows) in red, green and blue (columns), each row
+# of length 1: Ruifrok & Johnston, Quantification of histochemical staining by color deconvolution
+# (2001).
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
 _JPEG = b'\xff\xd8'
 _MIDDLE_GREY = 128.0
@@ -261,3 +268,33 @@ def _sharpness(pixels, strength):
     smooth = tf.nn.depthwise_conv2d(pixels[tf.newaxis], kernel, [1, 1, 1, 1], 'VALID')[0]
     difference = tf.pad(pixels[1:-1, 1:-1] - smooth, [[1, 1], [1, 1], [0, 0]])
     return pixels + (strength - 1.0) * difference
+
+
+def stain(image, strength: float, seed):
+    """Jitter of the stains, for `tf.data`: Tellez et al., Whole-slide mitosis detection in H&E
+    breast histology using PHH3 as a reference (2018).
+
+    The amount of each stain, an optical density, is multiplied by a number from [1 - strength,
+    1 + strength] and gets one from [-strength, strength] added. The optical density of a colour
+    value x is -log10((x + 1) / 256): the light that comes through, of 256 (Ruifrok & Johnston).
+
+    Args:
+      image: [H, W, 3] uint8 tensor.
+      strength: their sigma; 0.05 is their weak jitter, 0.2 their strong one.
+      seed: [2] integers; the same seed gives the same image.
+
+    Returns:
+      [H, W, 3] uint8 tensor.
+    """
+    import tensorflow as tf
+
+    draws = tf.random.stateless_uniform([2, 3], seed, -strength, strength)
+    # Unmixing, jitter and mixing are one matrix and one vector for all pixels.
+    unmix, mix = (tf.constant(x, tf.float32) for x in (np.linalg.inv(STAINS), STAINS))
+    matrix = unmix @ (tf.transpose([1.0 + draws[0]]) * mix)
+    shift = draws[1:] @ mix
+    pixels = tf.reshape(tf.cast(image, tf.float32), [-1, 3])
+    # In natural logarithms: the base cancels out but for the shift.
+    light = tf.math.log((pixels + 1.0) / 256.0) @ matrix - shift * np.log(10.0)
+    pixels = tf.reshape(256.0 * tf.exp(light) - 1.0, tf.shape(image))
+    return tf.saturate_cast(tf.round(pixels), tf.uint8)

@@ -8,7 +8,8 @@ run's seed and of the example's number in the run, so that a resumed run sees wh
 one would have.
 
 All images of a training batch lie the same way, wide or upright, on a canvas for those: one canvas
-for both would be up to twice as large, and the rest of it padding.
+for both would be up to twice as large, and the rest of it padding. With quarter turns every image
+takes turns on both.
 
 Shapes: H, W the padded input, M ground-truth objects per image at most, S x S the cells of a mask.
 """
@@ -21,9 +22,12 @@ from official.vision.dataloaders import tf_example_decoder
 from official.vision.ops import anchor, box_ops, preprocess_ops
 
 from gan_mrcnn import configs
-from gan_mrcnn.data import anchor_targets, augment
+from gan_mrcnn.data import anchor_targets, augment, geometric
 from gan_mrcnn.data.records import mask_crops, records
 from gan_mrcnn.utils.cores import num_cores
+
+# Draws that came later have a number each, so that the earlier ones stay as they are.
+_STAIN, _TURN = range(2)
 
 
 class Parser:
@@ -94,16 +98,22 @@ class Parser:
           in the record, padded with 0: as floats they would be as many bytes as the image.
         """
         config = self._config
-        seeds = tf.random.split(tf.stack([tf.cast(self._seed, tf.int64), number]), 7)
+        seed = tf.stack([tf.cast(self._seed, tf.int64), number])
+        seeds = tf.random.split(seed, 7)
         kept = self._choose_objects(data, seeds[5])
         boxes, classes, masks = (
             tf.gather(data[f'groundtruth_{name}'], kept)
             for name in ('boxes', 'classes', 'mask_crops')
         )
         image = data['image']
+        if config.aug_stain:
+            image = augment.stain(image, config.aug_stain, tf.random.fold_in(seed, _STAIN))
         if config.aug_photometric:
             image = augment.distort(image, seeds[6])
         image, boxes, masks = self._flip(image, boxes, masks, seeds)
+        if config.aug_quarter_turns:
+            turns = self._draw_turns(tf.shape(image), tf.random.fold_in(seed, _TURN))
+            image, boxes, masks = geometric.turn(image, boxes, masks, turns)
         low, high = config.train_short_side
         short_side = tf.random.stateless_uniform([], seeds[2], low, high + 1, tf.int32)
         image, info = self.resize(image, short_side)
@@ -164,6 +174,18 @@ class Parser:
             flipped = [1 - y2, x1, 1 - y1, x2] if axis == 0 else [y1, 1 - x2, y2, 1 - x1]
             boxes = tf.where(flip, tf.stack(flipped, axis=1), boxes)
         return image, boxes, masks
+
+    def _draw_turns(self, shape, seed):
+        """Quarter turns after which an image of this shape lies as the canvas does.
+
+        Two of the four, or all of them on a square canvas: each as likely.
+        """
+        height, width = self._size
+        if height == width:
+            return tf.random.stateless_uniform([], seed, 0, 4, tf.int32)
+        half_turns = tf.random.stateless_uniform([], seed, 0, 2, tf.int32)
+        lies_otherwise = tf.not_equal(shape[0] > shape[1], height > width)
+        return 2 * half_turns + tf.cast(lies_otherwise, tf.int32)
 
 
 def _scale(image, size):
@@ -233,23 +255,31 @@ def training_canvases(
 ) -> list[tuple[int, int]]:
     """Height and width in pixels of the training input: of wide or square images, of upright ones.
 
-    One where there is one kind only, or both need the same.
+    One where there is one kind only, or both need the same. With quarter turns every image is of
+    both kinds.
 
     The shorter side is never longer than `train_short_side` allows, and the longer one by the
     largest of `aspect_ratios`. Multiples of the coarsest level's stride; no image is scaled
-    otherwise than on a canvas of the model's input size. Where the longer side of that limits the
-    scale, images need less of the shorter one; how much, the smallest ratio would tell, which the
-    records do not have.
+    otherwise than on a canvas of the model's input size, which turns with an image that is turned.
+    Where the longer side of that limits the scale, images need less of the shorter one; how much,
+    the smallest ratio would tell, which the records do not have.
     """
     stride = 2**model.max_level
     height, width, _ = model.input_size
+    turns = params.parser.aug_quarter_turns
+    ratios = [max(params.aspect_ratios)] * 2 if turns else params.aspect_ratios
     short, long, high = (
         -(-int(params.parser.train_short_side[1] * ratio + 0.5) // stride) * stride
-        for ratio in (1.0, *params.aspect_ratios)
+        for ratio in (1.0, *ratios)
     )
-    wide, upright = (min(height, short), min(width, long)), (min(height, high), min(width, short))
-    if params.num_upright in (0, params.num_examples):
-        return [upright if params.num_upright else wide]
+    if turns:
+        wide = min(min(height, width), short), min(max(height, width), long)
+        upright = wide[::-1]
+    else:
+        wide = min(height, short), min(width, long)
+        upright = min(height, high), min(width, short)
+        if params.num_upright in (0, params.num_examples):
+            return [upright if params.num_upright else wide]
     return [wide] if wide == upright else [wide, upright]
 
 
@@ -262,9 +292,10 @@ def training_dataset(
 ) -> tf.data.Dataset:
     """Endless batches of training examples, a new order each epoch, the same for the same seed.
 
-    Where a data set has wide and upright images, so that there are two canvases, a global batch has
-    either. Which one goes by their shares in the data set, so that every image comes equally often;
-    each kind has epochs of its own.
+    Where there are two canvases, a global batch has either. Of a data set with wide and upright
+    images, which one goes by their shares in it, so that every image comes equally often; each kind
+    has epochs of its own. With quarter turns the canvases take turns, and the epochs are those of
+    all images.
 
     Args:
       model: gives anchors and input size.
@@ -278,14 +309,33 @@ def training_dataset(
       A dataset of (images [b, H, W, 3], labels), b the batch of one replica; H and W are static
       where all have the same canvas.
     """
-    make = functools.partial(_training_part, model, params, seed, input_context=input_context)
     canvases = training_canvases(model, params)
+    numbered = functools.partial(_numbered_records, params, seed)
+    turns = params.parser.aug_quarter_turns
+    shares = (1, 2) if turns else (params.num_upright, params.num_examples)
+    # Batches on the upright canvas among the first so many ones.
+    count = lambda batches: batches * shares[0] // shares[1]  # noqa: E731
     if len(canvases) == 1:
-        dataset = make(*canvases, None, first_batch)
+        parts = [numbered(None, first_batch)]
+    elif turns:
+        parts = [
+            numbered(None, first_batch).filter(
+                functools.partial(_is_of_batches, params.global_batch_size, which)
+            )
+            for which in (0, 1)
+        ]
     else:
-        wide, upright = canvases
-        # Batches of upright images among the first so many ones.
-        count = lambda batches: batches * params.num_upright // params.num_examples  # noqa: E731
+        parts = [
+            numbered(False, first_batch - count(first_batch)),
+            numbered(True, count(first_batch)),
+        ]
+    parts = [
+        _batches(Parser(model, params.parser, seed, canvas), part, params, input_context)
+        for canvas, part in zip(canvases, parts)
+    ]
+    if len(parts) == 1:
+        (dataset,) = parts
+    else:
         replicas = input_context.num_replicas_in_sync if input_context else 1
         pipelines = input_context.num_input_pipelines if input_context else 1
         choice = tf.data.Dataset.range(first_batch, tf.int64.max).flat_map(
@@ -293,10 +343,6 @@ def training_dataset(
                 replicas // pipelines
             )
         )
-        parts = [
-            make(wide, False, first_batch - count(first_batch)),
-            make(upright, True, count(first_batch)),
-        ]
         dataset = tf.data.Dataset.choose_from_datasets(parts, choice)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return _without_autotuning(dataset.prefetch(2))
@@ -306,12 +352,11 @@ def training_dataset(
 _FIRST_UPRIGHT = 2**62
 
 
-def _training_part(model, params, seed, canvas, is_upright, first_batch, input_context):
-    """Endless batches on one canvas from global batch `first_batch` on.
+def _numbered_records(params, seed, is_upright, first_batch):
+    """Endless encoded records with their numbers in the run, from global batch `first_batch` on.
 
     Of wide images, of upright ones, or, where `is_upright` is None, of all.
     """
-    parser = Parser(model, params.parser, seed, canvas)
     num_examples, first_number = params.num_examples, 0
     if is_upright is not None:
         num_examples = params.num_upright if is_upright else num_examples - params.num_upright
@@ -322,8 +367,18 @@ def _training_part(model, params, seed, canvas, is_upright, first_batch, input_c
         records = _shuffled_epoch(params, _files(params), seed, number, is_upright)
         return records.enumerate(first_number + number * num_examples)
 
-    dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(skipped)
-    dataset, batch_size = _shard(dataset, params.global_batch_size, input_context)
+    return tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(skipped)
+
+
+def _is_of_batches(batch_size, which, number, record):
+    """Whether example `number` of the run is in the even (`which` 0) or the odd (1) batches."""
+    del record
+    return tf.equal(number // batch_size % 2, which)
+
+
+def _batches(parser, numbered, params, input_context):
+    """Batches of one replica on one canvas."""
+    dataset, batch_size = _shard(numbered, params.global_batch_size, input_context)
     dataset = dataset.map(
         lambda number, record: parser.parse_train(decode(record), number),
         num_parallel_calls=_num_parallel_calls(params),

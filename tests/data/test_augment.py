@@ -202,3 +202,51 @@ def test_who_does_not_augment_does_not_import_tensorflow_addons(module):
         'sys.modules)'
     )
     assert subprocess.run([sys.executable, '-c', program]).returncode == 0
+
+
+# Of haematoxylin, eosin and DAB, typed again from Ruifrok & Johnston (2001).
+OPTICAL_DENSITIES = [[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]
+
+
+def stains_of(image):
+    """Amounts of the three stains, [H, W, 3], of which the colours are mixed."""
+    densities = -np.log10((image.astype(float) + 1) / 256)
+    return np.linalg.solve(np.transpose(OPTICAL_DENSITIES), densities[..., np.newaxis])[..., 0]
+
+
+def light_of(stains):
+    """[H, W, 3] float colour values."""
+    return 256 * 10 ** -(stains @ OPTICAL_DENSITIES) - 1
+
+
+@pytest.mark.parametrize('strength', [0.05, 0.2])
+def test_stain_jitter_scales_and_shifts_each_stain(strength):
+    """Each seed has a factor and a summand a stain, as a regression finds them, in their range."""
+    stains = np.random.default_rng(0).uniform(0.15, 0.45, (40, 50, 3))
+    image = np.round(light_of(stains)).astype(np.uint8)
+    assert image.min() > 0 and image.max() < 255
+    stains, factors, summands = stains_of(image), [], []
+    for number in range(20):
+        found = augment.stain(image, strength, tf.constant([number, 7])).numpy()
+        assert found.dtype == np.uint8 and found.min() > 0
+        np.testing.assert_array_equal(
+            found, augment.stain(image, strength, tf.constant([number, 7]))
+        )
+        jittered, fitted = stains_of(found), np.empty_like(stains)
+        for channel in range(3):
+            before, after = stains[..., channel], jittered[..., channel]
+            factor, summand = np.polyfit(before.ravel(), after.ravel(), 1)
+            fitted[..., channel] = factor * before + summand
+            factors.append(factor)
+            summands.append(summand)
+        # A colour value is off by half of one where it was rounded.
+        np.testing.assert_allclose(found, light_of(fitted), atol=1.5)
+    for draws, middle in ((factors, 1), (summands, 0)):
+        draws = (np.array(draws) - middle) / strength
+        assert np.abs(draws).max() < 1.1
+        assert draws.min() < -0.7 and draws.max() > 0.7 and abs(draws.mean()) < 0.3
+    assert abs(np.corrcoef(factors, summands)[0, 1]) < 0.4
+
+
+def test_no_stain_jitter_is_no_change():
+    np.testing.assert_array_equal(augment.stain(IMAGE, 0.0, tf.constant([1, 2])), IMAGE)

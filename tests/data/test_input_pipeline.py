@@ -140,6 +140,79 @@ def test_a_flipped_mask_is_the_mirror_image():
         assert all(a != b for a, b in zip(same, mirror)) and 0 < sum(same) < 8
 
 
+@pytest.mark.parametrize('size', [(200, 300), (300, 200), (200, 200)])
+@pytest.mark.parametrize('canvas', [(128, 192), (192, 128), (192, 192)])
+def test_quarter_turns_make_an_image_lie_as_its_canvas(size, canvas):
+    """Each of the turns that do, and image, box and mask alike: an F."""
+    (height, width), seen = size, []
+    mask = np.zeros(size, np.uint8)
+    mask[20:140, 30:60] = mask[20:50, 30:130] = mask[70:95, 30:100] = 1
+    box = np.array([20, 30, 140, 130])
+    data = example(size=size)
+    data['image'] = tf.constant(np.repeat(255 * mask[..., np.newaxis], 3, axis=2))
+    data['groundtruth_mask_crops'] = crops([mask], [box])
+    data['groundtruth_boxes'] = tf.constant([box / [height, width, height, width]], tf.float32)
+    data['groundtruth_classes'] = tf.constant([1], tf.int64)
+    data['groundtruth_is_crowd'] = tf.constant([False])
+    config = configs.Parser(train_short_side=[100, 100], aug_quarter_turns=True)
+    parser = input_pipeline.Parser(MODEL, config, seed=7, canvas=canvas)
+    for number in range(24):
+        pixels, labels = parser.parse_train(data, tf.constant(number, tf.int64))
+        found = labels['gt_boxes'].numpy()[0]
+        (matching,) = [
+            turns
+            for turns in range(4)
+            if abs(found - 0.5 * box_of(np.rot90(mask, turns))).max() < 1e-3
+        ]
+        seen.append(matching)
+        turned = np.rot90(mask, matching)
+        wanted = cell_means(turned, box_of(turned), 112)
+        np.testing.assert_allclose(labels['gt_masks'][0] / 255, wanted, atol=1 / 510 + 1e-6)
+        scaled = labels['image_info'].numpy()[1].astype(int)
+        np.testing.assert_array_equal(scaled, np.array(turned.shape) / 2)
+        light = pixels.numpy()[: scaled[0], : scaled[1], 0] * 0.229 + 0.485
+        means = turned.reshape(scaled[0], 2, scaled[1], 2).mean(axis=(1, 3))
+        # Antialiasing looks a pixel further.
+        assert abs(light - means).mean() < 0.02
+    if canvas[0] == canvas[1]:
+        assert set(seen) == {0, 1, 2, 3}
+    else:
+        wanted = {1, 3} if (height > width) != (canvas[0] > canvas[1]) else {0, 2}
+        assert set(seen) == wanted and 6 < seen.count(min(wanted)) < 18
+
+
+def box_of(mask):
+    rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+    return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+
+
+# Class, scaled size, sampling seed and box, as they were when flips and scale were all there was.
+EARLIER_DRAWS = [
+    [3, 128, 192, 2047084104, 6, 26, 32, 64],
+    [2, 124, 186, -362585630, 112, 0, 124, 12],
+    [2, 111, 166, -1546186450, 0, 155, 11, 166],
+    [2, 106, 159, 918943345, 0, 148, 11, 159],
+]
+
+
+def test_draws_of_earlier_versions_stay():
+    """Runs of an earlier version go on as they would have; their settings have nothing newer."""
+    parser = make_parser(aug_rand_hflip=True, aug_rand_vflip=True, max_num_instances=1)
+    found = []
+    for number in range(4):
+        data = example(RECTANGLE, (0, 0, 20, 20), (150, 200, 190, 260))
+        labels = parser.parse_train(data, tf.constant(number, tf.int64))[1]
+        found.append(
+            [
+                labels['gt_classes'].numpy()[0],
+                *labels['image_info'].numpy()[1],
+                labels['sampling_seed'].numpy()[0],
+                *np.round(labels['gt_boxes'].numpy()[0]),
+            ]
+        )
+    assert found == EARLIER_DRAWS
+
+
 def labels_of(parser, data, number):
     labels = parser.parse_train(data, tf.constant(number, tf.int64))[1]
     return {name: labels[name].numpy() for name in ('gt_classes', 'gt_boxes', 'gt_masks')}

@@ -1,6 +1,7 @@
 """Wide and upright images in training: each batch on a canvas of its kind, no image more often."""
 
 import collections
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -143,7 +144,10 @@ def test_a_resumed_run_sees_what_the_whole_one_would_have(convert, first_batch):
 @pytest.mark.parametrize('pipelines, replicas', [(1, 2), (2, 4)])
 def test_replicas_share_the_batches_of_the_run(convert, pipelines, replicas):
     """All of a step have one kind, together what one replica alone would have had."""
-    params = convert(3)
+    assert_shared(convert(3), pipelines, replicas)
+
+
+def assert_shared(params, pipelines, replicas):
     per_pipeline = replicas // pipelines
     shares = [
         read(params, 7 * per_pipeline, context=tf.distribute.InputContext(pipelines, i, replicas))
@@ -165,3 +169,57 @@ def test_one_kind_alone_has_a_static_canvas(convert, step, canvas):
     assert dataset.element_spec[0].shape == (BATCH, *canvas, 3)
     ids = [i for _, batch in read(convert(step), 7) for i in batch]
     assert [sorted(ids[i : i + 7]) for i in range(0, 28, 7)] == [list(range(1, 8))] * 4
+
+
+# Quarter turns: both canvases for every image.
+
+
+@pytest.mark.parametrize(
+    'input_size, ratios, num_upright, wanted',
+    [
+        # One kind of images, and a network's input that an upright one would not fit.
+        ([128, 192, 3], [1.5, 1.0], 0, (64, 128)),
+        ([128, 192, 3], [5.0, 1.0], 0, (64, 192)),
+        ([192, 128, 3], [1.0, 1.5], 2, (64, 128)),
+        ([128, 128, 3], [1.2, 1.9], 1, (64, 128)),
+        ([128, 128, 3], [1.0, 1.0], 0, (64, 64)),
+    ],
+)
+def test_turned_images_have_both_canvases(input_size, ratios, num_upright, wanted):
+    params = configs.DataConfig(
+        parser=configs.Parser(train_short_side=[32, 64], aug_quarter_turns=True),
+        aspect_ratios=ratios,
+        num_examples=2,
+        num_upright=num_upright,
+    )
+    found = input_pipeline.training_canvases(configs.Generator(input_size=input_size), params)
+    assert found == ([wanted, wanted[::-1]] if wanted[0] != wanted[1] else [wanted])
+
+
+@pytest.fixture
+def turning(convert):
+    params = convert(3)
+    return dataclasses.replace(params, parser=dataclasses.replace(PARSER, aug_quarter_turns=True))
+
+
+def test_canvases_take_turns_and_every_image_comes_once_an_epoch_on_either(turning):
+    batches = read(turning, 56)
+    assert [shape for shape, _ in batches] == [(64, 128), (128, 64)] * 28
+    ids = sum((found for _, found in batches), [])
+    epochs = [ids[i : i + 7] for i in range(0, len(ids), 7)]
+    assert all(sorted(epoch) == list(range(1, 8)) for epoch in epochs) and len(epochs) == 32
+    upright = collections.Counter(i for shape, found in batches if shape[0] == 128 for i in found)
+    assert all(8 <= upright[i] <= 24 for i in range(1, 8))
+
+
+@pytest.mark.parametrize('first_batch', [3, 8])
+def test_a_resumed_run_turns_the_same_images(turning, first_batch):
+    build = lambda first: input_pipeline.training_dataset(MODEL, turning, 3, first)  # noqa: E731
+    wanted = build(0).skip(first_batch).take(3).as_numpy_iterator()
+    for whole, again in zip(wanted, build(first_batch).as_numpy_iterator()):
+        tf.nest.map_structure(np.testing.assert_array_equal, whole, again)
+
+
+@pytest.mark.parametrize('pipelines, replicas', [(1, 2), (2, 4)])
+def test_replicas_share_turned_batches(turning, pipelines, replicas):
+    assert_shared(turning, pipelines, replicas)
