@@ -59,6 +59,7 @@ def restore(run):
     checkpoint.restore(
         model,
         checkpoint.find_checkpoint(str(run), 'last'),
+        as_trained=True,
         box_discriminator=task.box_discriminator,
         mask_discriminator=task.mask_discriminator,
     )

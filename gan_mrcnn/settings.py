@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from official.core import config_definitions, exp_factory
-from official.modeling import hyperparams
+from official.modeling import hyperparams, optimization
 from official.modeling.hyperparams import params_dict
 
 from gan_mrcnn import configs
@@ -31,6 +31,8 @@ RATES = (
     'pre_offset_learning_rate',
     'warmup_learning_rate',
 )
+# Settings that may be left empty, by their type, and what a value of each is like.
+_OPTIONAL = {Optional[float]: float, Optional[optimization.EMAConfig]: optimization.EMAConfig}
 CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
 
@@ -115,6 +117,12 @@ def check_training(config: config_definitions.ExperimentConfig) -> None:
     ):
         if value < least:
             raise UserError(f'{key} is {value}, but at least {least} is wanted')
+    ema = trainer.optimizer_config.ema
+    if ema is not None and not 0 <= ema.average_decay < 1:
+        raise UserError(
+            f'trainer.optimizer_config.ema.average_decay is {ema.average_decay}, not from 0 to '
+            'below 1'
+        )
 
 
 def _apply_flags(task: configs.GanMaskRCNNTask, flags: Flags) -> None:
@@ -204,8 +212,8 @@ def _check_keys(config, values, prefix, source):
         if name not in kinds:
             raise UserError(f'{source}: unknown key {key}; valid here: {", ".join(sorted(kinds))}')
         current = getattr(config, name)
-        if current is None and kinds[name] == Optional[float]:
-            current = 0.0
+        if current is None and kinds[name] in _OPTIONAL:
+            current = _OPTIONAL[kinds[name]]()
         if isinstance(current, hyperparams.Config) and value is not None:
             _check_keys(current, value, f'{key}.', source)
         elif not _same_kind(current, value):

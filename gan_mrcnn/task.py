@@ -8,6 +8,7 @@ Shapes: B images and K RoIs with a mask per image.
 """
 
 import collections
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -120,7 +121,12 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     @classmethod
     def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
-        """SGD on the configured schedule, with loss scaling in float16; `dp_config` is not used."""
+        """SGD on the configured schedule, with loss scaling in float16; `dp_config` is not used.
+
+        Averages of the weights are no part of it, see `gan_mrcnn.training.averages`.
+        """
+        optimizer_config = copy.deepcopy(optimizer_config)
+        optimizer_config.ema = None
         factory = optimization.OptimizerFactory(optimizer_config)
         optimizer = factory.build_optimizer(
             factory.build_learning_rate(), use_legacy_optimizer=False

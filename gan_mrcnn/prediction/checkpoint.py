@@ -20,6 +20,8 @@ from gan_mrcnn.utils.errors import UserError
 
 SCORE_THRESHOLD = 0.5
 PARAMS_NAME = 'params.yaml'
+# The generator with the averages of its weights, in a checkpoint of a run that keeps some.
+_AVERAGED = 'averaged_model'
 
 
 def find_checkpoint(model_dir: str, which: str) -> str:
@@ -68,15 +70,22 @@ def newest_named(folder: str) -> Optional[str]:
     return path if os.path.isfile(f'{path}.index') else None
 
 
-def restore(model, path: str, **others) -> None:
+def restore(model, path: str, as_trained: bool = False, **others) -> None:
     """Reads the weights of `model`, and of `others` by their names in the checkpoint.
+
+    Where the run keeps averages of the weights, these are read; `as_trained` reads those that
+    training goes on with.
 
     Raises:
       UserError: the checkpoint holds another network, or cannot be read.
     """
     try:
         with paths.plain_checkpoint(path) as plain:
-            status = tf.train.Checkpoint(model=model, **others).read(plain).expect_partial()
+            names = tf.train.load_checkpoint(plain).get_variable_to_shape_map()
+            has_averages = any(name.startswith(f'{_AVERAGED}/') for name in names)
+            name = _AVERAGED if has_averages and not as_trained else 'model'
+            checkpoint = tf.train.Checkpoint(**{name: model}, **others)
+            status = checkpoint.read(plain).expect_partial()
             status.assert_existing_objects_matched()
     except (AssertionError, ValueError) as error:
         raise UserError(

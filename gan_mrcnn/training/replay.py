@@ -64,7 +64,7 @@ def _restored(config, path: str) -> tuple[task_lib.GanMaskRCNNTask, tf.keras.Mod
         task.build_discriminators(tf.keras.optimizers.SGD())
         others['box_discriminator'] = task.box_discriminator
         others['mask_discriminator'] = task.mask_discriminator
-    checkpoint.restore(model, path, **others)
+    checkpoint.restore(model, path, as_trained=True, **others)
     return task, model
 
 

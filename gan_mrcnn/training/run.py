@@ -404,6 +404,15 @@ def learning_rate_line(config) -> list[tuple[str, str]]:
     ]
 
 
+def averages_line(config) -> list[tuple[str, str]]:
+    """What to say where averages of the weights are kept; nothing otherwise."""
+    ema = config.trainer.optimizer_config.ema
+    if ema is None:
+        return []
+    text = f'of the weights, decay {ema.average_decay:g}, are what is validated and evaluated'
+    return [('averages', text)]
+
+
 def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) -> None:
     """Prints what the run is, in a few lines that its log keeps."""
     task = run.config.task
@@ -420,6 +429,7 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
         ('steps', _steps_text(run.config, step_of(checkpoint))),
         ('devices', _devices_text(run)),
         *learning_rate_line(run.config),
+        *averages_line(run.config),
     ]
     if task.gan.mode != 'baseline':
         lines.append(('PrRoIPool', serving()))

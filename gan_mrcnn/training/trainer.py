@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Model Garden's trainer with a second optimizer, and what is checked after every step.
 
-One checkpoint holds both networks, both optimizers and the step.
+One checkpoint holds both networks, both optimizers, the step, and the averages of the weights where
+there are some.
 """
 
 import copy
@@ -14,7 +15,7 @@ from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.data.records import records
 from gan_mrcnn.prediction import contact_sheet
-from gan_mrcnn.training import checkpoints, preemption
+from gan_mrcnn.training import averages, checkpoints, preemption
 
 # Validation images that TensorBoard shows.
 NUM_IMAGES = 4
@@ -54,6 +55,12 @@ class Trainer(base_trainer.Trainer):
             }
         # Slots made within the first step would not be there when a checkpoint is restored.
         optimizer.build(model.trainable_variables)
+        self._averaged = None
+        ema = config.trainer.optimizer_config.ema
+        if ema is not None:
+            # The last of the networks, so that the others start as they would without.
+            self._averaged = averages.AveragedModel(ema, model, task.build_model())
+            items['averaged_model'] = self._averaged.model
         super().__init__(config, task, model, optimizer, **kwargs)
         self._stop = stop
         self._validation_records = validation_records
@@ -66,6 +73,12 @@ class Trainer(base_trainer.Trainer):
             **model.checkpoint_items,
             **items,
         )
+
+    def initialize(self):
+        """Loads the backbone and starts the averages; called where there is no checkpoint yet."""
+        super().initialize()
+        if self._averaged:
+            self._averaged.start()
 
     def create_train_loop_fn(self):
         """One step at a time, so that a signal or a non-finite step need not wait.
@@ -110,7 +123,11 @@ class Trainer(base_trainer.Trainer):
             stops = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(stop, tf.float32))
             return {'finite': logs['finite'], 'terms': logs['terms'], 'stop': stops > 0}
 
-        return self.strategy.run(step_on_replica, args=(inputs, stop))
+        outcome = self.strategy.run(step_on_replica, args=(inputs, stop))
+        if self._averaged:
+            finite = self.strategy.experimental_local_results(outcome['finite'])[0]
+            self._averaged.update(self.global_step, finite)
+        return outcome
 
     def _join(self, inputs) -> Any:
         """This worker's inputs of all its replicas as one batch."""
@@ -125,10 +142,14 @@ class Trainer(base_trainer.Trainer):
         }
 
     def eval_step(self, iterator):
-        """One batch on every replica of every worker; each worker gets all detections."""
+        """One batch on every replica of every worker; each worker gets all detections.
+
+        By the averages of the weights where there are some.
+        """
+        model = self._averaged.model if self._averaged else self.model
 
         def step_on_replica(inputs):
-            return self.task.validation_step(inputs, self.model)
+            return self.task.validation_step(inputs, model)
 
         outputs = self.strategy.run(step_on_replica, args=(next(iterator),))
         return tf.nest.map_structure(lambda x: [self.strategy.gather(x, axis=0)], outputs)
