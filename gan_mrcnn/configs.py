@@ -276,6 +276,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
       scratch.
     clip_norm: largest global norm of the generator's gradient, 0 for no clipping.
+    patience: validations in a row without a better mask AP that end the run, 0 for none.
     deterministic: whether every operation gives the same bits each time, where it can.
     """
 
@@ -303,6 +304,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     clip_norm: float = 10.0
     learning_rate_batch: int = 0
     nonfinite: Nonfinite = dataclasses.field(default_factory=Nonfinite)
+    patience: int = 0
     seed: int = 0
     deterministic: bool = False
 

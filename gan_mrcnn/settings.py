@@ -61,6 +61,7 @@ class Flags:
     cache_dir: str = dataclasses.field(default_factory=cli.default_cache_dir)
     max_instances: Optional[int] = None
     on_nonfinite: Optional[str] = None
+    patience: Optional[int] = None
     deterministic: bool = False
 
     @classmethod
@@ -114,6 +115,7 @@ def check_training(config: config_definitions.ExperimentConfig) -> None:
         ('trainer.max_to_keep', trainer.max_to_keep, 1),
         ('trainer.checkpoint_interval', trainer.checkpoint_interval, 0),
         ('trainer.validation_interval', trainer.validation_interval, 0),
+        ('--patience (task.patience)', config.task.patience, 0),
     ):
         if value < least:
             raise UserError(f'{key} is {value}, but at least {least} is wanted')
@@ -143,6 +145,8 @@ def _apply_flags(task: configs.GanMaskRCNNTask, flags: Flags) -> None:
         task.train_data.parser.max_num_instances = flags.max_instances
     if flags.on_nonfinite is not None:
         task.nonfinite.policy = flags.on_nonfinite
+    if flags.patience is not None:
+        task.patience = flags.patience
 
 
 def saved_config(path: pathlib.Path) -> config_definitions.ExperimentConfig:

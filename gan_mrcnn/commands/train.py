@@ -4,6 +4,7 @@
 import argparse
 
 from gan_mrcnn.utils import cli
+from gan_mrcnn.utils.errors import UserError
 
 STOPPED = 'stopped; the same command goes on from the last checkpoint'
 
@@ -29,6 +30,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=('stop', 'skip', 'go_back'),
         help='a step with a loss or gradient that is not finite ends the run, is skipped, or '
         'sends it back to the last checkpoint with a lower rate; overrides task.nonfinite.policy',
+    )
+    parser.add_argument(
+        '--patience',
+        type=int,
+        metavar='N',
+        help='ends the run after N validations in a row without a better mask AP (default 0: it '
+        'goes on to trainer.train_steps); overrides task.patience',
     )
     parser.add_argument(
         '--deterministic',
@@ -57,5 +65,7 @@ def main(options: argparse.Namespace) -> None:
         evaluation_run.evaluate(config, dataset, split, model_dir, checkpoint='last')
     else:
         settings.check_training(config)
+        if options.patience and options.mode == 'train':
+            raise UserError('--patience goes by validations: it wants --mode train_and_eval')
         training_run.train(config, dataset, model_dir, options.mode)
         cli.leave_at_once()

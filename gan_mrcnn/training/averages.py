@@ -52,7 +52,8 @@ class AveragedModel:
         """What the averages keep of themselves in the step that was the `step`th.
 
         Nothing before `start_step`. From there on `average_decay` or, where `dynamic_decay` is on,
-        less at first: (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten.
+        less at first: (1 + n) / (10 + n) after n steps, so that the first weights are soon
+        forgotten.
         """
         config = self._config
         counted = tf.cast(step, tf.float32) - config.start_step

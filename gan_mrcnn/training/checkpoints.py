@@ -243,6 +243,12 @@ class BestCheckpoint:
         """Whether the validation of `step` is recorded, and its checkpoint saved if it is best."""
         return step in self.history and (self._best_step == step or not self._is_best(step))
 
+    def num_since_best(self, step: int) -> int:
+        """Validations up to `step` that have not been better than the best one; 0 without one."""
+        if self._best_step is None:
+            return 0
+        return sum(self._best_step < validated <= step for validated in self.history)
+
     def best_figure(self) -> dict[str, float]:
         """The figure that the best checkpoint was chosen by, by its name; empty without one."""
         if self._best_step is None:

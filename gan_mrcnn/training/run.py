@@ -112,8 +112,10 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
 def _run_to_its_end(run: Run, checkpoint: Optional[str]) -> None:
     """Trains, and leaves in `status.json` how that has ended."""
     try:
-        _train_through_nonfinite_steps(run, checkpoint)
-        run.status.update(state='finished', eta_seconds=0)
+        ended_early = _train_through_nonfinite_steps(run, checkpoint)
+        run.status.update(state='finished', eta_seconds=0, message=ended_early)
+        if ended_early:
+            print(ended_early, flush=True)
     except KeyboardInterrupt:
         saved = step_of(checkpoints.latest(run.model_dir))
         run.status.update(state='stopped', step=saved)
@@ -223,8 +225,11 @@ def step_of(path: Optional[str]) -> int:
     return checkpoint_lib.step_of(path) if path else 0
 
 
-def _train_through_nonfinite_steps(run: Run, checkpoint: Optional[str]) -> None:
-    """Trains from `checkpoint`, and again from an older one where the run has to go back."""
+def _train_through_nonfinite_steps(run: Run, checkpoint: Optional[str]) -> str:
+    """Trains from `checkpoint`, and again from an older one where the run has to go back.
+
+    Returns what `_loop` does.
+    """
     while True:
         try:
             return _train_from(run, checkpoint)
@@ -240,8 +245,8 @@ def _train_through_nonfinite_steps(run: Run, checkpoint: Optional[str]) -> None:
             tf.keras.backend.clear_session()
 
 
-def _train_from(run: Run, checkpoint: Optional[str]) -> None:
-    """Builds networks and input, goes on from `checkpoint` and trains to the last step."""
+def _train_from(run: Run, checkpoint: Optional[str]) -> str:
+    """Builds networks and input, goes on from `checkpoint`; returns what `_loop` does."""
     config = copy.deepcopy(run.config)
     settings.scale_rates(config, run.events.rate_scale)
     step = step_of(checkpoint)
@@ -260,7 +265,7 @@ def _train_from(run: Run, checkpoint: Optional[str]) -> None:
         controller = _make_controller(run, config, runner, progress)
         try:
             with run.strategy.scope():
-                _loop(run, config, controller, saved, best)
+                return _loop(run, config, controller, saved, best)
         except KeyboardInterrupt:
             run.stop.hold()
             saved.save()
@@ -343,10 +348,14 @@ def _make_controller(run: Run, config, runner, progress) -> orbit.Controller:
     return controller
 
 
-def _loop(run: Run, config, controller, saved, best) -> None:
+def _loop(run: Run, config, controller, saved, best) -> str:
     """Trains, saves and validates at the multiples of their intervals and at the end.
 
-    A run that was stopped in between has the same moments as one that was not.
+    A run that was stopped in between has the same moments as one that was not. All workers have the
+    same figures of validation, and end after the same step.
+
+    Returns:
+      Why it ended before the last step, '' where it did not.
     """
     params = config.trainer
     total = params.train_steps
@@ -368,7 +377,7 @@ def _loop(run: Run, config, controller, saved, best) -> None:
         validate()
         # Until the first step, which takes its time to be traced, a signal breaks off.
         run.stop.release()
-    while step < total:
+    while step < total and not _is_out_of_patience(run, best, step):
         intervals = [save_every, validate_every]
         if step % params.steps_per_loop:
             intervals.append(params.steps_per_loop)
@@ -379,6 +388,18 @@ def _loop(run: Run, config, controller, saved, best) -> None:
             saved.save()
         if validates:
             validate()
+    if step >= total:
+        return ''
+    figure = ', '.join(f'{name} {value:.4f}' for name, value in best.best_figure().items())
+    return (
+        f'ended at step {step}: {best.num_since_best(step)} validations in a row were not better '
+        f'than that of step {best.best_step} ({figure}), see --patience; it is the best checkpoint'
+    )
+
+
+def _is_out_of_patience(run: Run, best: checkpoints.BestCheckpoint, step: int) -> bool:
+    patience = run.config.task.patience
+    return run.evaluates and 0 < patience <= best.num_since_best(step)
 
 
 def _with_defaults(settings: dict) -> dict:

@@ -34,7 +34,7 @@ class Status:
     losses: means of the last report, by name; validation: figures of the last validation.
     best: step and figure of the best checkpoint.
     nonfinite: number of steps with a loss or gradient that was not finite.
-    message: why the run failed.
+    message: why the run failed, or ended before its last step.
     updated: UTC; host, pid: of the process.
     """
 

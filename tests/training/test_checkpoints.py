@@ -223,3 +223,17 @@ def test_a_figure_that_is_undefined_chooses_no_checkpoint(tmp_path):
         assert best.best_figure() == ({} if step == 10 else {'mask_AP': 0.25})
         # The same after a new start.
         best = checkpoints.BestCheckpoint(str(tmp_path), 'mask_AP', is_chief=True)
+
+
+def test_validations_since_the_best_are_counted_over_restarts(tmp_path):
+    """Equal is not better; a figure that is undefined counts, but not before there is a best."""
+    model = Model(tmp_path)
+    figures = (None, 0.25, 0.25, None, 0.5, 0.125)
+    for place, (figure, wanted) in enumerate(zip(figures, (0, 0, 1, 2, 0, 1))):
+        step = 10 * (place + 1)
+        best = checkpoints.BestCheckpoint(str(tmp_path), 'mask_AP', is_chief=True)
+        model.train_to(step)
+        best.add(model.checkpoint, {} if figure is None else {'mask_AP': figure}, step)
+        assert best.num_since_best(step) == wanted
+    # A run that has gone back does not count what it is still to do again.
+    assert [best.num_since_best(step) for step in (40, 50, 60)] == [0, 0, 1]

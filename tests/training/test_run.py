@@ -5,6 +5,7 @@ import glob
 import json
 import re
 import shutil
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from gan_mrcnn import settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.evaluation import run as evaluation_run
 from gan_mrcnn.prediction import checkpoint
-from gan_mrcnn.training import gan_monitor, multi_worker, replay
+from gan_mrcnn.training import checkpoints, gan_monitor, multi_worker, replay
 from gan_mrcnn.training import run as training_run
 from gan_mrcnn.utils.errors import UserError
 from tests import tiny
@@ -431,3 +432,75 @@ def test_wide_and_upright_images_train_in_one_run(folder, monkeypatch, request, 
     # Traced once for each, and for each device.
     assert sorted(seen) == sorted([(batch, 64, 128, 3), (batch, 128, 64, 3)] * num_devices)
     assert all(np.isfinite(value).all() for value in variables(model_dir).values())
+
+
+class Loop:
+    """`run._loop` with validations whose mask AP is given; notes what it does."""
+
+    def __init__(self, folder, figures, patience, evaluates=True):
+        self.figures, self.evaluates, self.done = figures, evaluates, []
+        self.status = self.stop = self.saved = mock.MagicMock()
+        self.global_step = tf.Variable(0, dtype=tf.int64)
+        self.checkpoint = tf.train.Checkpoint(global_step=self.global_step)
+        self.best = checkpoints.BestCheckpoint(str(folder), 'mask_AP', is_chief=True)
+        self.config = settings.saved_config(settings.CONFIGS_DIR / 'gland.yaml')
+        self.config.task.patience = patience
+        self.config.trainer.override(
+            {'train_steps': 60, 'validation_interval': 10, 'checkpoint_interval': 20}
+        )
+
+    def train(self, step, checkpoint_at_completion):
+        self.global_step.assign(step)
+
+    def evaluate(self, steps):
+        step = int(self.global_step)
+        self.done.append(step)
+        self.best.add(self.checkpoint, {'mask_AP': self.figures[step // 10 - 1]}, step)
+
+    def run(self, step=0):
+        self.global_step.assign(step)
+        return training_run._loop(self, self.config, self, self.saved, self.best)
+
+
+RISING_TO_20 = (0.1, 0.3, 0.3, 0.2, 0.4, 0.1)
+
+
+@pytest.mark.parametrize(
+    'patience, evaluates, last',
+    [(0, True, 60), (2, True, 40), (3, True, 60), (1, True, 30), (1, False, 60)],
+)
+def test_patience_ends_a_run_of_which_the_validation_is_no_longer_better(
+    patience, evaluates, last, tmp_path
+):
+    loop = Loop(tmp_path, RISING_TO_20, patience, evaluates)
+    line = loop.run()
+    assert loop.done == (list(range(10, last + 1, 10)) if evaluates else [])
+    assert int(loop.global_step) == last
+    if last == 60:
+        assert line == ''
+        return
+    for part in (f'ended at step {last}', f'{patience} validations', 'step 20 (mask_AP 0.3000)'):
+        assert part in line
+    assert '\n' not in line
+    # The same command again ends at once; with more patience it goes on.
+    again = Loop(tmp_path, RISING_TO_20, patience)
+    assert again.run(last) == line and again.done == []
+    more = Loop(tmp_path, RISING_TO_20, patience=4)
+    assert more.run(last) == '' and more.done[0] == last + 10
+
+
+@pytest.mark.slow
+@tiny.eager_steps()
+def test_a_run_out_of_patience_says_so_and_is_finished(folder, monkeypatch, capsys):
+    monkeypatch.setattr(
+        task_lib.GanMaskRCNNTask, 'reduce_aggregated_logs', lambda *_: {'mask_AP': 0.5}
+    )
+    config = make_config(
+        folder, 'trainer.train_steps=9,trainer.validation_interval=1', 'task.patience=1'
+    )
+    training_run.train(config, DATASET, str(folder / 'impatient'), 'train_and_eval')
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith('ended at step 2: 1 validations')
+    status = json.loads((folder / 'impatient' / 'status.json').read_text())
+    assert (status['state'], status['step'], status['message']) == ('finished', 2, line)
+    assert checkpoint.step_of(checkpoint.find_checkpoint(str(folder / 'impatient'), 'best')) == 1
