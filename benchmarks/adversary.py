@@ -28,7 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from gan_mrcnn import losses, settings  # noqa: E402
+from gan_mrcnn import settings  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
 from gan_mrcnn.data import readers  # noqa: E402
 from gan_mrcnn.data.records import records  # noqa: E402
@@ -72,15 +72,13 @@ def restore(run):
 
 def stored_losses(task, samples):
     """`GanMaskRCNNTask.generator_losses` with the discriminators' stored statistics."""
-    weights = samples.weights
-    real, fake = (task.mask_discriminator(x, training=False) for x in tf.split(samples.mask, 2))
+    box, _ = task_lib.BOX_LOSSES[task.task_config.gan.box_loss]
+    fake_logits = task.box_discriminator(tf.split(samples.box, 2)[1], training=False)
+    layers = (task.mask_discriminator(x, training=False) for x in tf.split(samples.mask, 2))
+    judgement = task_lib.Judgement(None, fake_logits, *layers)
     return {
-        'box_generator_loss': losses.box_generator_loss(
-            task.box_discriminator(tf.split(samples.box, 2)[1], training=False), weights
-        ),
-        'mask_generator_loss': losses.mask_generator_loss(
-            real, fake, weights, task.mask_discriminator.layer_weights
-        ),
+        'box_generator_loss': box(fake_logits, samples.weights),
+        'mask_generator_loss': task.mask_generator_loss(judgement, samples.weights),
     }
 
 

@@ -223,6 +223,8 @@ class Gan(hyperparams.Config):
       mean squared norm; 0 for none. It wants spectral normalization.
     ramp: fraction of the training, from its start, over which the weights of the generator's
       adversarial losses rise linearly from 0 to what they are; 0 for none, a quarter is usual.
+    rescore_exponent: detections get their score times the box discriminator's opinion of their box
+      to this power, see `gan_mrcnn.modeling.rescoring`; 0 leaves them as they are.
     control: '', or what a gain of the game is to be compared with: 'frozen', discriminators that
       keep their initial weights, or 'shuffled', an adversarial gradient that each RoI gets of
       another one.
@@ -243,6 +245,7 @@ class Gan(hyperparams.Config):
     normalization: str = 'batch'
     r1: float = 0.0
     ramp: float = 0.0
+    rescore_exponent: float = 0.0
     control: str = ''
 
     def weight(self, name: str) -> float:
@@ -379,6 +382,15 @@ def _check_gan(gan: Gan) -> None:
     for is_wrong, text in (
         (not 0 <= gan.ramp <= 1, f'ramp is {gan.ramp:g}, not a fraction between 0 and 1'),
         (not 0 <= gan.r1 < math.inf, f'r1 is {gan.r1:g}, but 0 or more is wanted'),
+        (
+            not 0 <= gan.rescore_exponent < math.inf,
+            f'rescore_exponent is {gan.rescore_exponent:g}, but 0 or more is wanted',
+        ),
+        (
+            gan.rescore_exponent and gan.mode == 'baseline',
+            f'rescore_exponent is {gan.rescore_exponent:g}, but gan.mode is baseline, which has no '
+            'box discriminator to ask; set it to 0',
+        ),
         (
             gan.r1 and gan.normalization == 'batch',
             f'r1 is {gan.r1:g}, but with batch normalization the gradient of one RoI is also '

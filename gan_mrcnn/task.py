@@ -23,7 +23,7 @@ from custom_ops.prroi_pool import multilevel_prroi_pool
 from gan_mrcnn import configs, losses
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.metrics import coco, collector, matching
-from gan_mrcnn.modeling import backbone_weights, discriminators, roi_align
+from gan_mrcnn.modeling import backbone_weights, discriminators, rescoring, roi_align
 from gan_mrcnn.modeling import generator as generator_lib
 from gan_mrcnn.utils import devices
 
@@ -87,6 +87,11 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     def has_discriminators(self) -> bool:
         return self.task_config.gan.mode != 'baseline'
 
+    @property
+    def rescores(self) -> bool:
+        """Whether detections depend on the box discriminator."""
+        return self.task_config.gan.rescore_exponent > 0
+
     # Models.
 
     def build_model(self) -> generator_lib.Generator:
@@ -96,15 +101,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     def build_discriminators(self, optimizer: tf.keras.optimizers.Optimizer) -> None:
         """Makes both discriminators, their variables and `optimizer`'s slots."""
         gan = self.task_config.gan
-        channels = self.task_config.model.decoder.get().num_filters
-        size = generator_lib.MASK_SIZE
-        self.box_discriminator = discriminators.BoxDiscriminator(
-            gan.num_layers,
-            kernel_regularizer=self._regularizer(),
-            normalization=gan.normalization,
-            # The penalty's gradient has no loss scale that would keep it in 16 bits.
-            layer_dtype=tf.keras.mixed_precision.global_policy().variable_dtype if gan.r1 else None,
-        )
+        self.box_discriminator = self._make_box_discriminator()
         judges_pixels = gan.mask_judgement == 'pixel'
         mask_discriminator = (
             discriminators.PixelDiscriminator if judges_pixels else discriminators.MaskDiscriminator
@@ -115,9 +112,29 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             normalization=gan.normalization,
         )
         for model in (self.box_discriminator, self.mask_discriminator):
-            model(tf.keras.Input([size, size, channels]))
+            model(self._roi_features())
         optimizer.build(self.discriminator_variables)
         self.discriminator_optimizer = optimizer
+
+    def build_box_discriminator(self) -> None:
+        """Makes that alone and its variables, for where detections depend on it (`rescores`)."""
+        self.box_discriminator = self._make_box_discriminator()
+        self.box_discriminator(self._roi_features())
+
+    def _make_box_discriminator(self) -> discriminators.BoxDiscriminator:
+        gan = self.task_config.gan
+        return discriminators.BoxDiscriminator(
+            gan.num_layers,
+            kernel_regularizer=self._regularizer(),
+            normalization=gan.normalization,
+            # The penalty's gradient has no loss scale that would keep it in 16 bits.
+            layer_dtype=tf.keras.mixed_precision.global_policy().variable_dtype if gan.r1 else None,
+        )
+
+    def _roi_features(self):
+        """A symbolic input of the discriminators, to make their variables by."""
+        channels = self.task_config.model.decoder.get().num_filters
+        return tf.keras.Input([generator_lib.MASK_SIZE, generator_lib.MASK_SIZE, channels])
 
     @classmethod
     def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
@@ -284,7 +301,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             'mask_score_fake': score(fake),
         }
 
-    def _mask_generator_loss(self, judgement, weights) -> tf.Tensor:
+    def mask_generator_loss(self, judgement: Judgement, weights: tf.Tensor) -> tf.Tensor:
+        """Eq. 6, or Eq. 4 for every cell (`gan.mask_judgement`)."""
         if self.task_config.gan.mask_judgement == 'pixel':
             return losses.pixel_generator_loss(judgement.mask_fake[0], weights)
         return losses.mask_generator_loss(
@@ -311,7 +329,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         box_loss, _ = BOX_LOSSES[self.task_config.gan.box_loss]
         return {
             'box_generator_loss': box_loss(judgement.box_fake, samples.weights),
-            'mask_generator_loss': self._mask_generator_loss(judgement, samples.weights),
+            'mask_generator_loss': self.mask_generator_loss(judgement, samples.weights),
         }
 
     def weighted_adversarial_loss(self, terms: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -503,7 +521,13 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     def validation_step(self, inputs, model, metrics=None) -> dict[str, Any]:
         """Detections of one batch."""
         images, labels = inputs
-        outputs = model(images, image_shape=labels['image_info'][:, 1], training=False)
+        outputs = rescoring.detect(
+            model,
+            images,
+            labels['image_info'][:, 1],
+            self.box_discriminator,
+            self.task_config.gan.rescore_exponent,
+        )
         names = ('boxes', 'scores', 'classes', 'masks')
         return {
             'detections': {name: outputs[f'detection_{name}'] for name in names},

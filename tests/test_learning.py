@@ -110,6 +110,11 @@ def disks(rng, count):
     return np.tile(real, [count, 1, 1]), np.array(logits, np.float32)
 
 
+def mask_overlap(logits, real):
+    common = np.sum((logits > 0) & (real > 0.5), axis=(1, 2))
+    return common / np.sum((logits > 0) | (real > 0.5), axis=(1, 2))
+
+
 @pytest.fixture(scope='module')
 def trained():
     """A game whose discriminators have learnt from frozen boxes and masks; a scene not seen."""
@@ -163,12 +168,69 @@ def test_equation_6_alone_moves_masks_to_the_real_ones(trained):
         gradient = tape.gradient(loss, logits).numpy()
         logits.assign_sub(0.5 * gradient / np.abs(gradient).max(axis=(1, 2), keepdims=True))
 
-    def overlaps(logits):
-        common = np.sum((logits > 0) & (real > 0.5), axis=(1, 2))
-        return common / np.sum((logits > 0) | (real > 0.5), axis=(1, 2))
-
-    before, after = overlaps(start), overlaps(logits.numpy())
+    before, after = mask_overlap(start, real), mask_overlap(logits.numpy(), real)
     assert distances[-1] < 0.5 * distances[0]
+    assert before.mean() < 0.5 and after.mean() > 0.8 and np.all(after > before)
+
+
+# The same of a stronger game: hinge, spectral normalization and R1, and a judgement of every cell.
+
+
+@pytest.fixture(scope='module')
+def strongly_trained():
+    rng = np.random.default_rng(0)
+    task = make_game(
+        preset='paper', box_loss='hinge', normalization='spectral', r1=1.0, mask_judgement='pixel'
+    )
+    scenes = [make_scene(rng, 4) for _ in range(4)]
+
+    def batches():
+        for i in range(60):
+            scene = scenes[i % 4]
+            real, logits = disks(rng, len(scene[1]))
+            yield samples_of(scene, shift(rng, scene[1]), real, tf.sigmoid(logits))
+
+    train_discriminators(task, batches())
+    return task, make_scene(rng, 8)
+
+
+@pytest.mark.slow
+def test_stronger_discriminators_tell_real_ones_from_others(strongly_trained):
+    task, scene = strongly_trained
+    real, logits = disks(np.random.default_rng(3), len(scene[1]))
+    fake = shift(np.random.default_rng(1), scene[1])
+    judgement = task.judge(samples_of(scene, fake, real, tf.sigmoid(logits)))
+    assert auc(judgement.box_real, judgement.box_fake) > 0.9
+    masks = [np.mean(x[0], axis=(1, 2)) for x in (judgement.mask_real, judgement.mask_fake)]
+    assert auc(*masks) > 0.9
+
+
+@pytest.mark.slow
+def test_the_hinge_moves_boxes_to_the_real_ones(strongly_trained):
+    task, scene = strongly_trained
+    start = shift(np.random.default_rng(2), scene[1])
+    boxes = tf.Variable(start)
+    for _ in range(30):
+        with tf.GradientTape() as tape:
+            loss = task.generator_losses(samples_of(scene, boxes))['box_generator_loss']
+        gradient = tape.gradient(loss, boxes).numpy()
+        boxes.assign_sub(0.5 * gradient / np.abs(gradient).max(axis=1, keepdims=True))
+    before, after = overlap(start, scene[1]), overlap(boxes.numpy(), scene[1])
+    assert after.mean() > before.mean() + 0.1 and np.mean(after > before) > 0.7
+
+
+@pytest.mark.slow
+def test_judged_cells_make_a_soft_mask_the_real_one(strongly_trained):
+    task, scene = strongly_trained
+    real, start = disks(np.random.default_rng(3), len(scene[1]))
+    logits = tf.Variable(start)
+    for _ in range(10):
+        with tf.GradientTape() as tape:
+            samples = samples_of(scene, scene[1], real, tf.sigmoid(logits))
+            loss = task.generator_losses(samples)['mask_generator_loss']
+        gradient = tape.gradient(loss, logits).numpy()
+        logits.assign_sub(0.5 * gradient / np.abs(gradient).max(axis=(1, 2), keepdims=True))
+    before, after = mask_overlap(start, real), mask_overlap(logits.numpy(), real)
     assert before.mean() < 0.5 and after.mean() > 0.8 and np.all(after > before)
 
 

@@ -451,6 +451,8 @@ def test_bad_gan_mode_names_the_valid_ones(call):
         ('task.gan.normalization=none', 'batch, spectral'),
         ('task.gan.box_loss=wgan', 'cross_entropy, hinge'),
         ('task.gan.mask_judgement=patch', 'roi, pixel'),
+        ('task.gan.rescore_exponent=-1', 'rescore_exponent is -1'),
+        ('task.gan.rescore_exponent=1,task.gan.mode=baseline', 'gan.mode is baseline'),
         ('task.gan.ramp=1.5', 'ramp is 1.5'),
         ('task.gan.control=random', "'', frozen, shuffled"),
         ('task.gan.control=frozen,task.gan.mode=baseline', 'gan.mode is baseline'),

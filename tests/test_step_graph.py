@@ -116,7 +116,9 @@ def round_trips(graph):
     params=[
         ('baseline', {}),
         ('combined', {}),
-        ('combined', {**tiny.STRONGEST, 'control': 'shuffled'}),
+        pytest.param(
+            ('combined', {**tiny.STRONGEST, 'control': 'shuffled'}), marks=pytest.mark.slow
+        ),
     ],
     ids=['baseline', 'combined', 'strongest'],
 )

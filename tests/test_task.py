@@ -11,7 +11,7 @@ from official.vision.tasks import maskrcnn as model_garden
 
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.utils import cell_means
-from tests.tiny import make_batch, make_task, sgd
+from tests.tiny import STRONGEST, make_batch, make_task, sgd
 
 
 @pytest.fixture(scope='module')
@@ -292,9 +292,13 @@ def test_a_generator_that_alone_is_not_finite_stays_as_it_is(traced_step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mode', ['baseline', 'combined'])
-def test_two_replicas_take_the_step_of_one(two_replicas, mode):
-    task, model = make_task(mode)
+@pytest.mark.parametrize(
+    'mode, gan',
+    [('baseline', {}), ('combined', {}), ('combined', {**STRONGEST, 'ramp': 0.0})],
+    ids=['baseline', 'combined', 'strongest'],
+)
+def test_two_replicas_take_the_step_of_one(two_replicas, mode, gan):
+    task, model = make_task(mode, gan)
     batch = make_batch(task.task_config)
     # Replicas with different numbers of objects: the means must be over all of them.
     batch[1]['gt_classes'] = tf.tensor_scatter_nd_update(
@@ -304,7 +308,7 @@ def test_two_replicas_take_the_step_of_one(two_replicas, mode):
         batch[1]['gt_boxes'], [[0, 1], [0, 2]], -tf.ones([2, 4])
     )
     with two_replicas.scope():
-        replicated_task, replicated_model = make_task(mode)
+        replicated_task, replicated_model = make_task(mode, gan)
         optimizer = sgd()
         optimizer.build(replicated_model.trainable_variables)
     replicated_model.set_weights(model.get_weights())
@@ -354,11 +358,19 @@ def networks(task, model):
 
 
 # A processor has no arithmetic of its own for float16 and takes half a minute.
-@pytest.mark.parametrize('dtype', ['bfloat16', pytest.param('float16', marks=pytest.mark.slow)])
-def test_mixed_precision_takes_a_step(dtype):
+@pytest.mark.parametrize(
+    'dtype, gan',
+    [
+        ('bfloat16', {}),
+        ('bfloat16', STRONGEST),
+        pytest.param('float16', {}, marks=pytest.mark.slow),
+        pytest.param('float16', STRONGEST, marks=pytest.mark.slow),
+    ],
+)
+def test_mixed_precision_takes_a_step(dtype, gan):
     tf.keras.mixed_precision.set_global_policy(f'mixed_{dtype}')
     try:
-        task, model = make_task()
+        task, model = make_task(gan=gan)
         optimizer = sgd()
         if dtype == 'float16':
             optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
@@ -370,6 +382,9 @@ def test_mixed_precision_takes_a_step(dtype):
     finally:
         tf.keras.mixed_precision.set_global_policy('float32')
     assert any(changed(before, model.trainable_variables))
+    # The penalty's own gradient would vanish in float16.
+    kinds = {x.compute_dtype for x in task.box_discriminator.submodules if 'conv' in x.name}
+    assert kinds == {'float32' if gan else dtype}
     for variable in model.variables + task.discriminator_variables:
         assert variable.dtype == tf.float32 or not variable.dtype.is_floating
         assert np.isfinite(variable.numpy()).all(), variable.name

@@ -229,11 +229,11 @@ def eager_steps():
         tf.config.run_functions_eagerly(False)
 
 
-def train(folder: pathlib.Path, name: str, steps: int, mode='train') -> pathlib.Path:
+def train(folder: pathlib.Path, name: str, steps: int, mode='train', *overrides) -> pathlib.Path:
     """Trains on to `steps` in `folder`/`name`, which is returned."""
     # Draws of whatever ran before in this process must not matter.
     tf.random.set_seed(steps)
-    config = make_config(folder, f'trainer.train_steps={steps}')
+    config = make_config(folder, f'trainer.train_steps={steps}', *overrides)
     training_run.train(config, DATASET, str(folder / name), mode)
     return folder / name
 

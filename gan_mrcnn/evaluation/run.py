@@ -210,8 +210,7 @@ def _predict_checkpoint(config, record_sets, path) -> list[list]:
     print(f'devices: {devices.describe(strategy.num_replicas_in_sync)}', flush=True)
     with strategy.scope():
         task = task_lib.GanMaskRCNNTask(config.task)
-        model = task.build_model()
-        checkpoint_lib.restore(model, path)
+        model = checkpoint_lib.restored_model(task, path)
 
     step = make_step(strategy, task, model)
     return [predict(config, task, step, one, strategy) for one in record_sets]

@@ -98,6 +98,20 @@ def restore(model, path: str, as_trained: bool = False, **others) -> None:
         ) from error
 
 
+def restored_model(task: task_lib.GanMaskRCNNTask, path: str) -> tf.keras.Model:
+    """The generator with the weights at `path`; `task` gets what its detections need beside it.
+
+    Raises:
+      UserError: see `restore`.
+    """
+    model, others = task.build_model(), {}
+    if task.rescores:
+        task.build_box_discriminator()
+        others['box_discriminator'] = task.box_discriminator
+    restore(model, path, **others)
+    return model
+
+
 def step_of(path: str) -> int:
     """The training step that a checkpoint was saved at.
 
@@ -173,10 +187,11 @@ def load_run(
     path = find_checkpoint(model_dir, checkpoint)
     dataset = settings.load_dataset(flags)
     config = settings.load_config(flags, dataset)
-    model = task_lib.GanMaskRCNNTask(config.task).build_model()
-    restore(model, path)
+    task = task_lib.GanMaskRCNNTask(config.task)
+    model = restored_model(task, path)
     card = _make_card(config.task, dataset, path, score_threshold)
-    return signatures.InferenceModule(model, config.task, score_threshold), card, config
+    module = signatures.InferenceModule(model, config.task, score_threshold, task.box_discriminator)
+    return module, card, config
 
 
 def _make_card(task_config, dataset, path: str, score_threshold: float) -> model_card.ModelCard:

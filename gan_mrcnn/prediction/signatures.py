@@ -12,13 +12,14 @@ Shapes: B images of H x W pixels, N detections per image at most, S side of a pr
 """
 
 import functools
-from typing import Callable
+from typing import Callable, Optional
 
 import tensorflow as tf
 
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.metrics import predictions
 from gan_mrcnn.modeling import generator as generator_lib
+from gan_mrcnn.modeling import rescoring
 
 # The largest image that is decoded, in pixels: 200 MB. A few kilobytes of PNG can claim gigabytes.
 MAX_PIXELS = 1 << 26
@@ -36,21 +37,33 @@ class InferenceModule(tf.Module):
     training.
     """
 
-    def __init__(self, model: generator_lib.Generator, task_config, score_threshold: float):
+    def __init__(
+        self,
+        model: generator_lib.Generator,
+        task_config,
+        score_threshold: float,
+        box_discriminator: Optional[tf.keras.Model] = None,
+    ):
         """Makes a module without tracing anything.
 
         Args:
           model: with its weights.
           task_config: `configs.GanMaskRCNNTask`; says how images are scaled.
           score_threshold: detections from this score on are drawn into the label map.
+          box_discriminator: with its weights, where `gan.rescore_exponent` is above 0.
         """
         super().__init__()
         self.generator_variables = list(model.variables)
+        if box_discriminator is not None:
+            self.discriminator_variables = list(box_discriminator.variables)
         parser = task_config.validation_data.parser
         resize = input_pipeline.Parser(task_config.model, parser, task_config.seed).resize
         self._resize = lambda image: resize(image, parser.test_short_side)
-        self._detect = lambda images, image_shape, nms: model(
-            images, image_shape=image_shape, training=False, nms=nms
+        self._detect = functools.partial(
+            rescoring.detect,
+            model,
+            box_discriminator=box_discriminator,
+            exponent=task_config.gan.rescore_exponent,
         )
         self._size = task_config.model.input_size
         self._score_threshold = score_threshold
@@ -152,7 +165,7 @@ class InferenceModule(tf.Module):
         return {**outputs, 'label_map': labels[tf.newaxis]}
 
     def _run(self, images, info, nms):
-        found = self._detect(images, info[:, 1], nms)
+        found = self._detect(images, info[:, 1], nms=nms)
         counts, scores = found['num_detections'], found['detection_scores']
         exists = tf.sequence_mask(counts, scores.shape[1])
         scale = tf.tile(info[:, 2], [1, 2])[:, tf.newaxis]

@@ -85,6 +85,28 @@ def test_run_that_was_stopped_ends_where_the_whole_one_does(run, folder):
         np.testing.assert_allclose(stopped[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
+@tiny.eager_steps()
+def test_a_stopped_run_of_a_stronger_game_ends_where_the_whole_one_does(folder):
+    """Directions of the spectral norms, place on the ramp and draw of the exchange included."""
+    gan = {**tiny.STRONGEST, 'control': 'shuffled'}
+    overrides = [f'task.gan.{name}={value}' for name, value in gan.items()]
+    whole = train(folder, 'strong', STEPS, 'train', *overrides)
+    (folder / 'strong-stopped').mkdir()
+    for path in (whole / 'params.yaml', *whole.glob(f'ckpt-{STEPS // 2}.*')):
+        shutil.copy(path, folder / 'strong-stopped')
+    stopped = train(folder, 'strong-stopped', STEPS, 'train', *overrides)
+    found, wanted = variables(stopped), variables(whole)
+    assert set(found) == set(wanted)
+    assert sum('/direction/' in name for name in found) == 3 + 7
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    ramp = events(whole / 'train')['adversarial_ramp']
+    assert ramp == {1: 0.0, 2: 0.5, 3: 1.0, 4: 1.0}
+    later = events(folder / 'strong-stopped' / 'train')['adversarial_ramp']
+    assert later == {3: 1.0, 4: 1.0}
+
+
 def events(folder):
     """Values by tag and step."""
     found = {}
