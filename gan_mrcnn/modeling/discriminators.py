@@ -233,6 +233,8 @@ class SpectralConv2D(tf.keras.layers.Conv2D):
         return super().call(inputs)
 
     def convolution_op(self, inputs, kernel):
+        # A variable in 16 bits still calls itself one of 32.
+        kernel = tf.convert_to_tensor(kernel)
         direction = tf.math.l2_normalize(self.direction)
         norm = tf.norm(tf.linalg.matvec(self._matrix(kernel), direction))
         return super().convolution_op(inputs, kernel / tf.cast(norm, kernel.dtype))

@@ -27,6 +27,16 @@ from gan_mrcnn.training import checkpoints, multi_worker, nonfinite, preemption,
 from gan_mrcnn.utils import devices, disk, files, paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
+# Settings of `task.gan` that a run names where they are not the paper's.
+_GAME = (
+    'mask_judgement',
+    'normalization',
+    'box_loss',
+    'r1',
+    'ramp',
+    'rescore_exponent',
+    'control',
+)
 # Every reported term of every loop, as text.
 LOG_NAME = 'train.log'
 
@@ -485,9 +495,11 @@ def _gan_text(gan: configs.Gan) -> str:
         return 'baseline: no discriminators'
     mask, box = gan.weight('mask_weight'), gan.weight('box_weight')
     own_mask, own_box = (gan.weight(f'discriminator_{name}_weight') for name in ('mask', 'box'))
+    values, defaults = gan.as_dict(), configs.Gan().as_dict()
+    chosen = [f'; {name} {values[name]}' for name in _GAME if values[name] != defaults[name]]
     return (
         f'{gan.mode}: {gan.num_layers} layers, weights mask {mask:g}, box {box:g}; '
-        f"discriminators' own {own_mask:g}, {own_box:g}"
+        f"discriminators' own {own_mask:g}, {own_box:g}{''.join(chosen)}"
     )
 
 

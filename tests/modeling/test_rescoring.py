@@ -76,37 +76,39 @@ def test_the_best_come_first_and_padding_stays_behind():
 
 
 def test_a_graph_for_export_holds_stock_operations_alone(network):
-    task, model, images, shapes_ = network
+    task, model, images, image_shape = network
+    # As many images as a request has.
     step = tf.function(
-        lambda x: rescoring.detect(model, x, shapes_, task.box_discriminator, 0.5, 'tensorflow')
+        lambda *x: rescoring.detect(model, *x, task.box_discriminator, 0.5, 'tensorflow'),
+        input_signature=[tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None, 2])],
     )
-    graph = step.get_concrete_function(images).graph.as_graph_def()
+    graph = step.get_concrete_function().graph.as_graph_def()
     functions = {function.signature.name for function in graph.library.function}
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
     assert {node.op for node in nodes} - functions <= set(dir(tf.raw_ops))
     # As other processes do it.
-    wanted = rescoring.detect(model, images, shapes_, task.box_discriminator, 0.5)
-    found = step(images)
+    wanted = rescoring.detect(model, images, image_shape, task.box_discriminator, 0.5)
+    found = step(images, image_shape)
     assert np.any(found['detection_scores'] > 0)
     for name in ('detection_scores', 'detection_boxes', 'detection_classes'):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-3, err_msg=name)
 
 
 def test_without_an_exponent_nobody_is_asked(network):
-    _, model, images, shapes_ = network
-    found = rescoring.detect(model, images, shapes_)
-    wanted = model(images, image_shape=shapes_, training=False)
+    _, model, images, image_shape = network
+    found = rescoring.detect(model, images, image_shape)
+    wanted = model(images, image_shape=image_shape, training=False)
     for name in ('detection_scores', 'detection_boxes', 'detection_masks'):
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
 def test_opinions_of_the_table_belong_to_its_detections(network):
-    task, model, images, shapes_ = network
-    info = tf.stack([shapes_, shapes_, tf.ones([2, 2]), tf.zeros([2, 2])], axis=1)
+    task, model, images, image_shape = network
+    info = tf.stack([image_shape, image_shape, tf.ones([2, 2]), tf.zeros([2, 2])], axis=1)
     labels = {'image_info': info, 'source_id': tf.constant([7, 8], tf.int64)}
     results, opinions = benchmark.detect_with_opinions(task, model, [(images, labels)])
     assert len(results) == len(opinions) > 0
-    plain = rescoring.detect(model, images, shapes_)
+    plain = rescoring.detect(model, images, image_shape)
     for one, opinion in zip(results, opinions):
         b = one['image_id'] - 7
         x, y, width, height = one['bbox']

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from gan_mrcnn import settings
+from gan_mrcnn import configs, settings
 from gan_mrcnn import task as task_lib
 from gan_mrcnn.evaluation import run as evaluation_run
 from gan_mrcnn.prediction import checkpoint
@@ -133,6 +133,26 @@ def test_tensorboard_shows_validation_and_its_images(run):
     found = events(run / 'validation')
     assert set(found['mask_AP']) == set(found['box_AP']) == {STEPS}
     assert any('image_ground_truth_prediction' in tag for tag in found)
+
+
+@tiny.eager_steps()
+def test_evaluation_asks_the_box_discriminator_where_it_is_told_to(run, folder):
+    found = []
+    for exponent in (0, 1):
+        config = make_config(folder, f'task.gan.rescore_exponent={exponent}')
+        evaluation_run.evaluate(config, DATASET, 'val', str(run), 'last')
+        path = run / 'eval' / 'val' / 'predictions.json'
+        found.append({tuple(one['bbox']): one['score'] for one in json.loads(path.read_text())})
+    plain, rescored = found
+    assert set(plain) == set(rescored) and plain
+    opinions = [rescored[box] / plain[box] for box in plain]
+    assert 0 < min(opinions) < max(opinions) < 1
+
+
+def test_what_runs_names_the_settings_of_the_game_that_were_chosen():
+    assert 'control' not in training_run._gan_text(configs.Gan())
+    text = training_run._gan_text(configs.Gan(control='frozen', ramp=0.25))
+    assert text.endswith('; ramp 0.25; control frozen')
 
 
 def test_evaluation_covers_every_image_and_carries_the_notice(run, folder, capsys):
