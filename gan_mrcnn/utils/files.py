@@ -2,6 +2,7 @@
 """Files that hold either the old content or all of the new one, whatever happens in between."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 from gan_mrcnn.utils.errors import UserError
 
 PathLike = Union[str, os.PathLike]
+_CHUNK = 1 << 20
 
 
 @contextlib.contextmanager
@@ -96,6 +98,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sha256(path: PathLike) -> str:
+    """Hex SHA-256 of a file's content, a megabyte of it in memory at a time."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def load_json(path: PathLike, wanted: str) -> Any:

@@ -90,6 +90,8 @@ class Dataset(abc.ABC):
     splits: what `split` may be.
     is_demo: whether figures on it mean nothing outside this project.
     notice: said at the start and in every result file, where it is not empty.
+    origin: where the data are from and what their owners ask, for those who pass on what was learnt
+      from them; '' where only the user knows.
     crowds_hint: what to do where crowds may be objects after all; '' where they are groups.
     """
 
@@ -98,6 +100,7 @@ class Dataset(abc.ABC):
     splits: tuple[str, ...]
     is_demo: bool = False
     notice: str = ''
+    origin: str = ''
     crowds_hint: str = ''
 
     @property

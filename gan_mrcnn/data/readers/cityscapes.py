@@ -55,6 +55,10 @@ class Cityscapes(base.Dataset):
 
     name = 'cityscapes'
     class_names = tuple(label.name for label in _CLASSES)
+    origin = (
+        'Cityscapes (Cordts et al. 2016), for non-commercial use: '
+        'https://www.cityscapes-dataset.com/license/ has the terms.'
+    )
 
     def __init__(self, folder: pathlib.Path):
         """Lists the images.

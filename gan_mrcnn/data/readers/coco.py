@@ -28,4 +28,9 @@ def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
     # Without the training file one can still evaluate.
     if not files['val'].is_file():
         raise UserError(f'{files["val"]} is missing; {_EXPECTED}')
-    return coco_format.CocoFormat('coco', folder, files, chosen, categories_from='val')
+    dataset = coco_format.CocoFormat('coco', folder, files, chosen, categories_from='val')
+    dataset.origin = (
+        'COCO 2017 (Lin et al. 2014): annotations CC BY 4.0, images by terms of their owners, see '
+        'https://cocodataset.org/#termsofuse.'
+    )
+    return dataset

@@ -6,16 +6,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-_CHUNK = 1 << 20
-
-
-def of_file(path: pathlib.Path) -> str:
-    """Hex SHA-256 of a file's content, a megabyte of it in memory at a time."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+from gan_mrcnn.utils import files
 
 
 def of_stats(paths: Iterable[pathlib.Path], *facts: Any) -> str:
@@ -35,6 +26,6 @@ def of_content(paths: Iterable[pathlib.Path], *facts: Any) -> str:
     """Hex SHA-256 of `facts`, and of the files' names and content; the same on every machine."""
     digest = hashlib.sha256(repr(facts).encode())
     for path in paths:
-        content = of_file(path) if path.is_file() else None
+        content = files.sha256(path) if path.is_file() else None
         digest.update(repr((path.name, content)).encode())
     return digest.hexdigest()

@@ -60,6 +60,10 @@ class Glands(base.Dataset):
     class_names = ('gland',)
     splits = ('train', 'val', 'trainval', 'test', 'testA', 'testB')
     parts = ('train', 'val', 'testA', 'testB')
+    origin = (
+        'Warwick-QU (GlaS, MICCAI 2015; Sirinukunwattana et al. 2017), for research use: '
+        'https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest/ has the terms.'
+    )
 
     def __init__(self, data_dir: str):
         """Reads Grade.csv and lists the images.

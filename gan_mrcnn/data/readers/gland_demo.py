@@ -49,6 +49,7 @@ class DemoGlands(base.Dataset):
     splits = tuple(_SPLITS)
     parts = ('train', 'val', 'test')
     is_demo = True
+    origin = 'Glands that gan-mrcnn has rendered; nobody else has a right to them.'
     notice = (
         'DEMO DATA: rendered glands, not tissue. The figures mean nothing medically and cannot be '
         'compared\nwith any paper. To use the real data: download the Warwick-QU data set (GlaS, '

@@ -37,6 +37,10 @@ def load(data_dir: Optional[str], chosen: options.Options) -> base.Dataset:
 class Phones(coco_format.CocoFormat):
     """As `CocoFormat`, but a division holds images of each phone model out."""
 
+    origin = (
+        'Phones taken apart, from the authors of the GAN Mask R-CNN paper: theirs are the terms.'
+    )
+
     def _hold_out(self, items: Sequence[coco_format.Item], groups: Sequence[str]) -> list[int]:
         names = [item.file_name for item in items]
         models = [splitting.series_of(name) for name in names]

@@ -23,9 +23,9 @@ import pathlib
 import shutil
 from typing import Any, Optional
 
-from gan_mrcnn.data.readers import base, fingerprints
+from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import shards
-from gan_mrcnn.utils import disk, progress_bar
+from gan_mrcnn.utils import disk, files, progress_bar
 from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
@@ -213,17 +213,16 @@ def _digest(manifest) -> str:
 
 def _find_damaged(folder: pathlib.Path, manifest, read_all: bool = False) -> list[str]:
     """Files that are missing or not as they were written, as far as they are read."""
-    files = manifest['files']
-    read_all = read_all or sum(file['size'] for file in files.values()) <= _ALWAYS_READ
+    listed = manifest['files']
+    read_all = read_all or sum(file['size'] for file in listed.values()) <= _ALWAYS_READ
     written = (folder / _MANIFEST).stat().st_mtime_ns
     damaged, changed = [], False
-    for name, expected in sorted(files.items()):
+    for name, expected in sorted(listed.items()):
         try:
             state = (folder / name).stat()
             is_newer = state.st_mtime_ns > written
             is_good = state.st_size == expected['size'] and (
-                not (read_all or is_newer)
-                or fingerprints.of_file(folder / name) == expected['sha256']
+                not (read_all or is_newer) or files.sha256(folder / name) == expected['sha256']
             )
         except OSError:
             is_newer = is_good = False
@@ -366,7 +365,7 @@ def _finish(dataset, split, jobs, about, folder) -> None:
     if not manifest['image_ids']:
         raise UserError(f'{dataset.name}/{split} has no usable image')
     digests = {job.path: job.read_ground_truth()['sha256'] for job in jobs}
-    digests[folder / _ANNOTATIONS] = fingerprints.of_file(folder / _ANNOTATIONS)
+    digests[folder / _ANNOTATIONS] = files.sha256(folder / _ANNOTATIONS)
     manifest['files'] = {
         path.name: {'size': path.stat().st_size, 'sha256': digest}
         for path, digest in digests.items()
@@ -443,6 +442,6 @@ def _say_what_was_skipped(dataset, split, manifest) -> None:
     by_text: dict[str, list[str]] = {}
     for file_name, text in manifest.get('warnings', {}).items():
         by_text.setdefault(text, []).append(file_name)
-    for text, files in by_text.items():
-        others = f' (and {len(files) - 1} other images)' if len(files) > 1 else ''
-        print(f'{name}: warning: {files[0]}{others} {text}', flush=True)
+    for text, names in by_text.items():
+        others = f' (and {len(names) - 1} other images)' if len(names) > 1 else ''
+        print(f'{name}: warning: {names[0]}{others} {text}', flush=True)

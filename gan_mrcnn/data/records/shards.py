@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_api
 
-from gan_mrcnn.data.readers import base, fingerprints, images
+from gan_mrcnn.data.readers import base, images
 from gan_mrcnn.data.records import mask_crops
 from gan_mrcnn.utils import cli, files, run_lengths
 from gan_mrcnn.utils.errors import UserError
@@ -56,7 +56,7 @@ class Shard(NamedTuple):
         After a power cut a file may have its name and its size, but not its content.
         """
         try:
-            return self.read_ground_truth()['sha256'] == fingerprints.of_file(self.path)
+            return self.read_ground_truth()['sha256'] == files.sha256(self.path)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return False
 
@@ -204,7 +204,7 @@ def write_shard(
             _write_records(dataset, shard.items, path, skipped, ground_truth, on_example)
         except tf.errors.OpError as error:
             raise OSError(' '.join(str(error.message).split())) from error
-        ground_truth['sha256'] = fingerprints.of_file(path)
+        ground_truth['sha256'] = files.sha256(path)
     ground_truth['left_out'] = skipped or []
     files.write_json(shard.ground_truth_path, ground_truth, indent=None)
 

@@ -22,9 +22,8 @@ from pycocotools import coco
 from pycocotools import mask as coco_mask
 
 from gan_mrcnn.data import input_pipeline
-from gan_mrcnn.data.readers import fingerprints
 from gan_mrcnn.data.records import mask_crops, records
-from gan_mrcnn.utils import run_lengths
+from gan_mrcnn.utils import files, run_lengths
 from gan_mrcnn.utils.errors import UserError
 from tests.data.blocks import Blocks, make_example, make_masks
 from tests.utils.cells import cell_means
@@ -257,10 +256,8 @@ def test_a_large_cache_that_was_copied_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(records, '_ALWAYS_READ', 0)
     record_set = convert(Blocks(), tmp_path)
     read = []
-    of_file = fingerprints.of_file
-    monkeypatch.setattr(
-        fingerprints, 'of_file', lambda path: (read.append(path.name), of_file(path))[1]
-    )
+    sha256 = files.sha256
+    monkeypatch.setattr(files, 'sha256', lambda path: (read.append(path.name), sha256(path))[1])
     assert convert(Blocks(), tmp_path) == record_set and read == []
     written = (folder_of(record_set) / 'manifest.json').stat().st_mtime_ns
     for path in folder_of(record_set).glob('*.tfrecord'):
@@ -312,7 +309,7 @@ def run_program(text, *arguments, **options):
     """Starts a program that has the real beginning of ours; its output is text."""
     program = f"""
 import sys
-from gan_mrcnn.data.readers import base, fingerprints
+from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import records, shards
 from gan_mrcnn.utils import cli
 from tests.data.blocks import Blocks
