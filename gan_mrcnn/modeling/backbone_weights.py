@@ -186,19 +186,33 @@ def _is_identity_projection(block, stage, index):
     return stage == 1 and index == 0 and isinstance(block, nn_blocks.ResidualBlock)
 
 
-def _torchvision_layers(backbone) -> dict[str, tf.keras.layers.Layer]:
-    """Every convolution and BatchNorm that torchvision has, by its name there."""
+def named_layers(backbone: tf.keras.Model) -> dict[str, tf.keras.layers.Layer]:
+    """Every convolution and BatchNorm of a backbone by the name that it has in torchvision.
+
+    The projection that torchvision's ResNet-18 and -34 lack is `layer1.0.downsample`.
+    """
     stem = (tf.keras.layers.Conv2D, tf.keras.layers.BatchNormalization)
     conv, norm = (layer for layer in backbone.layers if isinstance(layer, stem))
     layers = {'conv1': conv, 'bn1': norm}
-    for name, stage, index, block in _blocks(backbone):
+    for name, _, index, block in _blocks(backbone):
         for i in range(1, 3 if isinstance(block, nn_blocks.ResidualBlock) else 4):
             layers[f'{name}.conv{i}'] = getattr(block, f'_conv{i}')
             layers[f'{name}.bn{i}'] = getattr(block, f'_norm{i}')
-        if index == 0 and not _is_identity_projection(block, stage, index):
+        if index == 0:
             layers[f'{name}.downsample.0'] = block._shortcut
             layers[f'{name}.downsample.1'] = block._norm0
     return layers
+
+
+def _torchvision_layers(backbone) -> dict[str, tf.keras.layers.Layer]:
+    """Those of `named_layers` that torchvision has."""
+    lacking = tuple(
+        f'{name}.downsample.'
+        for name, stage, index, block in _blocks(backbone)
+        if _is_identity_projection(block, stage, index)
+    )
+    layers = named_layers(backbone)
+    return {name: layer for name, layer in layers.items() if not name.startswith(lacking)}
 
 
 def _torchvision_variables(backbone) -> dict[str, tf.Variable]:
