@@ -23,6 +23,7 @@ COMMANDS = {
     'ablate': "trains and compares the rows of the paper's Tables 5 and 6",
     'replay': 'repeats a step whose loss was not finite, and says where it went wrong',
     'export': 'writes a SavedModel for TF Serving',
+    'publish': 'writes weights that can be passed on',
     'client': 'asks a running TF Serving',
 }
 

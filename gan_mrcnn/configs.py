@@ -278,6 +278,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     learning_rate_batch: filled in where the learning rate was scaled: the batch that it was for.
     backbone_weights: ImageNet weights, see `gan_mrcnn.modeling.backbone_weights`; '' trains from
       scratch.
+    weights: of a whole generator to go on from, see `gan_mrcnn.utils.published`; '' for none.
+      `backbone_weights` are not read then.
     clip_norm: largest global norm of the generator's gradient, 0 for no clipping.
     patience: validations in a row without a better mask AP that end the run, 0 for none.
     deterministic: whether every operation gives the same bits each time, where it can.
@@ -304,6 +306,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     cache_dir: str = ''
     skip_bad: bool = False
     backbone_weights: str = ''
+    weights: str = ''
     clip_norm: float = 10.0
     learning_rate_batch: int = 0
     nonfinite: Nonfinite = dataclasses.field(default_factory=Nonfinite)

@@ -19,7 +19,8 @@ from official.modeling.hyperparams import params_dict
 from gan_mrcnn import configs
 from gan_mrcnn.data import readers
 from gan_mrcnn.data.readers import base, options
-from gan_mrcnn.utils import cli, paths, yaml_files
+from gan_mrcnn.modeling import weights_file
+from gan_mrcnn.utils import cli, paths, published, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 # What holds a learning rate in the Model Garden's schedules and warm-ups.
@@ -63,6 +64,7 @@ class Flags:
     on_nonfinite: Optional[str] = None
     patience: Optional[int] = None
     deterministic: bool = False
+    weights: Optional[str] = None
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> 'Flags':
@@ -85,7 +87,7 @@ def load_config(flags: Flags, dataset: base.Dataset) -> config_definitions.Exper
     path = pathlib.Path(flags.config_file or default_config_file(dataset))
     if not path.is_file():
         raise UserError(f'--config_file {path} is not there; see {CONFIGS_DIR} for others')
-    override(config, yaml_files.parse(path.read_bytes(), str(path)) or {}, str(path))
+    override(config, read(path), str(path))
     overrides = [_parse_overrides(text) for text in flags.params_override]
     file_batch = config.task.train_data.global_batch_size
     for values in overrides:
@@ -95,7 +97,7 @@ def load_config(flags: Flags, dataset: base.Dataset) -> config_definitions.Exper
     config.task.model.num_classes = len(dataset.class_names) + 1
     configs.check(config.task)
     config.task.backbone_weights = os.path.expanduser(config.task.backbone_weights)
-    if not config.task.backbone_weights:
+    if not (config.task.backbone_weights or config.task.weights):
         # Frozen random layers and BatchNorm that never sees a statistic would learn nothing.
         config.task.model.backbone.resnet.freeze_stages = 0
         config.task.model.backbone.resnet.bn_trainable = True
@@ -139,6 +141,8 @@ def _apply_flags(task: configs.GanMaskRCNNTask, flags: Flags) -> None:
     task.deterministic |= flags.deterministic
     if flags.gan is not None:
         task.gan.mode = flags.gan
+    if flags.weights is not None:
+        task.weights = flags.weights
     if flags.seed is not None:
         task.seed = flags.seed
     if flags.max_instances is not None:
@@ -150,12 +154,23 @@ def _apply_flags(task: configs.GanMaskRCNNTask, flags: Flags) -> None:
 
 
 def saved_config(path: pathlib.Path) -> config_definitions.ExperimentConfig:
-    """The settings that a run has noted in its `params.yaml`."""
+    """The settings that a run has noted in its `params.yaml`, or published with its weights."""
     if not path.is_file():
         raise UserError(f'{path} is not there: not the folder of a run')
     config = exp_factory.get_exp_config(configs.EXPERIMENT)
-    override(config, yaml_files.parse(path.read_bytes(), str(path)) or {}, str(path))
+    override(config, read(path), str(path))
     return config
+
+
+def read(path: pathlib.Path) -> Any:
+    """What a YAML file says, or published weights of the run that they are from.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if path.suffix == published.SUFFIX:
+        return weights_file.read_notes(str(path))['settings']
+    return yaml_files.parse(path.read_bytes(), str(path)) or {}
 
 
 def scale_learning_rate(config, file_batch: int, overrides: Sequence[Mapping[str, Any]]) -> None:

@@ -23,9 +23,15 @@ from custom_ops.prroi_pool import multilevel_prroi_pool
 from gan_mrcnn import configs, losses
 from gan_mrcnn.data import input_pipeline
 from gan_mrcnn.metrics import coco, collector, matching
-from gan_mrcnn.modeling import backbone_weights, discriminators, rescoring, roi_align
+from gan_mrcnn.modeling import (
+    backbone_weights,
+    discriminators,
+    rescoring,
+    roi_align,
+    weights_file,
+)
 from gan_mrcnn.modeling import generator as generator_lib
-from gan_mrcnn.utils import devices
+from gan_mrcnn.utils import devices, published
 
 DETECTION_TERMS = (
     'rpn_score_loss',
@@ -164,10 +170,20 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         return tf.keras.regularizers.l2(decay / 2.0) if decay else None
 
     def initialize(self, model: tf.keras.Model) -> None:
-        """Loads the backbone where one is given; called where there is no checkpoint yet."""
-        path = self.task_config.backbone_weights
-        if path:
-            print(backbone_weights.load_backbone(model.backbone, path))
+        """Loads the weights that are given; called where there is no checkpoint yet.
+
+        Published weights give the whole generator, but for what is as wide as another number of
+        classes; the discriminators start anew with each run.
+        """
+        source, backbone = self.task_config.weights, self.task_config.backbone_weights
+        if source:
+            path = published.find(source, self.task_config.cache_dir)
+            anew = weights_file.load(model, path, new_classes=True)
+            print(f'generator initialized from {source}')
+            if anew:
+                print(f'another number of classes there: {", ".join(anew)} start anew')
+        elif backbone:
+            print(backbone_weights.load_backbone(model.backbone, backbone))
         else:
             print('No backbone weights given: all networks are trained from scratch.')
 

@@ -3,6 +3,8 @@
 losses MODE FILE        terms of three steps on one batch, as JSON
 train FOLDER STEPS      a run of tests/tiny.py in FOLDER/run, on to STEPS
 detect MODEL IN OUT     detections of the SavedModel in the images of an .npz, as another .npz
+publish FOLDER          a run of tests/serving/tiny.py in FOLDER/run, published in FOLDER/weights
+weights FILE OUT        weights of the network that published weights are of, as an .npz
 """
 
 import json
@@ -14,7 +16,9 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np  # noqa: E402
 
-from gan_mrcnn.prediction import predictor  # noqa: E402
+from gan_mrcnn.modeling import weights_file  # noqa: E402
+from gan_mrcnn.prediction import checkpoint, predictor  # noqa: E402
+from gan_mrcnn.serving import publish as publishing  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.serving import tiny as tiny_export  # noqa: E402
 
@@ -40,6 +44,19 @@ def detect(model, images):
     }
 
 
+def publish(folder):
+    """A tiny run in `folder`/run, published in `folder`/weights."""
+    run = folder / 'run'
+    tiny_export.write_run(run)
+    publishing.publish(checkpoint.open_run(str(run)), str(run), str(folder / 'weights'))
+
+
+def weights(path):
+    """Every weight of the network that published weights are of, by name."""
+    model = checkpoint.open_published(str(path)).model
+    return {name: x.numpy() for name, x in weights_file.named_variables(model).items()}
+
+
 if __name__ == '__main__':
     what, *arguments = sys.argv[1:]
     if what == 'losses':
@@ -50,6 +67,11 @@ if __name__ == '__main__':
         tiny.train(pathlib.Path(folder), 'run', int(steps))
     elif what == 'export':
         tiny_export.export(pathlib.Path(arguments[0]))
+    elif what == 'publish':
+        publish(pathlib.Path(arguments[0]))
+    elif what == 'weights':
+        source, target = arguments
+        np.savez(target, **weights(source))
     elif what == 'detect':
         model, source, target = arguments
         np.savez(target, **detect(model, np.load(source)['images']))

@@ -239,6 +239,24 @@ URLS = st.sampled_from(
 )
 
 
+WEIGHTS = st.sampled_from(
+    [
+        *(
+            '',
+            '.',
+            'nosuch',
+            'file',
+            'http://127.0.0.1:9/x',
+            'ftp://x',
+            '://',
+            'http://[::1#sha256=',
+        ),
+        *(f'http://127.0.0.1:9/ü b#sha256={"0" * 64}', f'http://h:x/#sha256={"0" * 64}'),
+        *(f'file:///proc/nosuch#sha256={"0" * 64}', f'http://[::1#sha256={"0" * 64}'),
+    ]
+)
+
+
 def valid(world, name):
     """Flags and the rest of a command `name` that is right."""
     data = {'--dataset': 'label_images', '--data_dir': world.data}
@@ -254,6 +272,7 @@ def valid(world, name):
         ),
         'ablate': ({**data, '--table': 5, '--model_dir': 'new', '--cache_dir': world.cache}, []),
         'export': ({'--model_dir': world.run, '--export_dir': 'new'}, []),
+        'publish': ({}, [world.run, 'new']),
         'client': ({'--url': 'http://127.0.0.1:9/v1/models/m'}, [world.pictures / 'a.png']),
         'replay': ({}, [world.run / 'nonfinite/step-1.npz']),
     }[name]
@@ -271,17 +290,18 @@ def any_values(world, name):
         'train': {
             **of_a_run,
             **{'--split': NUMBERS, '--split_seed': NUMBERS, '--max_instances': NUMBERS},
-            **{'--group_by': WORDS, '--log_file': place},
+            **{'--group_by': WORDS, '--log_file': place, '--weights': WEIGHTS},
         },
         'evaluate': {
             **of_a_run,
             **{'--saved_model': place, '--split': WORDS, '--predictions': place},
             **{'--val_predictions': place, '--results': place, '--report': place},
-            '--checkpoint': st.one_of(WORDS, place),
+            **{'--checkpoint': st.one_of(WORDS, place), '--weights': WEIGHTS},
         },
         'predict': {
             **{'--model': place, '--out': place, '--batch': NUMBERS, '--overlap': NUMBERS},
             **{'--score_threshold': NUMBERS, '--checkpoint': st.one_of(WORDS, place)},
+            '--weights': WEIGHTS,
         },
         'check': {
             **{'--dataset': WORDS, '--data_dir': place, '--split': NUMBERS, '--html': place},
@@ -295,8 +315,9 @@ def any_values(world, name):
         'export': {
             **{'--version': NUMBERS, '--score_threshold': NUMBERS, '--model_dir': place},
             **{'--export_dir': place, '--checkpoint': st.one_of(WORDS, place)},
-            '--data_dir': place,
+            **{'--data_dir': place, '--weights': WEIGHTS},
         },
+        'publish': {'--checkpoint': st.one_of(WORDS, place), '--data_dir': place},
         'client': {
             **{'--out': place, '--class_names': place, '--timeout': NUMBERS, '--url': URLS},
             '--score_threshold': NUMBERS,

@@ -98,3 +98,19 @@ def test_an_export_runs_under_the_other_set(other, exporter, tmp_path):
     for name, value in ours.items():
         atol = {'boxes': 1e-2, 'masks': 1e-3}.get(name.split('_')[1], 1e-5)
         np.testing.assert_allclose(theirs[name], value, atol=atol, err_msg=name)
+
+
+def test_both_publish_the_same_and_read_each_others(other, tmp_path):
+    (tmp_path / 'ours').mkdir()
+    (tmp_path / 'theirs').mkdir()
+    other_set.publish(tmp_path / 'ours')
+    other('publish', tmp_path / 'theirs')
+    ours, theirs = (tmp_path / name / 'weights/model.safetensors' for name in ('ours', 'theirs'))
+    other('weights', ours, tmp_path / 'read.npz')
+    wanted, read_there = other_set.weights(ours), np.load(tmp_path / 'read.npz')
+    read_here = other_set.weights(theirs)
+    assert set(read_there.files) == set(read_here) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(read_there[name], value, err_msg=name)
+        # Both have drawn them from one seed.
+        np.testing.assert_allclose(read_here[name], value, rtol=2**-10, atol=1e-7, err_msg=name)

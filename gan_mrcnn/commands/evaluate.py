@@ -5,8 +5,9 @@ With --predictions FILE instead of a model, it scores COCO results of any system
 """
 
 import argparse
+import os
 
-from gan_mrcnn.utils import cli
+from gan_mrcnn.utils import cli, published
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -16,6 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_path(
         parser, '--saved_model', help='what gan-mrcnn export wrote, in place of a checkpoint'
     )
+    cli.add_weights_flag(parser, 'in place of a checkpoint', dest='published')
     parser.add_argument(
         '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
     )
@@ -35,10 +37,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    if options.model_dir is None and options.saved_model is None and options.predictions is None:
+    models = (options.model_dir, options.saved_model, options.published)
+    if not any(models) and options.predictions is None:
         raise UserError(
             '--model_dir is missing: the folder that train.py wrote; or give --predictions FILE'
         )
+    if options.published and (options.saved_model or options.predictions):
+        raise UserError('--weights goes without --saved_model and --predictions; leave one out')
+    weights = None
+    if options.published:
+        options.model_dir = options.model_dir or _beside_weights(options.published)
+        weights = published.find(options.published, options.cache_dir)
     if options.val_predictions and not options.predictions:
         raise UserError('--val_predictions goes with --predictions; leave it out')
     if options.model_dir is None and options.saved_model is not None:
@@ -50,7 +59,7 @@ def main(options: argparse.Namespace) -> None:
     outputs = evaluation_run.Outputs(results=options.results or '', report=options.report or '')
     flags = settings.Flags.from_arguments(options)
     if flags.model_dir is not None:
-        checkpoint.use_saved_settings(flags, options.saved_model)
+        checkpoint.use_saved_settings(flags, options.saved_model, weights)
     dataset = settings.load_dataset(flags)
     split = options.split or ('test' if 'test' in dataset.splits else 'val')
     config = settings.load_config(flags, dataset)
@@ -67,7 +76,15 @@ def main(options: argparse.Namespace) -> None:
         options.checkpoint,
         outputs,
         options.saved_model,
+        weights,
     )
+
+
+def _beside_weights(source: str) -> str:
+    """The folder of published weights, where results go unless --model_dir names another."""
+    if published.is_address(source):
+        raise UserError('--model_dir is missing: the folder for the results of --weights URL')
+    return source if os.path.isdir(source) else os.path.dirname(source) or '.'
 
 
 def _beside(saved_model: str) -> str:

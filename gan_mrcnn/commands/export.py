@@ -7,17 +7,17 @@ take it, too. Needs the extra serving: pip install 'gan-mrcnn[serving]'.
 
 import argparse
 
-from gan_mrcnn.utils import cli
+from gan_mrcnn.utils import cli, published
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_path(
         parser,
         '--model_dir',
-        required=True,
         metavar='RUN',
         help='folder that gan-mrcnn train wrote',
     )
+    cli.add_weights_flag(parser, 'in place of a run', dest='published')
     cli.add_path(
         parser,
         '--export_dir',
@@ -42,16 +42,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_path(
         parser, '--data_dir', help='where the data set is, if it was moved; it names the classes'
     )
+    cli.add_cache_flag(parser)
 
 
 def main(options: argparse.Namespace) -> None:
+    cli.check_one_model(options, '--model_dir')
+    path = published.find(options.published, options.cache_dir) if options.published else None
     from gan_mrcnn.prediction import checkpoint
     from gan_mrcnn.serving import export
 
-    module, card, config = checkpoint.load_run(
-        options.model_dir, options.checkpoint, options.score_threshold, options.data_dir
+    if path:
+        opened = checkpoint.open_published(path, options.score_threshold)
+    else:
+        opened = checkpoint.open_run(
+            options.model_dir, options.checkpoint, options.score_threshold, options.data_dir
+        )
+    card = opened.card
+    target = export.export(
+        opened.module(), card, opened.config, options.export_dir, options.version
     )
-    target = export.export(module, card, config, options.export_dir, options.version)
     size = sum(path.stat().st_size for path in target.rglob('*') if path.is_file())
     print(
         f'exported {card.checkpoint} (step {card.step}) to {target}, {size / 1e6:.0f} MB; '

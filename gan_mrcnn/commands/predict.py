@@ -2,22 +2,25 @@
 """Predicts the objects in image files: gan-mrcnn predict --model MODEL IMAGES... --out DIR.
 
 IMAGES are files, folders (with all below) and patterns in quotes. MODEL is a SavedModel that
-gan-mrcnn export wrote (OUT/model or OUT/model/1), or the folder of a run. DIR gets overlays/,
+gan-mrcnn export wrote (OUT/model or OUT/model/1), or the folder of a run; --weights takes what
+gan-mrcnn publish wrote. DIR gets overlays/,
 labels/, objects.csv and predictions.json (COCO format).
 """
 
 import argparse
 
-from gan_mrcnn.utils import cli
+from gan_mrcnn.utils import cli, published
 from gan_mrcnn.utils.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_path(parser, 'images', nargs='+', metavar='IMAGES', help='files, folders or patterns')
-    cli.add_path(parser, '--model', required=True, help='a SavedModel, or the folder of a run')
+    cli.add_path(parser, '--model', help='a SavedModel, or the folder of a run')
+    cli.add_weights_flag(parser, 'in place of --model', dest='published')
     cli.add_path(parser, '--out', required=True, metavar='DIR', help='folder of the results')
     cli.add_checkpoint_flag(parser)
     cli.add_path(parser, '--data_dir', help='of a run: where its data set is, if it was moved')
+    cli.add_cache_flag(parser)
     parser.add_argument(
         '--score_threshold',
         type=float,
@@ -44,6 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
+    cli.check_one_model(options, '--model')
     cli.check_score(options.score_threshold)
     cli.check_positive(options.batch, '--batch')
     tile, overlap = options.tile, options.overlap
@@ -64,9 +68,10 @@ def main(options: argparse.Namespace) -> None:
     for text in left_out:
         print(f'left out: {cli.one_line(text)}; name a file by itself to predict it')
     writing.prepare_folder(options.out)
+    path = published.find(options.published, options.cache_dir) if options.published else None
     prediction_run.predict(
         sources,
-        prediction_run.load(options.model, options.checkpoint, options.data_dir),
+        prediction_run.load(options.model, options.checkpoint, options.data_dir, path),
         options.out,
         options.score_threshold,
         options.batch,

@@ -18,6 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default='train_and_eval',
         help='eval: the last checkpoint on the validation split',
     )
+    cli.add_weights_flag(parser, 'the generator starts from these; overrides task.weights')
     parser.add_argument(
         '--max_instances',
         type=int,

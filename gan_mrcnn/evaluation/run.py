@@ -20,8 +20,9 @@ from gan_mrcnn.data.records import records
 from gan_mrcnn.evaluation import paper, scoring
 from gan_mrcnn.evaluation.report import page as report_page
 from gan_mrcnn.metrics import coco, collector, predictions
+from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
-from gan_mrcnn.prediction import contact_sheet
+from gan_mrcnn.prediction import contact_sheet, model_card
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import devices, disk, progress_bar, visualization
 from gan_mrcnn.utils.errors import UserError
@@ -46,6 +47,7 @@ def evaluate(
     checkpoint: str,
     outputs: Optional[Outputs] = None,
     saved_model: Optional[str] = None,
+    weights: Optional[str] = None,
 ) -> dict:
     """Evaluates one checkpoint, or what was exported from one, on one split.
 
@@ -58,12 +60,17 @@ def evaluate(
       outputs: what to write beside that.
       saved_model: folder of a SavedModel that `gan_mrcnn.serving.export` wrote, in place of the
         checkpoint.
+      weights: path of published weights, in place of the checkpoint.
 
     Returns:
       What `results.json` holds.
     """
-    path = saved_model or checkpoint_lib.find_checkpoint(model_dir, checkpoint)
-    predictor = _load_saved_model(path, dataset) if saved_model else None
+    path = saved_model or weights or checkpoint_lib.find_checkpoint(model_dir, checkpoint)
+    predictor = _load_saved_model(path) if saved_model else None
+    card = predictor.card if predictor else _published_card(weights) if weights else None
+    if card:
+        flag = '--saved_model' if saved_model else '--weights'
+        _check_classes(card, dataset, f'{flag} {path}')
     is_gland = dataset.name == 'gland'
     validation_split = config.task.validation_data.split
     # Glands are painted into label maps from a score on, which the test images must not choose.
@@ -76,13 +83,14 @@ def evaluate(
     if predictor:
         detections = _predict_saved_model(config, record_sets, predictor)
     else:
-        detections = _predict_checkpoint(config, record_sets, path)
+        make = checkpoint_lib.published_model if weights else checkpoint_lib.restored_model
+        detections = _predict_checkpoint(config, record_sets, lambda task: make(task, path))
     threshold = scoring.DEFAULT_THRESHOLD
     if is_gland:
         threshold = scoring.threshold_from_validation(record_sets[-1], detections[-1])
     origin = {
         'checkpoint': path,
-        'step': predictor.card.step if predictor else checkpoint_lib.step_of(path),
+        'step': card.step if card else checkpoint_lib.step_of(path),
         'seed': config.task.seed,
     }
     most = config.task.model.detection_generator.max_num_detections
@@ -201,8 +209,8 @@ def _predict_saved_model(config, record_sets, predictor) -> list[list]:
     return [predictor_lib.predict_records(predictor, one, batch_size) for one in record_sets]
 
 
-def _predict_checkpoint(config, record_sets, path) -> list[list]:
-    """Detections of each of the record sets."""
+def _predict_checkpoint(config, record_sets, make_model) -> list[list]:
+    """Detections of each of the record sets; `make_model` gives a task's with its weights."""
     devices.set_up(config.runtime.mixed_precision_dtype, config.task.deterministic)
     strategy = devices.mirrored_strategy(config.runtime.all_reduce_alg)
     batch_size = config.task.validation_data.global_batch_size
@@ -210,7 +218,7 @@ def _predict_checkpoint(config, record_sets, path) -> list[list]:
     print(f'devices: {devices.describe(strategy.num_replicas_in_sync)}', flush=True)
     with strategy.scope():
         task = task_lib.GanMaskRCNNTask(config.task)
-        model = checkpoint_lib.restored_model(task, path)
+        model = make_model(task)
 
     step = make_step(strategy, task, model)
     return [predict(config, task, step, one, strategy) for one in record_sets]
@@ -227,18 +235,25 @@ def make_step(strategy, task, model):
     return step
 
 
-def _load_saved_model(path, dataset):
-    """A predictor of the exported model; UserError where it has other classes than `dataset`."""
+def _published_card(path: str) -> model_card.ModelCard:
+    return model_card.from_values(weights_file.read_notes(path)['card'], path)
+
+
+def _load_saved_model(path):
+    """A predictor of the exported model."""
     devices.prepare_gpus()
     predictor = predictor_lib.load_saved_model(path)
     print(f'devices: {devices.describe()}', flush=True)
-    if predictor.card.class_names != tuple(dataset.class_names):
-        raise UserError(
-            f'--saved_model {path} knows {", ".join(predictor.card.class_names)}, but the classes '
-            f'of {dataset.name} are {", ".join(dataset.class_names)}; give the data set that it '
-            'was trained on'
-        )
     return predictor
+
+
+def _check_classes(card: model_card.ModelCard, dataset: base.Dataset, model: str) -> None:
+    """Raises UserError where a model has other classes than `dataset`; `model` names it."""
+    if card.class_names != tuple(dataset.class_names):
+        raise UserError(
+            f'{model} knows {", ".join(card.class_names)}, but the classes of {dataset.name} are '
+            f'{", ".join(dataset.class_names)}; give the data set that it was trained on'
+        )
 
 
 def predict(config, task, step, record_set, strategy) -> list:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run's folder: its checkpoints, its settings, and its network ready for inference."""
 
+import dataclasses
 import os
 import pathlib
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import tensorflow as tf
 from google.protobuf import message
@@ -11,11 +12,13 @@ from official.core import train_utils
 from official.vision.ops import preprocess_ops
 
 import gan_mrcnn
-from gan_mrcnn import settings
+from gan_mrcnn import configs, settings
 from gan_mrcnn import task as task_lib
+from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.readers import options as data_options
+from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.prediction import model_card, predictor, signatures
-from gan_mrcnn.utils import paths, yaml_files
+from gan_mrcnn.utils import cli, paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 SCORE_THRESHOLD = 0.5
@@ -112,6 +115,21 @@ def restored_model(task: task_lib.GanMaskRCNNTask, path: str) -> tf.keras.Model:
     return model
 
 
+def published_model(task: task_lib.GanMaskRCNNTask, path: str) -> tf.keras.Model:
+    """The generator with published weights.
+
+    Raises:
+      UserError: they cannot be read, are of another network, or detections depend on more.
+    """
+    if task.rescores:
+        raise UserError(
+            f'{path} has no box discriminator, which task.gan.rescore_exponent wants; set it to 0'
+        )
+    model = task.build_model()
+    weights_file.load(model, path)
+    return model
+
+
 def step_of(path: str) -> int:
     """The training step that a checkpoint was saved at.
 
@@ -125,7 +143,9 @@ def step_of(path: str) -> int:
         raise UserError(f'{path} holds no training step; give another --checkpoint') from error
 
 
-def use_saved_settings(flags: settings.Flags, saved_model: Optional[str] = None) -> None:
+def use_saved_settings(
+    flags: settings.Flags, saved_model: Optional[str] = None, weights: Optional[str] = None
+) -> None:
     """Fills `flags` with the settings of a run, where they do not say otherwise.
 
     Those are its configuration, where its data were and how they were split: with another split,
@@ -134,11 +154,14 @@ def use_saved_settings(flags: settings.Flags, saved_model: Optional[str] = None)
     Args:
       flags: `model_dir` is that of the run.
       saved_model: of an export, whose settings are taken in place of the run's.
+      weights: path of published weights, the same.
 
     Raises:
       UserError: run or export have no settings, and the flags name none.
     """
-    if saved_model:
+    if weights:
+        path = pathlib.Path(weights)
+    elif saved_model:
         path = predictor.find_version(saved_model) / 'assets' / model_card.PARAMS
     else:
         path = pathlib.Path(flags.model_dir) / PARAMS_NAME
@@ -152,12 +175,90 @@ def use_saved_settings(flags: settings.Flags, saved_model: Optional[str] = None)
         )
     if flags.config_file is None:
         flags.config_file = str(path)
-    saved = yaml_files.read_task(path)
+    saved = (
+        yaml_files.task_of(settings.read(path), weights) if weights else yaml_files.read_task(path)
+    )
     if saved['dataset'] != flags.dataset:
         return
     for name in ('data_dir', *data_options.FLAGS):
         if not getattr(flags, name):
             setattr(flags, name, saved.get(name) or None)
+
+
+class Opened(NamedTuple):
+    """A trained network with all that is known of it.
+
+    model: `generator.Generator` with its weights, in float32 whatever it was trained in.
+    card: what its numbers mean.
+    config: of its run.
+    dataset: of its run; None for published weights.
+    box_discriminator: where detections depend on it.
+    """
+
+    model: tf.keras.Model
+    card: model_card.ModelCard
+    config: Any
+    dataset: Optional[base.Dataset] = None
+    box_discriminator: Optional[tf.keras.Model] = None
+
+    def module(self) -> signatures.InferenceModule:
+        """The network from encoded images to detections."""
+        return signatures.InferenceModule(
+            self.model, self.config.task, self.card.score_threshold, self.box_discriminator
+        )
+
+    def predictor(self) -> predictor.Predictor:
+        """The network, called as an export is."""
+        module = self.module()
+        return predictor.Predictor(module.signatures(), self.card, module)
+
+
+def open_run(
+    model_dir: str,
+    checkpoint: str = 'best',
+    score_threshold: float = SCORE_THRESHOLD,
+    data_dir: Optional[str] = None,
+) -> Opened:
+    """The generator of a run with its weights.
+
+    Args:
+      model_dir: of the run.
+      checkpoint: 'best', 'last' or a path.
+      score_threshold: see `model_card.ModelCard`.
+      data_dir: where the data set is now; the class names are read from it.
+
+    Raises:
+      UserError: the run, its checkpoint or its data set is missing, or the checkpoint is of
+        another network.
+    """
+    cli.check_score(score_threshold)
+    flags = _flags_of(model_dir, data_dir)
+    path = find_checkpoint(model_dir, checkpoint)
+    dataset = settings.load_dataset(flags)
+    config = settings.load_config(flags, dataset)
+    task = task_lib.GanMaskRCNNTask(config.task)
+    model = restored_model(task, path)
+    card = _make_card(config.task, dataset, path, score_threshold)
+    return Opened(model, card, config, dataset, task.box_discriminator)
+
+
+def open_published(path: str, score_threshold: Optional[float] = None) -> Opened:
+    """The generator of published weights; no data set is needed.
+
+    Args:
+      path: of the file, see `published.find`.
+      score_threshold: see `model_card.ModelCard`; None for that of the weights.
+
+    Raises:
+      UserError: the file cannot be read, or is not what `gan-mrcnn publish` writes.
+    """
+    cli.check_score(score_threshold)
+    config = settings.saved_config(pathlib.Path(path))
+    configs.check(config.task)
+    card = model_card.from_values(weights_file.read_notes(path)['card'], path)
+    if score_threshold is not None:
+        card = dataclasses.replace(card, score_threshold=score_threshold)
+    return Opened(published_model(task_lib.GanMaskRCNNTask(config.task), path), card, config)
 
 
 def load_run(
@@ -166,32 +267,9 @@ def load_run(
     score_threshold: float = SCORE_THRESHOLD,
     data_dir: Optional[str] = None,
 ) -> tuple[signatures.InferenceModule, model_card.ModelCard, Any]:
-    """The generator of a run with its weights, in float32 whatever it was trained in.
-
-    Args:
-      model_dir: of the run.
-      checkpoint: 'best', 'last' or a path.
-      score_threshold: see `model_card.ModelCard`.
-      data_dir: where the data set is now; the class names are read from it.
-
-    Returns:
-      The module, its model card, and the run's configuration.
-
-    Raises:
-      UserError: the run, its checkpoint or its data set is missing, or the checkpoint is of
-        another network.
-    """
-    if not 0 <= score_threshold <= 1:
-        raise UserError(f'--score_threshold {score_threshold:g} is not between 0 and 1')
-    flags = _flags_of(model_dir, data_dir)
-    path = find_checkpoint(model_dir, checkpoint)
-    dataset = settings.load_dataset(flags)
-    config = settings.load_config(flags, dataset)
-    task = task_lib.GanMaskRCNNTask(config.task)
-    model = restored_model(task, path)
-    card = _make_card(config.task, dataset, path, score_threshold)
-    module = signatures.InferenceModule(model, config.task, score_threshold, task.box_discriminator)
-    return module, card, config
+    """What `open_run` gives, the network as a module."""
+    opened = open_run(model_dir, checkpoint, score_threshold, data_dir)
+    return opened.module(), opened.card, opened.config
 
 
 def _make_card(task_config, dataset, path: str, score_threshold: float) -> model_card.ModelCard:
@@ -208,14 +286,6 @@ def _make_card(task_config, dataset, path: str, score_threshold: float) -> model
         step=step_of(path),
         version=gan_mrcnn.__version__,
     )
-
-
-def load_predictor(
-    model_dir: str, checkpoint: str = 'best', data_dir: Optional[str] = None
-) -> predictor.Predictor:
-    """A run's checkpoint, called as an export is; see `load_run`."""
-    module, card, _ = load_run(model_dir, checkpoint, data_dir=data_dir)
-    return predictor.Predictor(module.signatures(), card, module)
 
 
 def _flags_of(model_dir: str, data_dir: Optional[str]) -> settings.Flags:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import typing
+from typing import Any
 
 from gan_mrcnn.utils import files
 from gan_mrcnn.utils.errors import UserError
@@ -59,17 +60,31 @@ def read(folder: pathlib.Path) -> ModelCard:
     path = folder / FILE_NAME
     try:
         values = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path) from error
+    return from_values(values, path)
+
+
+def from_values(values: Any, source: files.PathLike) -> ModelCard:
+    """The card whose fields a JSON object has.
+
+    Raises:
+      UserError: it is not such an object; `source` is named.
+    """
+    try:
         card = ModelCard(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f'{path} cannot be read; give a model that gan-mrcnn export wrote'
-        ) from error
+    except (TypeError, AttributeError) as error:
+        raise _unreadable(source) from error
     for name, hint in typing.get_type_hints(ModelCard).items():
         if not _fits(getattr(card, name), hint):
-            raise UserError(f'{path} has no {name} that can be one; export the model again')
+            raise UserError(f'{source} has no {name} that can be one; export the model again')
     if len(card.class_names) != len(card.category_ids):
-        raise UserError(f'{path} has not as many category_ids as class_names; export again')
+        raise UserError(f'{source} has not as many category_ids as class_names; export again')
     return card
+
+
+def _unreadable(source: files.PathLike) -> UserError:
+    return UserError(f'{source} cannot be read; give a model that gan-mrcnn export wrote')
 
 
 def _fits(value, hint) -> bool:

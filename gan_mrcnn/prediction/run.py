@@ -11,12 +11,26 @@ from gan_mrcnn.utils import cli, devices, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
 
-def load(model: str, checkpoint: str, data_dir: Optional[str]) -> predictor.Predictor:
-    """The network of a run's folder, where `model` is one, or of an export."""
+def load(
+    model: Optional[str],
+    checkpoint: str,
+    data_dir: Optional[str],
+    weights: Optional[str],
+) -> predictor.Predictor:
+    """The network of a run's folder, where `model` is one, of an export, or of a published file.
+
+    Args:
+      model: folder of a run or of a SavedModel.
+      checkpoint: of a run.
+      data_dir: of a run.
+      weights: path of published weights, in place of `model`.
+    """
     devices.prepare_gpus()
     print(f'devices: {devices.describe()}', flush=True)
+    if weights:
+        return checkpoint_lib.open_published(weights).predictor()
     if (pathlib.Path(model) / checkpoint_lib.PARAMS_NAME).is_file():
-        return checkpoint_lib.load_predictor(model, checkpoint, data_dir)
+        return checkpoint_lib.open_run(model, checkpoint, data_dir=data_dir).predictor()
     return predictor.load_saved_model(model)
 
 

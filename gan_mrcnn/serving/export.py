@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any, Optional
 
@@ -95,19 +96,24 @@ def _free_version(root: pathlib.Path) -> int:
 
 def _write_assets(card, config, folder: pathlib.Path) -> list[str]:
     model_card.write(card, folder)
-    params = _without_paths(config.as_dict())
+    params = without_paths(config.as_dict())
     (folder / model_card.PARAMS).write_text(yaml.safe_dump(params), encoding='utf-8')
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-def _without_paths(params: dict[str, Any]) -> dict[str, Any]:
-    """Without the paths of the machine that trained it, which are private."""
+def without_paths(params: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the paths of the machine that trained it, which are private."""
     task = params['task']
     for part, names in (
-        (task, ('data_dir', 'cache_dir', 'annotation_file')),
+        (task, ('data_dir', 'cache_dir', 'annotation_file', 'init_checkpoint')),
         (task['train_data'], ('input_path',)),
         (task['validation_data'], ('input_path',)),
     ):
         part.update(dict.fromkeys(names, ''))
     task['backbone_weights'] = os.path.basename(task['backbone_weights'])
+    task['weights'] = os.path.basename(urllib.parse.urlsplit(task['weights']).path)
+    # Files in the data set's folder are named by their place in it, others by their place here.
+    task['annotations'] = [
+        os.path.basename(path) if os.path.isabs(path) else path for path in task['annotations']
+    ]
     return params

@@ -22,9 +22,11 @@ from gan_mrcnn.data import augment, input_pipeline
 from gan_mrcnn.data.check import check
 from gan_mrcnn.data.readers import base, options
 from gan_mrcnn.data.records import records
+from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
+from gan_mrcnn.prediction import model_card
 from gan_mrcnn.training import checkpoints, multi_worker, nonfinite, preemption, status, trainer
-from gan_mrcnn.utils import devices, disk, files, paths, yaml_files
+from gan_mrcnn.utils import devices, disk, files, paths, published, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
 # Settings of `task.gan` that a run names where they are not the paper's.
@@ -85,6 +87,9 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
       UserError: a loss or gradient is not finite and the policy is to stop, the checkpoint is of
         another network, or the folder cannot be written.
     """
+    # Before the data are converted: a wrong one is answered at once.
+    if config.task.weights and not checkpoints.latest(model_dir):
+        published.find(config.task.weights, config.task.cache_dir)
     strategy = multi_worker.make_strategy(config)
     if 'eval' in mode:
         batch_size = config.task.validation_data.global_batch_size
@@ -455,7 +460,7 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
             f'Mask R-CNN, ResNet-{task.model.backbone.resnet.model_id} FPN, input '
             f'{_input_text(task)}',
         ),
-        ('backbone', task.backbone_weights or 'none: training from scratch'),
+        _origin_of_weights(task, dataset, checkpoint),
         ('GAN', _gan_text(task.gan)),
         ('steps', _steps_text(run.config, step_of(checkpoint))),
         ('devices', _devices_text(run)),
@@ -473,6 +478,20 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
         lines.append(('note', crowded))
     for name, text in lines:
         print(f'{name:>9}: {text}', flush=True)
+
+
+def _origin_of_weights(task, dataset: base.Dataset, checkpoint) -> tuple[str, str]:
+    """What the generator starts from."""
+    if not task.weights:
+        return 'backbone', task.backbone_weights or 'none: training from scratch'
+    if checkpoint:
+        return 'weights', task.weights
+    notes = weights_file.read_notes(published.find(task.weights, task.cache_dir))
+    names = model_card.from_values(notes['card'], task.weights).class_names
+    text = f'{task.weights}, which knows {", ".join(names)}'
+    if len(names) != len(dataset.class_names):
+        text += '; another number of classes: the last layers start anew'
+    return 'weights', text
 
 
 def _input_text(task) -> str:

@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import Callable, Optional
 
-from gan_mrcnn.utils import disk, paths
+from gan_mrcnn.utils import disk, paths, published
 from gan_mrcnn.utils.errors import UserError
 
 GAN_MODES = ('combined', 'baseline', 'adversarial_only')
@@ -104,12 +104,24 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add_cache_flag(parser)
 
 
+def add_weights_flag(parser: argparse.ArgumentParser, help_text: str, **options) -> None:
+    """Adds --weights, which takes what `published.find` does."""
+    parser.add_argument(
+        '--weights',
+        type=published.from_user,
+        metavar='DIR|FILE|URL',
+        help=f'{help_text}: what gan-mrcnn publish wrote; an address ends in #sha256=SUM',
+        **options,
+    )
+
+
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     add_path(
         parser,
         '--cache_dir',
         default=default_cache_dir(),
-        help='folder of the converted records (default: GAN_MRCNN_CACHE, or ~/.cache/gan_mrcnn)',
+        help='folder of converted records and of weights that were read from an address (default: '
+        'GAN_MRCNN_CACHE, or ~/.cache/gan_mrcnn)',
     )
 
 
@@ -126,6 +138,15 @@ def check_positive(value: int, flag: str) -> None:
     """Raises UserError where a number that was given by `flag` is below 1."""
     if value < 1:
         raise UserError(f'{flag} {value} is not positive; give 1 or more')
+
+
+def check_one_model(options: argparse.Namespace, flag: str) -> None:
+    """Raises UserError unless one of --weights and `flag` is given."""
+    given = getattr(options, flag.lstrip('-'))
+    if given is None and options.published is None:
+        raise UserError(f'{flag} is missing; give that or --weights')
+    if given is not None and options.published is not None:
+        raise UserError(f'{flag} and --weights are two models; leave one out')
 
 
 def check_score(threshold: Optional[float]) -> None:

@@ -67,9 +67,18 @@ def read_task(path: Union[str, os.PathLike]) -> Mapping[str, Any]:
         raise UserError(f'{path} cannot be read ({error})') from error
     except UserError as error:
         raise UserError(f'{error}; put back a copy, or remove it') from error
+    return task_of(content, str(path))
+
+
+def task_of(content: Any, source: str) -> Mapping[str, Any]:
+    """The `task` of saved settings, by the names of this version.
+
+    Raises:
+      UserError: there is none, or one without a data set; `source` is named.
+    """
     task = content.get('task') if isinstance(content, Mapping) else None
     if not isinstance(task, Mapping) or not isinstance(task.get('dataset'), str):
-        raise UserError(f'{path} has no task with a dataset: not the settings of a run')
+        raise UserError(f'{source} has no task with a dataset: not the settings of a run')
     return up_to_date(task)
 
 

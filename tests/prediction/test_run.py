@@ -77,7 +77,7 @@ def test_a_folder_becomes_tables_and_overlays(exported, predictor, folder, tmp_p
 
 
 def test_a_checkpoint_gives_the_same_as_its_export(exported, predictor):
-    loaded = checkpoint.load_predictor(str(exported.run), 'last')
+    loaded = checkpoint.open_run(str(exported.run), 'last').predictor()
     assert loaded.card == predictor.card
     pixels = np.stack([photo((60, 80), 1), photo((60, 80), 2)])
     for one, other in zip(loaded.detect_pixels(pixels), predictor.detect_pixels(pixels)):

@@ -32,7 +32,7 @@ class Exported(NamedTuple):
 def export(folder):
     """A run with random weights below `folder`, and what was exported from it."""
     run = folder / 'run'
-    _write_run(run)
+    write_run(run)
     module, card, config = checkpoint.load_run(str(run))
     version = export_lib.export(module, card, config, str(folder / 'out'))
     return Exported(run, version.parent, version)
@@ -48,7 +48,7 @@ def export_once(folder):
     return Exported(folder / 'run', version.parent, version)
 
 
-def _write_run(run):
+def write_run(run):
     """What training leaves behind: settings and a checkpoint."""
     run.mkdir()
     (run.parent / 'data').mkdir()
