@@ -21,6 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--split', metavar='NAME', help='which part (default: test, val where there is no test)'
     )
+    cli.add_tta_flag(parser)
     cli.add_path(
         parser, '--predictions', metavar='FILE', help='score these COCO results; no model is run'
     )
@@ -48,6 +49,8 @@ def main(options: argparse.Namespace) -> None:
     if options.published:
         options.model_dir = options.model_dir or _beside_weights(options.published)
         weights = published.find(options.published, options.cache_dir)
+    if options.tta and options.predictions:
+        raise UserError('--tta goes without --predictions; leave it out')
     if options.val_predictions and not options.predictions:
         raise UserError('--val_predictions goes with --predictions; leave it out')
     if options.model_dir is None and options.saved_model is not None:
@@ -77,6 +80,7 @@ def main(options: argparse.Namespace) -> None:
         outputs,
         options.saved_model,
         weights,
+        options.tta,
     )
 
 

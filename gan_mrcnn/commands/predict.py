@@ -3,8 +3,8 @@
 
 IMAGES are files, folders (with all below) and patterns in quotes. MODEL is a SavedModel that
 gan-mrcnn export wrote (OUT/model or OUT/model/1), or the folder of a run; --weights takes what
-gan-mrcnn publish wrote. DIR gets overlays/,
-labels/, objects.csv and predictions.json (COCO format).
+gan-mrcnn publish wrote. DIR gets overlays/, labels/, objects.csv and predictions.json (COCO
+format).
 """
 
 import argparse
@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar='SCORE',
         help="objects with a lower score are dropped (default: the model's)",
     )
+    cli.add_tta_flag(parser)
     parser.add_argument(
         '--batch', type=int, default=4, metavar='N', help='images at a time (default 4)'
     )
@@ -71,7 +72,7 @@ def main(options: argparse.Namespace) -> None:
     path = published.find(options.published, options.cache_dir) if options.published else None
     prediction_run.predict(
         sources,
-        prediction_run.load(options.model, options.checkpoint, options.data_dir, path),
+        prediction_run.load(options.model, options.checkpoint, options.data_dir, path, options.tta),
         options.out,
         options.score_threshold,
         options.batch,

@@ -8,6 +8,7 @@ and predictions side by side).
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Optional
 
@@ -22,7 +23,7 @@ from gan_mrcnn.evaluation.report import page as report_page
 from gan_mrcnn.metrics import coco, collector, predictions
 from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
-from gan_mrcnn.prediction import contact_sheet, model_card
+from gan_mrcnn.prediction import contact_sheet, model_card, tta
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import devices, disk, progress_bar, visualization
 from gan_mrcnn.utils.errors import UserError
@@ -48,6 +49,7 @@ def evaluate(
     outputs: Optional[Outputs] = None,
     saved_model: Optional[str] = None,
     weights: Optional[str] = None,
+    augmentation: Optional[str] = None,
 ) -> dict:
     """Evaluates one checkpoint, or what was exported from one, on one split.
 
@@ -61,12 +63,14 @@ def evaluate(
       saved_model: folder of a SavedModel that `gan_mrcnn.serving.export` wrote, in place of the
         checkpoint.
       weights: path of published weights, in place of the checkpoint.
+      augmentation: a key of `tta.ORIENTATIONS`, for results in a folder of their own; None for
+        images as they are.
 
     Returns:
       What `results.json` holds.
     """
     path = saved_model or weights or checkpoint_lib.find_checkpoint(model_dir, checkpoint)
-    predictor = _load_saved_model(path) if saved_model else None
+    predictor = _load_saved_model(path, augmentation) if saved_model else None
     card = predictor.card if predictor else _published_card(weights) if weights else None
     if card:
         flag = '--saved_model' if saved_model else '--weights'
@@ -77,14 +81,19 @@ def evaluate(
     splits = [split, validation_split] if is_gland and split != validation_split else [split]
     record_sets = records.ensure_splits(dataset, splits, config.task)
     outputs = outputs or Outputs()
-    folder = pathlib.Path(model_dir) / 'eval' / split
+    name = f'{split}-tta-{augmentation}' if augmentation else split
+    folder = pathlib.Path(model_dir) / 'eval' / name
     disk.check_folder(folder, '--model_dir')
     _check_outputs(outputs)
+    make = checkpoint_lib.published_model if weights else checkpoint_lib.restored_model
+    make_model = functools.partial(make, path=path)
+    if augmentation and not predictor:
+        card = card or checkpoint_lib.make_card(config.task, dataset, path)
+        predictor = _load_augmented(config, card, make_model, augmentation)
     if predictor:
         detections = _predict_saved_model(config, record_sets, predictor)
     else:
-        make = checkpoint_lib.published_model if weights else checkpoint_lib.restored_model
-        detections = _predict_checkpoint(config, record_sets, lambda task: make(task, path))
+        detections = _predict_checkpoint(config, record_sets, make_model)
     threshold = scoring.DEFAULT_THRESHOLD
     if is_gland:
         threshold = scoring.threshold_from_validation(record_sets[-1], detections[-1])
@@ -92,6 +101,7 @@ def evaluate(
         'checkpoint': path,
         'step': card.step if card else checkpoint_lib.step_of(path),
         'seed': config.task.seed,
+        'tta': augmentation,
     }
     most = config.task.model.detection_generator.max_num_detections
     made_by = {**origin, 'score_threshold': threshold, 'max_num_detections': most}
@@ -239,12 +249,23 @@ def _published_card(path: str) -> model_card.ModelCard:
     return model_card.from_values(weights_file.read_notes(path)['card'], path)
 
 
-def _load_saved_model(path):
+def _load_augmented(config, card, make_model, augmentation: str):
+    """A predictor of what `make_model` gives, with its weights; one device, in float32."""
+    devices.prepare_gpus()
+    print(f'devices: {devices.describe()}', flush=True)
+    task = task_lib.GanMaskRCNNTask(config.task)
+    opened = checkpoint_lib.Opened(
+        make_model(task), card, config, box_discriminator=task.box_discriminator
+    )
+    return opened.predictor(augmentation)
+
+
+def _load_saved_model(path, augmentation: Optional[str]):
     """A predictor of the exported model."""
     devices.prepare_gpus()
     predictor = predictor_lib.load_saved_model(path)
     print(f'devices: {devices.describe()}', flush=True)
-    return predictor
+    return tta.augment_saved_model(predictor, augmentation) if augmentation else predictor
 
 
 def _check_classes(card: model_card.ModelCard, dataset: base.Dataset, model: str) -> None:

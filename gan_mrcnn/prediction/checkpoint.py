@@ -4,7 +4,7 @@
 import dataclasses
 import os
 import pathlib
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import tensorflow as tf
 from google.protobuf import message
@@ -17,7 +17,8 @@ from gan_mrcnn import task as task_lib
 from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.readers import options as data_options
 from gan_mrcnn.modeling import weights_file
-from gan_mrcnn.prediction import model_card, predictor, signatures
+from gan_mrcnn.prediction import model_card, signatures, tta
+from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import cli, paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
@@ -162,7 +163,7 @@ def use_saved_settings(
     if weights:
         path = pathlib.Path(weights)
     elif saved_model:
-        path = predictor.find_version(saved_model) / 'assets' / model_card.PARAMS
+        path = predictor_lib.find_version(saved_model) / 'assets' / model_card.PARAMS
     else:
         path = pathlib.Path(flags.model_dir) / PARAMS_NAME
     if not path.is_file():
@@ -203,14 +204,34 @@ class Opened(NamedTuple):
 
     def module(self) -> signatures.InferenceModule:
         """The network from encoded images to detections."""
+        return self._module(self.config.task)
+
+    def predictor(
+        self, augmentation: Optional[str] = None
+    ) -> Union[predictor_lib.Predictor, tta.AugmentedPredictor]:
+        """The network, called as an export is.
+
+        Args:
+          augmentation: a key of `tta.ORIENTATIONS`; None for images as they are.
+        """
+        upright = self._predictor(self.config.task, predictor_lib.SIGNATURES)
+        if augmentation is None:
+            return upright
+        sideways = upright
+        if any(one.turns % 2 for one in tta.ORIENTATIONS[augmentation]):
+            height, width, channels = self.config.task.model.input_size
+            turned = self.config.task.replace(model={'input_size': [width, height, channels]})
+            sideways = self._predictor(turned, ('image_tensor',))
+        return tta.AugmentedPredictor(upright, augmentation, sideways)
+
+    def _module(self, task) -> signatures.InferenceModule:
         return signatures.InferenceModule(
-            self.model, self.config.task, self.card.score_threshold, self.box_discriminator
+            self.model, task, self.card.score_threshold, self.box_discriminator
         )
 
-    def predictor(self) -> predictor.Predictor:
-        """The network, called as an export is."""
-        module = self.module()
-        return predictor.Predictor(module.signatures(), self.card, module)
+    def _predictor(self, task, names) -> predictor_lib.Predictor:
+        module = self._module(task)
+        return predictor_lib.Predictor(module.signatures(names=names), self.card, module)
 
 
 def open_run(
@@ -238,7 +259,7 @@ def open_run(
     config = settings.load_config(flags, dataset)
     task = task_lib.GanMaskRCNNTask(config.task)
     model = restored_model(task, path)
-    card = _make_card(config.task, dataset, path, score_threshold)
+    card = make_card(config.task, dataset, path, score_threshold)
     return Opened(model, card, config, dataset, task.box_discriminator)
 
 
@@ -272,7 +293,9 @@ def load_run(
     return opened.module(), opened.card, opened.config
 
 
-def _make_card(task_config, dataset, path: str, score_threshold: float) -> model_card.ModelCard:
+def make_card(
+    task_config, dataset, path: str, score_threshold: float = SCORE_THRESHOLD
+) -> model_card.ModelCard:
     """The card of the checkpoint at `path`."""
     return model_card.ModelCard(
         class_names=tuple(dataset.class_names),

@@ -15,7 +15,7 @@ from gan_mrcnn.utils import paths, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
 # Those that `Predictor` calls.
-_SIGNATURES = ('serving_default', 'image_tensor')
+SIGNATURES = ('serving_default', 'image_tensor')
 
 
 class Detections(NamedTuple):
@@ -60,11 +60,17 @@ class Predictor:
         """The same for pixels, uint8 [B, H, W, 3]."""
         return self._call('image_tensor', image_tensor=tf.constant(images))
 
+    @property
+    def most_detections(self) -> int:
+        """How many detections an image can have."""
+        shapes = self._signatures['image_tensor'].structured_outputs
+        return int(shapes['detection_scores'].shape[1])
+
     def _call(self, signature, **inputs):
         try:
             outputs = self._signatures[signature](**inputs)
         except tf.errors.InvalidArgumentError as error:
-            raise UserError(_reason(error)) from error
+            raise UserError(reason(error)) from error
         return split_batch({name: value.numpy() for name, value in outputs.items()})
 
 
@@ -76,7 +82,7 @@ def split_batch(outputs: Mapping[str, np.ndarray]) -> list[Detections]:
     ]
 
 
-def _reason(error: tf.errors.InvalidArgumentError) -> str:
+def reason(error: tf.errors.InvalidArgumentError) -> str:
     """What the graph's assertion says, without TensorFlow's frame around it."""
     lines = str(error).splitlines()
     said = [line for line in lines if 'assertion failed' in line] or lines
@@ -114,7 +120,7 @@ def load_saved_model(path: str) -> Predictor:
     except Exception as error:  # TensorFlow raises anything where a graph is damaged.
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise UserError(f'{folder} is damaged ({reason}); export the model again') from error
-    missing = [name for name in _SIGNATURES if name not in getattr(loaded, 'signatures', ())]
+    missing = [name for name in SIGNATURES if name not in getattr(loaded, 'signatures', ())]
     if missing:
         raise UserError(
             f'{folder} has no signature {missing[0]}; give a model that gan-mrcnn export wrote'

@@ -3,10 +3,10 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
-from gan_mrcnn.prediction import image_files, predictor, writing
+from gan_mrcnn.prediction import image_files, predictor, tta, writing
 from gan_mrcnn.utils import cli, devices, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
@@ -16,7 +16,8 @@ def load(
     checkpoint: str,
     data_dir: Optional[str],
     weights: Optional[str],
-) -> predictor.Predictor:
+    augmentation: Optional[str],
+) -> Union[predictor.Predictor, tta.AugmentedPredictor]:
     """The network of a run's folder, where `model` is one, of an export, or of a published file.
 
     Args:
@@ -24,14 +25,16 @@ def load(
       checkpoint: of a run.
       data_dir: of a run.
       weights: path of published weights, in place of `model`.
+      augmentation: a key of `tta.ORIENTATIONS`; None for images as they are.
     """
     devices.prepare_gpus()
     print(f'devices: {devices.describe()}', flush=True)
     if weights:
-        return checkpoint_lib.open_published(weights).predictor()
+        return checkpoint_lib.open_published(weights).predictor(augmentation)
     if (pathlib.Path(model) / checkpoint_lib.PARAMS_NAME).is_file():
-        return checkpoint_lib.open_run(model, checkpoint, data_dir=data_dir).predictor()
-    return predictor.load_saved_model(model)
+        return checkpoint_lib.open_run(model, checkpoint, data_dir=data_dir).predictor(augmentation)
+    loaded = predictor.load_saved_model(model)
+    return tta.augment_saved_model(loaded, augmentation) if augmentation else loaded
 
 
 def predict(

@@ -12,6 +12,7 @@ Shapes: B images of H x W pixels, N detections per image at most, S side of a pr
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 import tensorflow as tf
@@ -68,8 +69,10 @@ class InferenceModule(tf.Module):
         self._size = task_config.model.input_size
         self._score_threshold = score_threshold
 
-    def signatures(self, nms: str = 'auto') -> dict[str, Callable]:
-        """One traced function by name of signature, see `SIGNATURES`.
+    def signatures(
+        self, nms: str = 'auto', names: Sequence[str] = SIGNATURES
+    ) -> dict[str, Callable]:
+        """A traced function of each of the `names`, some of `SIGNATURES`.
 
         `nms` is the `implementation` of `custom_ops.nms`, here and in the functions below; with
         'tensorflow', stock operations are all that the graphs hold.
@@ -89,7 +92,7 @@ class InferenceModule(tf.Module):
         }
         return {
             name: tf.function(functools.partial(function, nms=nms)).get_concrete_function(spec)
-            for name, (function, spec) in traced.items()
+            for name, (function, spec) in ((name, traced[name]) for name in names)
         }
 
     def detect_encoded(self, image_bytes: tf.Tensor, nms: str = 'auto') -> dict[str, tf.Tensor]:

@@ -46,7 +46,7 @@ class Published(NamedTuple):
 class Evaluation(NamedTuple):
     """Figures of one split for the model card.
 
-    split, num_images, fingerprint, seed, notice: as in results.json.
+    split, num_images, fingerprint, seed, notice, tta: as in results.json.
     rows: kind and figures of COCO.
     glands: the contest's figures on the split; None for other data.
     """
@@ -56,6 +56,7 @@ class Evaluation(NamedTuple):
     fingerprint: str
     seed: int
     notice: str
+    tta: Any
     rows: list[tuple[str, list[str]]]
     glands: Any
 
@@ -141,6 +142,7 @@ def _evaluation(results: Mapping[str, Any]) -> Evaluation:
         results['data_fingerprint'],
         results['seed'],
         ' '.join(results['notice'].split()),
+        results.get('tta'),
         rows,
         glands and {name: _text(glands[name]) for name in ('F1', 'dice', 'hausdorff')},
     )

@@ -19,6 +19,8 @@ GAN_MODES = ('combined', 'baseline', 'adversarial_only')
 # What a data set's reader may be told, see `data.readers.options`.
 CROWDS = ('ignored', 'objects')
 OBJECTS = ('numbers', 'components')
+# Orientations that an image is predicted in, see `prediction.tta`.
+TTA = ('flip', 'all')
 
 
 # Names only, so that --help imports none of the readers.
@@ -112,6 +114,16 @@ def add_weights_flag(parser: argparse.ArgumentParser, help_text: str, **options)
         metavar='DIR|FILE|URL',
         help=f'{help_text}: what gan-mrcnn publish wrote; an address ends in #sha256=SUM',
         **options,
+    )
+
+
+def add_tta_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--tta',
+        choices=TTA,
+        help='test-time augmentation: images are predicted mirrored as well (flip, twice the '
+        'time; for data with an up) or in all eight orientations (all, eight times), and what is '
+        'detected is merged',
     )
 
 

@@ -166,6 +166,7 @@ def test_results_go_beside_the_weights(given, folder, tmp_path, monkeypatch):
     assert evaluate_command._beside_weights(given) == folder
 
 
+@pytest.mark.slow
 def test_export_takes_them(published, tmp_path):
     done = programs.run('export', '--weights', published, '--export_dir', tmp_path)
     assert done.status == 0, done.err

@@ -1,6 +1,8 @@
 """A run that starts from published weights."""
 
 import dataclasses
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.training import run as training_run
 from gan_mrcnn.utils.errors import UserError
 from tests import programs, tiny
+from tests.data import layouts
 from tests.prediction.test_run import make_card
 
 
@@ -29,7 +32,7 @@ def published(tmp_path_factory):
 
 
 def test_a_run_starts_from_them_and_goes_on_without_them(published, tmp_path, capsys):
-    once = published.rename(published.with_name('once.safetensors'))
+    once = pathlib.Path(shutil.copy(published, tmp_path / 'once.safetensors'))
     # Nothing moves, so that the checkpoint shows what it started from.
     still = '{trainer: {optimizer_config: {learning_rate: {stepwise: {values: [0.0, 0.0]}}, '
     still += 'warmup: {linear: {warmup_learning_rate: 0.0}}}}}'
@@ -49,13 +52,13 @@ def test_a_run_starts_from_them_and_goes_on_without_them(published, tmp_path, ca
     found, wanted = tiny.last_values(tmp_path / 'run'), weights_file.read_tensors(str(once))
     key = '{}/.ATTRIBUTES/VARIABLE_VALUE'.format
     for name, place in (
-        ('rpn_head.rpn-conv_0.kernel', 'model/rpn_head/_convs/0/kernel'),
-        ('backbone.conv1.kernel', 'model/backbone/layer_with_weights-0/kernel'),
+        ('rpn_head.rpn-conv_0.kernel', 'rpn_head/_convs/0/kernel'),
+        ('backbone.conv1.kernel', 'backbone/layer_with_weights-0/kernel'),
     ):
         np.testing.assert_array_equal(found[key(place)], wanted[name])
-    assert found[key('model/mask_head/_mask_regressor/bias')].shape == (2,)
+    assert found[key('mask_head/_mask_regressor/bias')].shape == (2,)
     # The checkpoint has all from here on.
-    once.rename(published)
+    once.unlink()
     train(2)
     assert 'going on from step 1' in capsys.readouterr().out
 
@@ -77,14 +80,17 @@ def test_what_is_trained_is_what_is_trained_from_imagenet_weights(tmp_path):
         ('', '--weights is empty'),
     ],
 )
-def test_wrong_weights_are_refused_before_anything_is_converted(weights, text, exported, tmp_path):
+def test_wrong_weights_are_refused_before_anything_is_converted(weights, text, tmp_path):
+    (tmp_path / 'data').mkdir()
+    layouts.write_label_images(tmp_path / 'data')
     done = programs.run(
-        *('train', '--dataset', 'label_images', '--data_dir', exported.run.parent / 'data'),
+        *('train', '--dataset', 'label_images', '--data_dir', tmp_path / 'data'),
         *('--cache_dir', tmp_path / 'cache', '--model_dir', tmp_path / 'run', '--split', '0.6'),
         *('--params_override', tiny.SETTINGS, '--weights', weights),
     )
     assert text in programs.refusal(done, 'train')
-    assert not programs.files_in(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {'data', 'cache'}
+    assert not (tmp_path / 'cache').exists() or not programs.files_in(tmp_path / 'cache')
 
 
 def test_another_network_is_refused(published, tmp_path):
