@@ -11,7 +11,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import urllib.parse
 from collections.abc import Iterator
 from typing import Any, Optional
 
@@ -111,7 +110,8 @@ def without_paths(params: dict[str, Any]) -> dict[str, Any]:
     ):
         part.update(dict.fromkeys(names, ''))
     task['backbone_weights'] = os.path.basename(task['backbone_weights'])
-    task['weights'] = os.path.basename(urllib.parse.urlsplit(task['weights']).path)
+    # What stands behind the ? of an address may be a password.
+    task['weights'] = os.path.basename(task['weights'].partition('#')[0].partition('?')[0])
     # Files in the data set's folder are named by their place in it, others by their place here.
     task['annotations'] = [
         os.path.basename(path) if os.path.isabs(path) else path for path in task['annotations']

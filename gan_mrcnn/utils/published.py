@@ -9,7 +9,6 @@ import hashlib
 import os
 import pathlib
 import re
-import urllib.parse
 
 from gan_mrcnn.utils import disk, files, paths
 from gan_mrcnn.utils.errors import UserError
@@ -96,7 +95,7 @@ def _check(path: pathlib.Path, wanted: str) -> None:
 
 def _download(source: str, cache_dir: str) -> str:
     """The file of an address, from the cache where it is there and whole."""
-    address, fragment = urllib.parse.urldefrag(source)
+    address, _, fragment = source.partition('#')
     match = _FRAGMENT.fullmatch(fragment)
     if address.partition('://')[0].lower() not in _SCHEMES:
         raise UserError(

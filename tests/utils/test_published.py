@@ -140,6 +140,11 @@ def test_other_addresses_are_refused(scheme, tmp_path):
     assert 'is none of http, https, file' in line
 
 
+@pytest.mark.parametrize('address', ['http://[::1', 'http://h:x/', 'file:///nosuch', 'http://ü b'])
+def test_addresses_that_cannot_be_ones_are_refused(address, tmp_path):
+    assert 'cannot be read' in refusal(f'{address}#sha256={"0" * 64}', tmp_path)
+
+
 def test_a_server_that_does_not_end_is_cut_off(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(published, '_MOST_BYTES', len(CONTENT) - 1)
     source = f'{(folder / published.WEIGHTS).as_uri()}#sha256={sum_of(CONTENT)}'
