@@ -31,6 +31,7 @@ def published(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_them_and_goes_on_without_them(published, tmp_path, capsys):
     once = pathlib.Path(shutil.copy(published, tmp_path / 'once.safetensors'))
     # Nothing moves, so that the checkpoint shows what it started from.
