@@ -70,6 +70,8 @@ class Parser(maskrcnn.Parser):
     `aug_stain` (0: off) the stains of tissue by as much, see `gan_mrcnn.data.augment`.
     `aug_quarter_turns` turns training images and their objects by 0, 90, 180 or 270 degrees; half
     of the batches then lie upright, see `input_pipeline.training_canvases`.
+    `aug_scale_min`, `aug_scale_max`: the scale of a training image is multiplied by a number drawn
+    from this range, and a random window of the canvas' size is what is seen of a larger one.
     """
 
     train_short_side: list[int] = dataclasses.field(default_factory=lambda: [800, 800])
@@ -349,6 +351,12 @@ def check(task: GanMaskRCNNTask) -> None:
     if not 0 <= stain < 1:
         raise UserError(
             f'task.train_data.parser.aug_stain is {stain}, not 0 (off) or between 0 and 1'
+        )
+    low, high = task.train_data.parser.aug_scale_min, task.train_data.parser.aug_scale_max
+    if not 0 < low <= high:
+        raise UserError(
+            f'task.train_data.parser.aug_scale_min is {low} and aug_scale_max {high}, but positive '
+            'numbers are wanted, the smaller one first'
         )
     if not 0 <= task.seed < 1 << 32:
         raise UserError(f'--seed (task.seed) is {task.seed}, not between 0 and {(1 << 32) - 1}')

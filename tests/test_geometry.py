@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_api
 
 from gan_mrcnn import configs
-from gan_mrcnn.data import input_pipeline
+from gan_mrcnn.data import geometric, input_pipeline
 from gan_mrcnn.data.records import mask_crops
 from gan_mrcnn.metrics import predictions
 from gan_mrcnn.modeling import generator
@@ -35,6 +35,7 @@ SIZES = {
     'coco': [(480, 640), (640, 427)],
     'gland': [(522, 775)],
     'gland_small': [(522, 775)],
+    'gland_strong': [(522, 775)],
     'own_data': [(600, 800)],
     'phone': [(864, 1536), (1536, 864)],
     'small': [(512, 768)],
@@ -42,12 +43,13 @@ SIZES = {
 
 
 def make_task(name):
-    """The settings of a row that decide where things lie, with both flips."""
+    """The settings of a row that decide where things lie, with both flips and no other draw."""
     config = configs.GanMaskRCNNTask()
     task = yaml.safe_load((CONFIGS / f'{name}.yaml').read_text())['task']
     config.model.input_size = task['model']['input_size']
-    flips = {'aug_rand_hflip': True, 'aug_rand_vflip': True}
-    config.train_data.parser.override({**task['train_data']['parser'], **flips})
+    draws = {'aug_rand_hflip': True, 'aug_rand_vflip': True, 'aug_quarter_turns': False}
+    draws.update(aug_scale_min=1.0, aug_scale_max=1.0)
+    config.train_data.parser.override({**task['train_data']['parser'], **draws})
     config.validation_data.parser.override(task['validation_data']['parser'])
     return config
 
@@ -239,6 +241,91 @@ def ellipses(rng, size, count):
         y, x = rng.uniform(0.05, 0.95, 2) * size
         cv2.ellipse(mask, ((x, y), tuple(2 * axes), rng.uniform(0, 180)), 1, -1)
     return masks
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    turns=st.booleans(),
+    low=st.floats(0.4, 1.6),
+    width=st.integers(150, 260),
+)
+def test_a_perfect_head_gives_what_a_window_shows_back(seed, turns, low, width):
+    """Scaled and cut: targets are the exact means of the mask in the image, boxes are those of what
+    the window shows, and what it does not show enough of is not there."""
+    rng, size = np.random.default_rng(seed), (160, width)
+    masks = ellipses(rng, size, 5)
+    masks = masks[masks.sum(axis=(1, 2)) > 200]
+    config = small_task(
+        aug_scale_min=low, aug_scale_max=1.5 * low, aug_quarter_turns=turns, max_num_instances=5
+    )
+    image = np.repeat(255 * masks.max(axis=0)[..., np.newaxis], 3, axis=2)
+    pixels, labels = parse_train(config, image, masks, seed)
+    scale, offset = labels['info'][2], np.tile(labels['info'][3], 2)
+    shown = labels['info'][1].astype(int)
+    window = np.concatenate([labels['info'][3], labels['info'][3] + shown]) / np.tile(scale, 2)
+    # Whichever way it was turned and flipped: the one in which the picture is the same.
+    ways = [np.flip(np.rot90(masks, k, (1, 2)), axes) for k in range(4) for axes in ((), (1,))]
+    picture = pixels[: shown[0], : shown[1], 0] * 0.229 + 0.485
+    errors = [np.abs(picture - seen_through(way, window, shown)).mean() for way in ways]
+    way = ways[int(np.argmin(errors))]
+    # Antialiasing looks a pixel further.
+    assert min(errors) < 0.06
+    parts = [visible_part(mask, window) for mask in way]
+    shares = np.array([part.sum() / mask.sum() for part, mask in zip(parts, way)])
+    # Too close to the bound for sums of rounded cells.
+    assume(np.abs(shares - geometric.MIN_VISIBLE).min() > 0.01)
+    count = 0
+    for mask, share in zip(way, shares):
+        if share < geometric.MIN_VISIBLE:
+            continue
+        box, cells = labels['boxes'][count], labels['masks'][count] / 255
+        found = (box + offset) / np.tile(scale, 2)
+        # A mask is known to a cell of the whole object: so is where the window cuts it.
+        whole = box_of(mask)
+        cell = np.tile(whole[2:] - whole[:2], 2) / 112 * [1, 1, -1, -1]
+        least, most = (box_of(visible_part(mask, window + c) > 0) for c in (cell, -cell))
+        slack = np.abs(cell) + 0.01
+        low_ends, high_ends = found[:2], found[2:]
+        assert np.all(low_ends <= np.maximum(least[:2], window[:2] + cell[:2]) + slack[:2])
+        assert np.all(low_ends >= np.maximum(most[:2], window[:2]) - slack[:2])
+        assert np.all(high_ends >= np.minimum(least[2:], window[2:] + cell[2:]) - slack[2:])
+        assert np.all(high_ends <= np.minimum(most[2:], window[2:]) + slack[2:])
+        exact = cell_means(mask, found, 112)
+        # Off by what the outline's cells do not say; of a small part they are large.
+        coarseness = np.max(np.abs(cell[:2]) / (found[2:] - found[:2]))
+        assert np.abs(cells - exact).mean() < 0.003 + coarseness
+        assert abs(cells.mean() - exact.mean()) < 0.003 + 0.5 * coarseness
+        count += 1
+    assert not labels['masks'][count:].any() and (labels['boxes'][count:] == -1).all()
+
+
+def seen_through(masks, window, size):
+    """Any object's share of each pixel of a window that is scaled to `size`."""
+    height, width = size
+    return exact_means(masks.max(axis=0), window, height, width)
+
+
+def visible_part(mask, window):
+    """[H, W] float: how much of each pixel of the mask lies in the window."""
+    rows, columns = (
+        np.clip(np.minimum(np.arange(n) + 1, high) - np.maximum(np.arange(n), low), 0, None)
+        for n, low, high in zip(mask.shape, window[:2], window[2:])
+    )
+    return mask * np.outer(rows, columns)
+
+
+def exact_means(mask, box, height, width):
+    """Means over the cells of a grid over a box, rows and columns apart."""
+
+    def overlaps(low, high, cells, length):
+        edges = np.linspace(low, high, cells + 1)
+        pixels = np.arange(length)
+        common = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+        return np.clip(common, 0, None) / ((high - low) / cells)
+
+    rows = overlaps(box[0], box[2], height, mask.shape[0])
+    return rows @ mask @ overlaps(box[1], box[3], width, mask.shape[1]).T
 
 
 def test_every_row_of_the_configs_is_here():

@@ -192,10 +192,57 @@ def test_every_config_file_loads_and_says_when_to_stop(path):
         trainer.validation_interval,
     ):
         assert interval > 0 and interval % trainer.steps_per_loop == 0
-    assert trainer.optimizer_config.learning_rate.stepwise.boundaries[-1] < trainer.train_steps
+    rates = trainer.optimizer_config.learning_rate
+    if rates.type == 'cosine':
+        assert rates.get().decay_steps == trainer.train_steps
+    else:
+        assert rates.get().boundaries[-1] < trainer.train_steps
     assert config.task.train_data.is_training and not config.task.validation_data.is_training
     assert not config.task.validation_data.drop_remainder
     assert config.task.model.num_classes == 2
+
+
+def test_the_strong_recipe_is_the_small_network_with_more_of_everything_else():
+    small, strong = (
+        load(config_file=str(settings.CONFIGS_DIR / f'gland_{name}.yaml'))
+        for name in ('small', 'strong')
+    )
+    for part in ('model', 'gan', 'losses', 'validation_data', 'clip_norm'):
+        assert getattr(strong.task, part) == getattr(small.task, part)
+    parser = strong.task.train_data.parser
+    assert parser.aug_rand_hflip and parser.aug_rand_vflip and parser.aug_quarter_turns
+    assert parser.aug_stain == 0.05 and (parser.aug_scale_min, parser.aug_scale_max) == (0.7, 1.5)
+    ema = strong.trainer.optimizer_config.ema
+    assert ema.average_decay == 0.99 and not ema.trainable_weights_only
+    assert strong.trainer.train_steps == 900
+    # The paper's configurations have none of it.
+    for path in CONFIG_FILES:
+        if path.stem != 'gland_strong':
+            config = load(config_file=str(path))
+            parser = config.task.train_data.parser
+            assert config.trainer.optimizer_config.ema is None and config.task.patience == 0
+            assert not (parser.aug_rand_vflip or parser.aug_quarter_turns or parser.aug_stain)
+            assert parser.aug_scale_min == parser.aug_scale_max == 1.0
+
+
+@pytest.mark.parametrize(
+    'text, part',
+    [
+        ('aug_stain=1.5', 'aug_stain is 1.5'),
+        ('aug_stain=-0.1', 'aug_stain is -0.1'),
+        ('aug_scale_min=0.0', 'aug_scale_min is 0.0'),
+        ('aug_scale_min=2.0', 'aug_scale_max 1.0'),
+        ('aug_quarter_turns=1', 'aug_quarter_turns is 1'),
+    ],
+)
+def test_augmentation_that_cannot_be_is_said_in_one_line(text, part):
+    assert part in message_of(load, f'task.train_data.parser.{text}')
+
+
+def test_patience_is_a_flag(tmp_path):
+    assert load(patience=3).task.patience == 3
+    config = load('task.patience=-1')
+    assert '--patience' in message_of(settings.check_training, config)
 
 
 def test_there_are_config_files_for_real_and_demo_data():

@@ -27,7 +27,7 @@ from gan_mrcnn.data.records import mask_crops, records
 from gan_mrcnn.utils.cores import num_cores
 
 # Draws that came later have a number each, so that the earlier ones stay as they are.
-_STAIN, _TURN = range(2)
+_STAIN, _TURN, _SCALE, _WINDOW = range(4)
 
 
 class Parser:
@@ -69,7 +69,7 @@ class Parser:
 
         Returns:
           The [H, W, 3] float32 image and the Model Garden's `image_info` [4, 2]: size, scaled size,
-          scale and offset (always 0), each as y, x.
+          scale and offset (here 0), each as y, x.
         """
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         scale = tf.minimum(
@@ -84,6 +84,30 @@ class Parser:
         image = _normalize_and_pad(image, *self._size)
         info = tf.stack([size, scaled_size, scaled_size / size, tf.zeros(2)])
         return image, info
+
+    def _resize_and_cut(self, image, short_side, seed):
+        """As `resize`, times a factor that is drawn; shows a window of what the canvas cannot hold.
+
+        The second row of `image_info` is the size of what is shown, the last one where the window
+        lies in the scaled image, whole pixels.
+        """
+        config, canvas = self._config, tf.constant(self._size, tf.float32)
+        factor = tf.random.stateless_uniform(
+            [], tf.random.fold_in(seed, _SCALE), config.aug_scale_min, config.aug_scale_max
+        )
+        size = tf.cast(tf.shape(image)[:2], tf.float32)
+        fitting = tf.minimum(
+            tf.cast(short_side, tf.float32) / tf.reduce_min(size), tf.reduce_min(canvas / size)
+        )
+        scaled_size = tf.maximum(tf.round(size * fitting * factor), 1.0)
+        shown = tf.minimum(scaled_size, canvas)
+        draws = tf.random.stateless_uniform([2], tf.random.fold_in(seed, _WINDOW))
+        offset = tf.floor(draws * (scaled_size - shown + 1.0))
+        image = _scale(tf.cast(image, tf.float32), tf.cast(scaled_size, tf.int32))
+        begin = tf.concat([tf.cast(offset, tf.int32), [0]], axis=0)
+        image = tf.slice(image, begin, tf.concat([tf.cast(shown, tf.int32), [3]], axis=0))
+        info = tf.stack([size, shown, scaled_size / size, offset])
+        return _normalize_and_pad(image, *self._size), info
 
     def parse_train(self, data, number: tf.Tensor):
         """One training example.
@@ -116,8 +140,15 @@ class Parser:
             image, boxes, masks = geometric.turn(image, boxes, masks, turns)
         low, high = config.train_short_side
         short_side = tf.random.stateless_uniform([], seeds[2], low, high + 1, tf.int32)
-        image, info = self.resize(image, short_side)
-        boxes = box_ops.denormalize_boxes(boxes, info[1])
+        if (config.aug_scale_min, config.aug_scale_max) == (1.0, 1.0):
+            image, info = self.resize(image, short_side)
+            boxes = box_ops.denormalize_boxes(boxes, info[1])
+        else:
+            image, info = self._resize_and_cut(image, short_side, seed)
+            scaled_size = tf.round(info[0] * info[2])
+            boxes = box_ops.denormalize_boxes(boxes, scaled_size) - tf.tile(info[3], [2])
+            boxes, masks, is_kept = geometric.cut(boxes, masks, info[1])
+            boxes, classes, masks = (tf.boolean_mask(x, is_kept) for x in (boxes, classes, masks))
         score_targets, box_targets = self._label_anchors(boxes, info[1], seeds[3])
         pad = lambda x, value=-1: preprocess_ops.clip_or_pad_to_fixed_size(  # noqa: E731
             x, config.max_num_instances, value
