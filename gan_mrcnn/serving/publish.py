@@ -78,9 +78,15 @@ def publish(opened: checkpoint_lib.Opened, run: str, out: str) -> Published:
       out: the new folder.
 
     Raises:
-      UserError: `out` exists or cannot be written, or a weight is not finite.
+      UserError: `out` exists or cannot be written, a weight is not finite, or detections depend on
+        more than the generator.
     """
     check_new(out)
+    if opened.box_discriminator is not None:
+        raise UserError(
+            f'{run}: detections are ranked by the box discriminator, too, which is not published; '
+            'set task.gan.rescore_exponent to 0 in its params.yaml'
+        )
     settings = export.without_paths(opened.config.as_dict())
     content = weights_file.to_bytes(
         opened.model, {'card': dataclasses.asdict(opened.card), 'settings': settings}
