@@ -85,6 +85,35 @@ def lines(
     return _svg(draw, _HEIGHT, described, list(series))
 
 
+def bands(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], x_label: str, y_label: str
+) -> markupsafe.Markup:
+    """Curves with a band around each, on axes that fit them.
+
+    Args:
+      series: x, y and half the height of the band by name; NaN for no band.
+      x_label, y_label: of the axes.
+    """
+
+    def draw(axes):
+        for number, (name, (x, y, half)) in enumerate(series.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            axes.fill_between(x, y - half, y + half, color=colour, alpha=0.18, linewidth=0)
+            # A single point has no line.
+            marker = 'o' if len(x) < 8 else ''
+            dashes = _DASHES[number % len(_DASHES)]
+            axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, label=name)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set_xlim(left=0)
+        axes.locator_params(nbins=5)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter('{x:g}')
+        axes.grid(axis='y')
+
+    described = f'{y_label} over {x_label}: {", ".join(series)}'
+    return _svg(draw, _HEIGHT, described, list(series))
+
+
 def bars(
     groups: Mapping[str, Mapping[str, Optional[float]]], y_label: str, digits: int = 2
 ) -> markupsafe.Markup:

@@ -26,7 +26,7 @@ from gan_mrcnn.data import readers
 from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.readers import options as data_options
 from gan_mrcnn.data.records import records
-from gan_mrcnn.evaluation import scoring
+from gan_mrcnn.evaluation import scoring, statistics
 from gan_mrcnn.evaluation.report import charts
 from gan_mrcnn.evaluation.report import page as report_page
 from gan_mrcnn.metrics import coco, error_types, predictions
@@ -140,32 +140,27 @@ def _common_name(names: Sequence[str]) -> str:
     return re.sub(r'[-_. ]\d*$', '', os.path.commonprefix(list(names))) or names[0]
 
 
-def bootstrap(
-    first: System, second: System, num_samples: int, seed: int = 0
-) -> dict[str, Optional[tuple[float, float]]]:
-    """95% intervals of the second's figures minus the first's, over resampled images.
+def resample(runs: Sequence[Run], num_samples: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Figures of runs on resampled images, the same images for all of them.
 
     Args:
-      first, second: evaluated on the same images.
+      runs: evaluated on the same images.
       num_samples: resamplings.
       seed: of the drawing.
 
     Returns:
-      (low, high) by figure; None where it does not exist.
+      [samples, runs] by figure; NaN where it does not exist, as without an object of a class in
+      the sample.
     """
-    num_images = first.runs[0].scored.matches['mask'].num_images
+    num_images = runs[0].scored.matches['mask'].num_images
     rng = np.random.default_rng(seed)
-    differences: dict[str, list[float]] = {name: [] for name in first.runs[0].figures()}
-    for _ in progress_bar.Bar(range(num_samples), desc=f'resample {second.name}', unit='sample'):
+    drawn = []
+    for _ in progress_bar.Bar(range(num_samples), desc='resample images', unit='sample'):
         weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images))
-        before, after = first.mean(weights), second.mean(weights)
-        for name, values in differences.items():
-            # Without an object of a class in the sample, it has no figure there.
-            if before[name] is not None and after[name] is not None:
-                values.append(after[name] - before[name])
+        drawn.append([run.figures(weights) for run in runs])
     return {
-        name: tuple(float(x) for x in np.percentile(values, (2.5, 97.5))) if values else None
-        for name, values in differences.items()
+        name: np.array([[one[name] for one in sample] for sample in drawn], float)
+        for name in drawn[0][0]
     }
 
 
@@ -241,15 +236,18 @@ def compare(systems: Sequence[System], num_samples: int) -> dict[str, Any]:
     """
     first = systems[0]
     means = {system.name: system.mean() for system in systems}
+    columns = columns_of(systems)
+    resampled = resample([run for system in systems for run in system.runs], num_samples)
     differences = {}
     for system in systems[1:]:
-        intervals = bootstrap(first, system, num_samples)
         differences[system.name] = {
             name: {
                 'difference': _minus(means[system.name][name], means[first.name][name]),
-                'interval': interval,
+                'interval': statistics.images_interval(
+                    values[:, columns[first.name]], values[:, columns[system.name]]
+                ),
             }
-            for name, interval in intervals.items()
+            for name, values in resampled.items()
         }
     return {
         'systems': [
@@ -267,6 +265,12 @@ def compare(systems: Sequence[System], num_samples: int) -> dict[str, Any]:
     }
 
 
+def columns_of(systems: Sequence[System]) -> dict[str, slice]:
+    """Where the runs of each system are when all runs stand in one row, by its name."""
+    ends = np.cumsum([len(system.runs) for system in systems])
+    return {system.name: slice(end - len(system.runs), end) for system, end in zip(systems, ends)}
+
+
 def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
     return None if a is None or b is None else a - b
 
@@ -276,23 +280,30 @@ def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
 
 def write(systems: Sequence[System], result: Mapping[str, Any], folder: str) -> str:
     """Writes FOLDER/index.html and FOLDER/comparison.json; returns the path of the page."""
-    scored = systems[0].runs[0].scored
     path = pathlib.Path(folder) / 'index.html'
     files.write_json(path.with_name('comparison.json'), result)
     render.write(
         path,
         _TEMPLATE,
-        title=f'{scored.dataset.name}/{scored.split}: {", ".join(s.name for s in systems)}',
-        notice=scored.dataset.notice,
         samples=result['samples'],
         figures=_figures(result),
-        runs=_runs(result),
-        curves=charts.lines(_curves(systems), 'recall', 'precision'),
-        errors=charts.bars(_costs(systems), 'AP50 lost'),
-        pairs=[_differences(systems[0], system) for system in systems[1:]],
-        outline_colours=report_page.OUTLINE_COLOURS,
+        runs=runs_table(result['systems']),
+        **page_values(systems),
     )
     return str(path)
+
+
+def page_values(systems: Sequence[System]) -> dict[str, Any]:
+    """What `compare.html.j2` shows below the figures, by name, and the page's title."""
+    scored = systems[0].runs[0].scored
+    return {
+        'title': f'{scored.dataset.name}/{scored.split}: {", ".join(s.name for s in systems)}',
+        'notice': scored.dataset.notice,
+        'curves': charts.lines(_curves(systems), 'recall', 'precision'),
+        'errors': charts.bars(_costs(systems), 'AP50 lost'),
+        'pairs': [_differences(systems[0], system) for system in systems[1:]],
+        'outline_colours': report_page.OUTLINE_COLOURS,
+    }
 
 
 def _figures(result) -> render.Table:
@@ -314,13 +325,14 @@ def _figures(result) -> render.Table:
     return render.Table(header, rows, bold)
 
 
-def _runs(result) -> render.Table:
+def runs_table(systems: Sequence[Mapping[str, Any]]) -> render.Table:
+    """The figures of each run, of systems as `compare` returns them."""
     rows = [
         [name, *(number(value, figure) for figure, value in figures.items())]
-        for one in result['systems']
+        for one in systems
         for name, figures in one['runs'].items()
     ]
-    return render.Table(['', *result['systems'][0]['mean']], rows)
+    return render.Table(['', *next(iter(systems[0]['runs'].values()))], rows)
 
 
 def number(value: Optional[float], figure: str) -> str:

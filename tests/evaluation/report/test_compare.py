@@ -72,25 +72,33 @@ def test_runs_that_differ_in_their_seed_are_one_system(world):
 
 def test_a_system_beside_itself_differs_by_nothing(world):
     (system,) = compare.group(load(world, 'good-0'))
-    for interval in compare.bootstrap(system, system, 20).values():
-        assert interval == (0.0, 0.0)
+    again = compare.System('again', system.runs)
+    for one in compare.compare([system, again], 20)['differences']['again'].values():
+        assert one == {'difference': 0.0, 'interval': (0.0, 0.0)}
+
+
+def test_images_are_drawn_with_replacement_the_same_for_all_runs(world):
+    runs = load(world, 'bad-0', 'good-0')
+    resampled = compare.resample(runs, 50, seed=3)
+    # The same draws, and each run by itself.
+    rng = np.random.default_rng(3)
+    count = runs[0].scored.record_set.num_examples
+    for sample in range(50):
+        weights = rng.multinomial(count, np.full(count, 1 / count))
+        for number, run in enumerate(runs):
+            expected = run.figures(weights)['mask AP']
+            found = resampled['mask AP'][sample, number]
+            assert np.isnan(found) if expected is None else found == expected
 
 
 def test_intervals_are_percentiles_of_resampled_differences(world):
-    first, second = compare.group(load(world, 'bad-0', 'good-0'))
-    intervals = compare.bootstrap(first, second, 50, seed=3)
-    # The same draws, and each difference by itself.
-    rng = np.random.default_rng(3)
-    count = first.runs[0].scored.record_set.num_examples
-    differences = []
-    for _ in range(50):
-        weights = rng.multinomial(count, np.full(count, 1 / count))
-        before, after = (s.mean(weights)['mask AP'] for s in (first, second))
-        if before is not None and after is not None:
-            differences.append(after - before)
-    assert intervals['mask AP'] == pytest.approx(np.percentile(differences, (2.5, 97.5)))
-    low, high = intervals['mask AP']
-    assert low <= second.mean()['mask AP'] - first.mean()['mask AP'] <= high
+    systems = compare.group(load(world, 'bad-0', 'good-0', 'good-1'))
+    bad, good, other = compare.resample([r for s in systems for r in s.runs], 50)['mask AP'].T
+    differences = (good + other) / 2 - bad
+    low, high = compare.compare(systems, 50)['differences']['good']['mask AP']['interval']
+    assert (low, high) == pytest.approx(np.nanpercentile(differences, (2.5, 97.5)))
+    difference = systems[1].mean()['mask AP'] - systems[0].mean()['mask AP']
+    assert low <= difference <= high
 
 
 def test_the_page_and_the_figures(world, tmp_path, capsys):
