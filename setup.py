@@ -72,6 +72,8 @@ _INSTALL_REQUIRES = [
     'jinja2>=3.1',
     # Charts of those pages, as SVG. The Model Garden requires it, too.
     'matplotlib>=3.7',
+    # Intervals and p values of ablations. The Model Garden requires it, too.
+    'scipy>=1.10',
     # Backbone weights in that format.
     'safetensors>=0.4',
 ]

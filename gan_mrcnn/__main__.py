@@ -20,7 +20,7 @@ COMMANDS = {
     'predict': 'finds the objects in image files',
     'check': 'counts what a data set holds and names its problems',
     'compare': 'puts evaluated runs side by side, with intervals',
-    'ablate': "trains and compares the rows of the paper's Tables 5 and 6",
+    'ablate': "trains and compares arms with several seeds, such as the paper's tables",
     'replay': 'repeats a step whose loss was not finite, and says where it went wrong',
     'export': 'writes a SavedModel for TF Serving',
     'publish': 'writes weights that can be passed on',

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -310,7 +309,7 @@ def any_values(world, name):
         'compare': {'--split': WORDS, '--samples': NUMBERS, '--report': place, '--data_dir': place},
         'ablate': {
             **{'--seeds': NUMBERS, '--eval_split': WORDS, '--samples': NUMBERS},
-            '--model_dir': place,
+            **{'--jobs': NUMBERS, '--arms': place, '--model_dir': place},
         },
         'export': {
             **{'--version': NUMBERS, '--score_threshold': NUMBERS, '--model_dir': place},
@@ -351,8 +350,7 @@ def check_any_arguments(world, folder, monkeypatch, number):
     (folder / 'file').write_text('notes')
     monkeypatch.setattr(task_lib.GanMaskRCNNTask, 'build_model', stop)
     monkeypatch.setattr(predictor_lib, 'load_saved_model', stop)
-    failed = subprocess.CompletedProcess([], 2)
-    monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: failed)
+    monkeypatch.setattr(ablate.jobs, 'run_all', lambda todo, _: {one.name: 'x' for one in todo})
 
     @settings(
         max_examples=number,

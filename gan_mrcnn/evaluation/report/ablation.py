@@ -247,15 +247,18 @@ def _power(by_figure) -> render.Table:
 
 
 def _learning(arms: Sequence[Arm]) -> dict[str, Any]:
-    """A chart by name of the curve, with the arms that have it; validation comes first."""
-    names = dict.fromkeys([learning_curves.VALIDATION, *(n for arm in arms for n in arm.bands)])
-    series = {
-        name: {arm.name: arm.bands[name][:3] for arm in arms if name in arm.bands} for name in names
-    }
+    """A chart by name of the curve; validation comes first."""
+    names = dict.fromkeys(name for arm in arms for name in arm.bands)
+    ordered = sorted(names, key=lambda name: name != learning_curves.VALIDATION)
+    # An arm without the curve keeps its colour and its place in the legend.
+    nothing = (np.zeros(0),) * 3
     return {
-        name: charts.bands(by_arm, 'step', name.replace('_', ' '))
-        for name, by_arm in series.items()
-        if by_arm
+        name: charts.bands(
+            {arm.name: arm.bands[name][:3] if name in arm.bands else nothing for arm in arms},
+            'step',
+            name.replace('_', ' '),
+        )
+        for name in ordered
     }
 
 

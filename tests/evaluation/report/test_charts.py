@@ -11,6 +11,7 @@ from gan_mrcnn.evaluation.report import charts
 from gan_mrcnn.utils.html import render
 
 SVG = '{http://www.w3.org/2000/svg}'
+HREF = '{http://www.w3.org/1999/xlink}href'
 
 
 def parse(svg):
@@ -58,6 +59,25 @@ def test_points_and_the_diagonal_are_marked_where_asked_for():
     plain, marked = (charts.lines(curve, 'x', 'y', *flags) for flags in ((), (True, True)))
     assert '<use' not in plain and marked.count('<use') == 2
     assert 'stroke-dasharray' not in plain and 'stroke-dasharray' in marked
+
+
+def test_bands_are_around_their_curves_where_they_are_known():
+    x, y, half = np.arange(4.0), np.array([1.0, 2, 2, 4]), np.array([0.5, 1, np.nan, np.nan])
+    nothing = (np.zeros(0),) * 3
+    root = parse(charts.bands({'none': nothing, 'a': (x, y, half)}, 'step', 'loss'))
+    # The curve, and not its sample in the legend.
+    (curve,) = [one for one in paths(root, 'stroke', charts.COLOURS[1]) if len(one) == 4]
+    rise = (curve[0] - curve[3])[1] / 3
+    (use,) = [e for e in root.iter(f'{SVG}use') if 'fill-opacity: 0.18' in e.get('style', '')]
+    (outline,) = [e for e in root.iter(f'{SVG}path') if e.get('id') == use.get(HREF)[1:]]
+    band = np.array(re.findall(r'[ML] (\S+) (\S+)', outline.get('d')), float)
+    band += [float(use.get('x')), float(use.get('y'))]
+    for point, height in ((curve[0], 0.5), (curve[1], 1)):
+        heights = band[np.isclose(band[:, 0], point[0], atol=0.1), 1]
+        expected = point[1] - height * rise, point[1] + height * rise
+        assert (heights.min(), heights.max()) == pytest.approx(expected, abs=0.1)
+    assert not np.any(np.isclose(band[:, 0], curve[2, 0], atol=0.1))
+    assert {'none', 'a', 'step', 'loss'} <= set(texts(root))
 
 
 def test_bars_are_as_high_as_their_values():
