@@ -81,20 +81,20 @@ def compare(arms: Sequence[Arm], num_samples: int) -> dict[str, Any]:
     resampled = compare_report.resample(
         [run for arm in arms for run in arm.runs.values()], num_samples
     )
-    columns = compare_report.columns_of([arm.system for arm in arms])
+    of_first, *of_others = compare_report.columns_of([arm.system for arm in arms])
     figures = {arm.name: {seed: run.figures() for seed, run in arm.runs.items()} for arm in arms}
     differences = {
         arm.name: {
             figure: _difference(
                 {seed: one[figure] for seed, one in figures[arms[0].name].items()},
                 {seed: one[figure] for seed, one in figures[arm.name].items()},
-                samples[:, columns[arms[0].name]],
-                samples[:, columns[arm.name]],
+                samples[:, of_first],
+                samples[:, columns],
                 DIFFERENCES if 'Hausdorff' not in figure else (),
             )
             for figure, samples in resampled.items()
         }
-        for arm in arms[1:]
+        for arm, columns in zip(arms[1:], of_others)
     }
     return {
         'arms': [_describe_arm(arm, figures[arm.name]) for arm in arms],

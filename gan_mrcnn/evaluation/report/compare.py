@@ -236,16 +236,14 @@ def compare(systems: Sequence[System], num_samples: int) -> dict[str, Any]:
     """
     first = systems[0]
     means = {system.name: system.mean() for system in systems}
-    columns = columns_of(systems)
+    of_first, *of_others = columns_of(systems)
     resampled = resample([run for system in systems for run in system.runs], num_samples)
     differences = {}
-    for system in systems[1:]:
+    for system, columns in zip(systems[1:], of_others):
         differences[system.name] = {
             name: {
                 'difference': _minus(means[system.name][name], means[first.name][name]),
-                'interval': statistics.images_interval(
-                    values[:, columns[first.name]], values[:, columns[system.name]]
-                ),
+                'interval': statistics.images_interval(values[:, of_first], values[:, columns]),
             }
             for name, values in resampled.items()
         }
@@ -265,10 +263,10 @@ def compare(systems: Sequence[System], num_samples: int) -> dict[str, Any]:
     }
 
 
-def columns_of(systems: Sequence[System]) -> dict[str, slice]:
-    """Where the runs of each system are when all runs stand in one row, by its name."""
+def columns_of(systems: Sequence[System]) -> list[slice]:
+    """Where the runs of each system are when all runs stand in one row."""
     ends = np.cumsum([len(system.runs) for system in systems])
-    return {system.name: slice(end - len(system.runs), end) for system, end in zip(systems, ends)}
+    return [slice(end - len(system.runs), end) for system, end in zip(systems, ends)]
 
 
 def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
