@@ -237,7 +237,8 @@ class _Progress:
             self._last_line = now
             left = self._left(running, num_waiting)
             texts = [one.describe() for one in running]
-            if left is not None:
+            # Nothing is known of a last run that takes longer than the others did.
+            if left:
                 texts.append(f'about {_clock(left)} left for all')
             self._say(f'{self._num_ended} of {self._num_jobs} done, {", ".join(texts)}')
 

@@ -156,6 +156,7 @@ def test_a_signal_lets_every_run_save_and_starts_no_other(number, tmp_path):
             wait_for_training(job.folder)
         # Twice within a moment: as a terminal and `make` send it.
         os.kill(os.getpid(), number)
+        time.sleep(0.1)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
