@@ -211,13 +211,14 @@ def _plus_minus(arm, figure) -> str:
 
 
 def _differences(by_figure) -> render.Table:
-    """Difference and intervals; bold where that over seeds and images does not hold zero."""
+    """Difference and intervals; bold where neither unpaired one over seeds holds zero."""
     header = ['', 'difference', 'seeds and images', 'seeds (Welch)', 'p', 'images alone']
     header += ['same seed', 'interval', 'p', 'pairs']
     rows, bold = [], []
     for figure, one in by_figure.items():
         paired = one['paired']
-        if _is_clear(one['seeds_and_images']):
+        # The one is narrow with few seeds, the other knows nothing of images.
+        if all(_is_clear(one[key]) for key in ('seeds_and_images', 'welch')):
             bold.append(len(rows))
         rows.append(
             [

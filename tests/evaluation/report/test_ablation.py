@@ -95,6 +95,22 @@ def test_seeds_are_not_asked_for_a_fraction_of_a_pixel():
     assert wanted == {'mask AP': {'observed', '0.02', '0.01'}, 'gland Hausdorff': {'observed'}}
 
 
+def test_rows_are_bold_where_neither_interval_over_seeds_holds_zero():
+    def one(seeds_and_images, welch):
+        paired = {'difference': 0.1, 'interval': None, 'p': None, 'n': 2}
+        return {
+            **{'difference': 0.1, 'permutation_p': 0.333, 'images': None, 'paired': paired},
+            **{'seeds_and_images': seeds_and_images, 'welch': welch},
+        }
+
+    above, around = (0.05, 0.15), (-0.05, 0.25)
+    found = {'box AP': one(above, around), 'mask AP': one(above, above), 'x': one(above, None)}
+    table = ablation._differences({**found, 'y': one(None, None), 'z': one(around, above)})
+    assert list(table.bold) == [1]
+    expected = ['+0.1000', '[0.0500, 0.1500]', '[-0.0500, 0.2500]', '0.333', '-']
+    assert list(table.rows[0][1:6]) == expected
+
+
 def test_the_page_and_its_json(arms, tmp_path):
     band = learning_curves.Band(*np.array([[5, 10], [2.0, 1.0], [0.5, np.nan], [2, 1]]))
     drawn = [ablation.Arm(arms[0].name, arms[0].runs, {'mask_loss': band}), arms[1]]
