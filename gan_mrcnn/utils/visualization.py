@@ -23,6 +23,10 @@ GROUND_TRUTH, PREDICTION = (0, 90, 220), (255, 225, 40)
 _FILL = 0.25
 _WHITE, _INK = (255, 255, 255), (40, 40, 40)
 _FONT = cv2.FONT_HERSHEY_DUPLEX
+# In pixels, of its capitals at a scale of 1.
+_FONT_HEIGHT = 22.0
+# Share of an instance that its score may cover.
+_MOST_COVERED = 0.5
 _MATCH_IOU = 0.5
 _NEIGHBOUR_PIXELS = 12
 
@@ -65,9 +69,14 @@ def _draw_outline(canvas, mask, colour, width):
     canvas[rim & ~_erode(mask, 1 + width)] = colour
 
 
+def _text_area(text, size):
+    (width, height), _ = cv2.getTextSize(text, _FONT, size / _FONT_HEIGHT, 1)
+    return width * height
+
+
 def _put_text(canvas, text, centre_yx, size, colour=_WHITE, halo=_INK):
     """Text of about `size` pixels' height around a point, kept inside the canvas."""
-    scale = size / 22.0
+    scale = size / _FONT_HEIGHT
     (width, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
     x = int(np.clip(centre_yx[1] - width // 2, 1, max(1, canvas.shape[1] - width - 1)))
     y = int(np.clip(centre_yx[0] + height // 2, height + 1, max(height + 1, canvas.shape[0] - 2)))
@@ -90,7 +99,7 @@ def draw_instances(image, masks, boxes=None, scores=None, colours=None):
       image: uint8 [H, W, 3], RGB.
       masks: bool [N, H, W].
       boxes: optional float [N, 4], [y1, x1, y2, x2] in pixels, drawn as thin frames.
-      scores: optional float [N], written into the instances.
+      scores: optional float [N], written into the instances that are large enough.
       colours: optional N RGB tuples; by default neighbours get different ones.
 
     Returns:
@@ -120,13 +129,10 @@ def draw_instances(image, masks, boxes=None, scores=None, colours=None):
     if scores is not None:
         size = max(9, round(min(canvas.shape[:2]) / 38))
         for row in order:
-            if masks[row].any():
-                _put_text(
-                    canvas,
-                    f'{scores[row]:.2f}'.replace('0.', '.'),
-                    _deepest_point(masks[row]),
-                    size,
-                )
+            text = f'{scores[row]:.2f}'.replace('0.', '.')
+            # On a small one it would be all that is seen.
+            if _text_area(text, size) <= _MOST_COVERED * np.count_nonzero(masks[row]):
+                _put_text(canvas, text, _deepest_point(masks[row]), size)
     return canvas
 
 

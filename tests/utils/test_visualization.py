@@ -75,6 +75,12 @@ def test_boxes_and_scores_are_drawn(image, masks):
     scored = visualization.draw_instances(image, masks, scores=[0.87, 1.0])
     changed = (scored != plain).any(2)
     assert changed[masks[0]].any() and changed[masks[1]].any()
+    small = np.zeros((1, 120, 160), bool)
+    small[0, 30:42, 30:46] = True
+    np.testing.assert_array_equal(
+        visualization.draw_instances(image, small, scores=[0.87]),
+        visualization.draw_instances(image, small),
+    )
 
 
 def test_no_instance_leaves_the_image(image):
