@@ -29,9 +29,11 @@ class World:
     """A run, an export, a data set, pictures and predictions in one folder."""
 
     def __init__(self, folder: pathlib.Path, exported):
-        self.folder, self.exported = folder, exported
-        self.run, self.model = folder / 'run', exported.model
+        self.folder = folder
+        self.run, self.model = folder / 'run', folder / 'model'
+        # Copies: a command of the fuzz may write into them.
         shutil.copytree(exported.run, self.run)
+        shutil.copytree(exported.model, self.model)
         self.data, self.cache = exported.run.parent / 'data', folder / 'cache'
         self.pictures = folder / 'pictures'
         (self.pictures / 'deep').mkdir(parents=True)
@@ -90,6 +92,19 @@ KINDS = {
     'too long a name': 'cannot be written (File name too long)',
     'not a disk': 'cannot be written (No such file or directory)',
 }
+
+
+def test_an_export_is_no_folder_to_train_in(world):
+    before = sorted(world.model.rglob('*'))
+    line = programs.refusal(
+        programs.run(
+            *('train', *world.data_flags, '--cache_dir', world.cache, '--model_dir', world.model),
+            *('--params_override', tiny.SETTINGS),
+        ),
+        'train',
+    )
+    assert f'--model_dir {world.model} holds an export; give another folder' in line
+    assert sorted(world.model.rglob('*')) == before
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -207,7 +222,7 @@ def places(world):
             *('nosuch', 'new', 'new[0]', 'n*w', 'with space', 'ü/腺', 'line\nbreak', "it's"),
             *('', '.', '~nosuchuser/x', 'gs://bucket/x', '-x', 'file', 'file/x', 'n' * 300),
             *('/proc/nosuch', '%s', '<b>', '{}', 'a/../new', 'new/', 'pictures/*.png', '**'),
-            *(os.fsdecode(b'latin\xfc'), world.exported.version, world.run / 'ckpt-7'),
+            *(os.fsdecode(b'latin\xfc'), world.model / '1', world.run / 'ckpt-7'),
             *(world.run / 'params.yaml', world.pictures / 'a.png'),
         ]
     ).map(os.fspath)

@@ -7,7 +7,7 @@ With --predictions FILE instead of a model, it scores COCO results of any system
 import argparse
 import os
 
-from gan_mrcnn.utils import cli, published
+from gan_mrcnn.utils import cli, paths
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -45,16 +45,18 @@ def main(options: argparse.Namespace) -> None:
         )
     if options.published and (options.saved_model or options.predictions):
         raise UserError('--weights goes without --saved_model and --predictions; leave one out')
-    weights = None
-    if options.published:
-        options.model_dir = options.model_dir or _beside_weights(options.published)
-        weights = published.find(options.published, options.cache_dir)
     if options.tta and options.predictions:
         raise UserError('--tta goes without --predictions; leave it out')
     if options.val_predictions and not options.predictions:
         raise UserError('--val_predictions goes with --predictions; leave it out')
     if options.model_dir is None and options.saved_model is not None:
         options.model_dir = _beside(options.saved_model)
+    weights = None
+    if options.published:
+        from gan_mrcnn.utils import published
+
+        options.model_dir = options.model_dir or _beside_weights(options.published)
+        weights = published.find(options.published, options.cache_dir)
     from gan_mrcnn import settings
     from gan_mrcnn.evaluation import run as evaluation_run
     from gan_mrcnn.prediction import checkpoint
@@ -86,7 +88,7 @@ def main(options: argparse.Namespace) -> None:
 
 def _beside_weights(source: str) -> str:
     """The folder of published weights, where results go unless --model_dir names another."""
-    if published.is_address(source):
+    if paths.is_address(source):
         raise UserError('--model_dir is missing: the folder for the results of --weights URL')
     return source if os.path.isdir(source) else os.path.dirname(source) or '.'
 

@@ -7,7 +7,7 @@ take it, too. Needs the extra serving: pip install 'gan-mrcnn[serving]'.
 
 import argparse
 
-from gan_mrcnn.utils import cli, published
+from gan_mrcnn.utils import cli
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     cli.check_one_model(options, '--model_dir')
+    from gan_mrcnn.utils import published
+
+    # Before TensorFlow is there: a wrong one is answered at once.
     path = published.find(options.published, options.cache_dir) if options.published else None
     from gan_mrcnn.prediction import checkpoint
     from gan_mrcnn.serving import export

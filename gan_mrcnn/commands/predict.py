@@ -9,7 +9,7 @@ format).
 
 import argparse
 
-from gan_mrcnn.utils import cli, published
+from gan_mrcnn.utils import cli
 from gan_mrcnn.utils.errors import UserError
 
 
@@ -62,6 +62,7 @@ def main(options: argparse.Namespace) -> None:
         raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
     from gan_mrcnn.prediction import image_files, writing
     from gan_mrcnn.prediction import run as prediction_run
+    from gan_mrcnn.utils import published
 
     # Before the network, which takes its time: a wrong path is answered at once.
     left_out: list[str] = []

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One way to call the network, whether it is a SavedModel or a run's checkpoint."""
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -95,13 +96,23 @@ def find_version(path: str) -> pathlib.Path:
     Raises:
       UserError: there is none.
     """
-    folder = pathlib.Path(path)
+    folder = _newest_version(pathlib.Path(path))
+    if folder is None:
+        raise UserError(f'{path} holds no SavedModel; gan-mrcnn export writes one')
+    return folder
+
+
+def check_no_saved_model(folder: str, flag: str) -> None:
+    """Raises UserError where `find_version` would find one."""
+    if os.path.isdir(folder) and _newest_version(pathlib.Path(folder)):
+        raise UserError(f'{flag} {folder} holds an export; give another folder')
+
+
+def _newest_version(folder: pathlib.Path) -> Optional[pathlib.Path]:
     versions = [child for child in folder.glob('*') if child.name.isdecimal() and child.is_dir()]
     if versions and not (folder / 'saved_model.pb').is_file():
         folder = max(versions, key=lambda child: int(child.name))
-    if not (folder / 'saved_model.pb').is_file():
-        raise UserError(f'{path} holds no SavedModel; gan-mrcnn export writes one')
-    return folder
+    return folder if (folder / 'saved_model.pb').is_file() else None
 
 
 def load_saved_model(path: str) -> Predictor:

@@ -24,7 +24,7 @@ from gan_mrcnn.data.readers import base, options
 from gan_mrcnn.data.records import records
 from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
-from gan_mrcnn.prediction import model_card
+from gan_mrcnn.prediction import model_card, predictor
 from gan_mrcnn.training import checkpoints, multi_worker, nonfinite, preemption, status, trainer
 from gan_mrcnn.utils import devices, disk, files, paths, published, yaml_files
 from gan_mrcnn.utils.errors import UserError
@@ -85,9 +85,10 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
 
     Raises:
       UserError: a loss or gradient is not finite and the policy is to stop, the checkpoint is of
-        another network, or the folder cannot be written.
+        another network, the folder is an export, or it cannot be written.
     """
-    # Before the data are converted: a wrong one is answered at once.
+    # Before the data are converted: what is wrong is answered at once.
+    predictor.check_no_saved_model(model_dir, '--model_dir')
     if config.task.weights and not checkpoints.latest(model_dir):
         published.find(config.task.weights, config.task.cache_dir)
     strategy = multi_worker.make_strategy(config)

@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import Callable, Optional
 
-from gan_mrcnn.utils import disk, paths, published
+from gan_mrcnn.utils import disk, paths
 from gan_mrcnn.utils.errors import UserError
 
 GAN_MODES = ('combined', 'baseline', 'adversarial_only')
@@ -110,7 +110,7 @@ def add_weights_flag(parser: argparse.ArgumentParser, help_text: str, **options)
     """Adds --weights, which takes what `published.find` does."""
     parser.add_argument(
         '--weights',
-        type=published.from_user,
+        type=functools.partial(paths.from_user_or_address, flag='--weights'),
         metavar='DIR|FILE|URL',
         help=f'{help_text}: what gan-mrcnn publish wrote; an address ends in #sha256=SUM',
         **options,

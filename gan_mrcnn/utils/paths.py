@@ -30,11 +30,21 @@ def from_user(text: str, flag: str) -> str:
     """
     if not text:
         raise UserError(f'{flag} is empty; give a path')
-    if '://' in text:
+    if is_address(text):
         raise UserError(f'{flag} {text} is an address; give a path of this machine')
     path = str(pathlib.Path(expand_home(text, flag)))
     # Handed on to another program, it would be a flag.
     return f'./{path}' if path.startswith('-') else path
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is a URL and not a path."""
+    return '://' in text
+
+
+def from_user_or_address(text: str, flag: str) -> str:
+    """`from_user` for what may be an address, too."""
+    return text if is_address(text) else from_user(text, flag)
 
 
 def expand_home(text: str, flag: str) -> str:

@@ -23,16 +23,6 @@ _CHUNK = 1 << 20
 _MOST_BYTES = 1 << 31
 
 
-def is_address(source: str) -> bool:
-    """Whether `source` is a URL and not a path."""
-    return '://' in source
-
-
-def from_user(text: str) -> str:
-    """`paths.from_user` for --weights, which takes addresses, too."""
-    return text if is_address(text) else paths.from_user(text, '--weights')
-
-
 def find(source: str, cache_dir: str) -> str:
     """Path of the checked weights.
 
@@ -45,7 +35,7 @@ def find(source: str, cache_dir: str) -> str:
     Raises:
       UserError: something is missing, cannot be read, or has another sum.
     """
-    if is_address(source):
+    if paths.is_address(source):
         return _download(source, cache_dir)
     path = pathlib.Path(source)
     if path.is_dir():

@@ -115,7 +115,7 @@ def test_publish_as_it_is_typed(run, tmp_path):
     assert 'has no params.yaml' in line and not (tmp_path / 'x').exists()
     (tmp_path / 'file').touch()
     line = programs.refusal(programs.run('publish', run, tmp_path / 'file/x'), 'publish')
-    assert 'cannot be written' in line
+    assert 'is a file, not a folder' in line
 
 
 def test_predict_takes_an_address(published, tmp_path):
