@@ -147,8 +147,21 @@ def stop_training(folder):
     os.kill(status(folder)['pid'], signal.SIGTERM)
 
 
+@pytest.fixture
+def set_signal():
+    """`signal.signal`, undone afterwards."""
+    before = {}
+
+    def change(number, handler):
+        before.setdefault(number, signal.signal(number, handler))
+
+    yield change
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_lets_every_run_save_and_starts_no_other(number, tmp_path):
+def test_a_signal_lets_every_run_save_and_starts_no_other(number, set_signal, tmp_path):
     todo = [make_job(tmp_path, name, 20) for name in 'abc']
 
     def interrupt():
@@ -160,14 +173,15 @@ def test_a_signal_lets_every_run_save_and_starts_no_other(number, tmp_path):
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
-    before = signal.getsignal(number)
+    # Under nohup it is ignored, and stays so.
+    set_signal(number, signal.default_int_handler)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         jobs.run_all(todo, 2)
     thread.join()
     assert [status(job.folder).get('state') for job in todo] == ['stopped', 'stopped', None]
     assert not any((job.folder / 'evaluate.start').exists() for job in todo)
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.default_int_handler
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
