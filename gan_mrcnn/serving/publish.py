@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a run as a folder that can be passed on, for whoever has this package.
+"""Weights of a run as a folder that can be passed on, for others who have this package.
 
 `gan-mrcnn export` writes a program for servers, of all that a checkpoint's network does; this
 writes numbers, which run nothing when they are read. `model.safetensors` is enough by itself: its

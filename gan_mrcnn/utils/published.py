@@ -2,7 +2,7 @@
 """Where published weights are: a folder, a file or an address becomes a checked file of this disk.
 
 Every file that `gan-mrcnn publish` writes has its SHA-256 in SHA256SUMS beside it. An address has
-the sum behind #sha256=, so that what is read is what the publisher wrote, whoever sends it.
+the sum behind #sha256=, so that what is read is what the publisher wrote, from any server.
 """
 
 import hashlib

@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_has_the_averages_of_the_whole_one(run, folder):
         np.testing.assert_allclose(stopped[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_validation_and_whoever_restores_have_the_averages(run_and_validated, model):
+def test_validation_and_restored_models_have_the_averages(run_and_validated, model):
     run, validated = run_and_validated
     path = run / f'ckpt-{STEPS}'
     wanted = weights_in(model, path, 'averaged_model')
