@@ -109,8 +109,7 @@ def test_both_publish_the_same_and_read_each_others(other, tmp_path):
     ours, theirs = (tmp_path / name / 'weights/model.safetensors' for name in ('ours', 'theirs'))
     other('weights', ours, tmp_path / 'read.npz')
     wanted, read_there = other_set.weights(ours), np.load(tmp_path / 'read.npz')
-    # What the newer set publishes has settings of its Model Garden that the older one refuses.
-    read_here = wanted if tf.__version__.startswith('2.15') else other_set.weights(theirs)
+    read_here = other_set.weights(theirs)
     assert set(read_there.files) == set(read_here) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_array_equal(read_there[name], value, err_msg=name)

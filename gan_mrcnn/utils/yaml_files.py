@@ -21,6 +21,9 @@ _MOST_VALUES = 100_000
 _NEW_NAMES = {'blow_ups': 'nonfinite'}
 # A run saves every setting; a file that somebody wrote has a few.
 _SAVED_BY_0_1 = {'mode', 'box_weight', 'mask_weight', 'num_layers', 'detach_features'}
+# What the Model Garden of the newer set of packages saves of its own, by the only value that means
+# anything here; the older set's does not know the names.
+_SAVED_BY_NEWER_SET = {'ram_budget': None, 'keep_aspect_ratio': True}
 
 
 def parse(text: Union[str, bytes], source: str) -> Any:
@@ -83,14 +86,29 @@ def task_of(content: Any, source: str) -> Mapping[str, Any]:
 
 
 def up_to_date(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a task as this version says them, where version 0.1 has saved them otherwise."""
+    """Settings of a task as this version says them under both sets of packages.
+
+    Version 0.1 has saved some otherwise, and the newer set saves some that the older one refuses.
+    """
     task = {_NEW_NAMES.get(name, name): value for name, value in task.items()}
+    for part in ('train_data', 'validation_data'):
+        if isinstance(task.get(part), Mapping):
+            task[part] = _of_both_sets(task[part])
     gan = task.get('gan')
     if isinstance(gan, Mapping) and 'preset' not in gan and set(gan) >= _SAVED_BY_0_1:
         # It weighed the discriminators' losses by 1 and clipped them as the generator.
         own = {'discriminator_box_weight': 1.0, 'discriminator_mask_weight': 1.0}
         task['gan'] = {**gan, **own, 'clip_norm': task.get('clip_norm', 0.0)}
     return task
+
+
+def _of_both_sets(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the data, or of their parser, without `_SAVED_BY_NEWER_SET`."""
+    return {
+        name: _of_both_sets(value) if name == 'parser' and isinstance(value, Mapping) else value
+        for name, value in data.items()
+        if name not in _SAVED_BY_NEWER_SET or value is not _SAVED_BY_NEWER_SET[name]
+    }
 
 
 def _count(value, known: dict[int, int]) -> int:

@@ -61,3 +61,11 @@ def test_settings_of_version_0_1_have_the_names_of_this_version(tmp_path):
         path.write_text(yaml.safe_dump({'task': {'dataset': 'gland', name: {'limit': 3}}}))
         read.append(yaml_files.read_task(path))
     assert read[0] == read[1] == {'dataset': 'gland', 'nonfinite': {'limit': 3}}
+
+
+def test_what_the_newer_set_saves_of_its_own_is_read_by_both():
+    """By the values that it always saves; others are refused where they are not known."""
+    saved = {'ram_budget': None, 'parser': {'keep_aspect_ratio': True, 'a': True}, 'b': None}
+    other = {'ram_budget': 3, 'parser': {'keep_aspect_ratio': False}}
+    read = yaml_files.up_to_date({'train_data': saved, 'validation_data': other})
+    assert read == {'train_data': {'parser': {'a': True}, 'b': None}, 'validation_data': other}
