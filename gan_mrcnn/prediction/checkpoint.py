@@ -282,17 +282,6 @@ def open_published(path: str, score_threshold: Optional[float] = None) -> Opened
     return Opened(published_model(task_lib.GanMaskRCNNTask(config.task), path), card, config)
 
 
-def load_run(
-    model_dir: str,
-    checkpoint: str = 'best',
-    score_threshold: float = SCORE_THRESHOLD,
-    data_dir: Optional[str] = None,
-) -> tuple[signatures.InferenceModule, model_card.ModelCard, Any]:
-    """What `open_run` gives, the network as a module."""
-    opened = open_run(model_dir, checkpoint, score_threshold, data_dir)
-    return opened.module(), opened.card, opened.config
-
-
 def make_card(
     task_config, dataset, path: str, score_threshold: float = SCORE_THRESHOLD
 ) -> model_card.ModelCard:

@@ -34,7 +34,7 @@ def encoded_photos():
 @pytest.fixture(scope='module')
 def of_checkpoint(exported):
     """What the checkpoint detects, by the layers as Python runs them, image by image."""
-    module, _, _ = checkpoint.load_run(str(exported.run))
+    module = checkpoint.open_run(str(exported.run)).module()
     outputs = [module.detect_encoded(tf.constant([image])) for image in encoded_photos()]
     return {name: np.concatenate([one[name].numpy() for one in outputs]) for name in outputs[0]}
 
@@ -148,7 +148,7 @@ def test_only_the_generator_is_in_it(exported):
     names = [
         name for name, _ in tf.train.list_variables(str(exported.version / 'variables/variables'))
     ]
-    module, _, _ = checkpoint.load_run(str(exported.run))
+    module = checkpoint.open_run(str(exported.run)).module()
     weights = [name for name in names if name.startswith('generator_variables/')]
     assert len(weights) == len(module.generator_variables)
     assert set(names) - set(weights) == {'_CHECKPOINTABLE_OBJECT_GRAPH'}
@@ -170,7 +170,7 @@ def test_an_operation_of_our_own_is_refused_by_name(exported, tmp_path, monkeypa
 @pytest.mark.skipif(build.find_compiler() is None, reason='no C++ compiler')
 def test_the_export_has_stock_operations_where_a_checkpoint_has_ours(exported, tmp_path):
     ours, theirs = 'GroupedNonMaxSuppression', 'CombinedNonMaxSuppression'
-    module, _, _ = checkpoint.load_run(str(exported.run))
+    module = checkpoint.open_run(str(exported.run)).module()
     tf.saved_model.save(module, str(tmp_path), signatures=module.signatures('compiled'))
     assert ours in set(export_lib.operations(tmp_path))
     stock = set(export_lib.operations(exported.version))
@@ -209,7 +209,7 @@ def test_assets_say_what_the_numbers_mean(exported):
     # Its pixels, normalized by hand, are what the network is shown.
     pixels = photo((32, 32))
     normalized = (pixels - np.array(card.mean_rgb)) / np.array(card.stddev_rgb)
-    module, _, _ = checkpoint.load_run(str(exported.run))
+    module = checkpoint.open_run(str(exported.run)).module()
     shown, _ = module._resize(tf.constant(pixels))
     np.testing.assert_allclose(shown[:32, :32], normalized, atol=1e-5)
     params = (assets / 'params.yaml').read_text()
@@ -236,7 +236,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match='holds no SavedModel'):
         predictor_lib.load_saved_model(str(tmp_path))
     with pytest.raises(UserError, match='params.yaml'):
-        checkpoint.load_run(str(tmp_path))
+        checkpoint.open_run(str(tmp_path))
 
 
 @pytest.mark.parametrize('name', ['saved_model.pb', 'variables/variables.data-00000-of-00001'])

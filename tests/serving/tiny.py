@@ -33,8 +33,8 @@ def export(folder):
     """A run with random weights below `folder`, and what was exported from it."""
     run = folder / 'run'
     write_run(run)
-    module, card, config = checkpoint.load_run(str(run))
-    version = export_lib.export(module, card, config, str(folder / 'out'))
+    opened = checkpoint.open_run(str(run))
+    version = export_lib.export(opened.module(), opened.card, opened.config, str(folder / 'out'))
     return Exported(run, version.parent, version)
 
 

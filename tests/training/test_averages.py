@@ -188,7 +188,7 @@ def test_evaluation_prediction_and_export_have_the_averages(run, folder, model):
     with watched_validation() as seen:
         evaluation_run.evaluate(make_config(folder), DATASET, 'val', str(run), 'best')
     assert_same(seen[-1].get_weights(), wanted)
-    module, _, _ = checkpoint.load_run(str(run), 'best')
+    module = checkpoint.open_run(str(run), 'best').module()
     assert_same([variable.numpy() for variable in module.generator_variables], wanted)
 
 
