@@ -115,10 +115,9 @@ def mask_overlap(logits, real):
     return common / np.sum((logits > 0) | (real > 0.5), axis=(1, 2))
 
 
-@pytest.fixture(scope='module')
-def trained():
+def learnt(**gan):
     """A game whose discriminators have learnt from frozen boxes and masks; a scene not seen."""
-    rng, task = np.random.default_rng(0), make_game(preset='paper')
+    rng, task = np.random.default_rng(0), make_game(preset='paper', **gan)
     scenes = [make_scene(rng, 4) for _ in range(4)]
 
     def batches():
@@ -129,6 +128,11 @@ def trained():
 
     train_discriminators(task, batches())
     return task, make_scene(rng, 8)
+
+
+@pytest.fixture(scope='module')
+def trained():
+    return learnt()
 
 
 def test_box_discriminator_tells_real_boxes_from_shifted_ones(trained):
@@ -178,20 +182,7 @@ def test_equation_6_alone_moves_masks_to_the_real_ones(trained):
 
 @pytest.fixture(scope='module')
 def strongly_trained():
-    rng = np.random.default_rng(0)
-    task = make_game(
-        preset='paper', box_loss='hinge', normalization='spectral', r1=1.0, mask_judgement='pixel'
-    )
-    scenes = [make_scene(rng, 4) for _ in range(4)]
-
-    def batches():
-        for i in range(60):
-            scene = scenes[i % 4]
-            real, logits = disks(rng, len(scene[1]))
-            yield samples_of(scene, shift(rng, scene[1]), real, tf.sigmoid(logits))
-
-    train_discriminators(task, batches())
-    return task, make_scene(rng, 8)
+    return learnt(box_loss='hinge', normalization='spectral', r1=1.0, mask_judgement='pixel')
 
 
 @pytest.mark.slow

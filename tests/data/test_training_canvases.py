@@ -132,13 +132,17 @@ def test_epochs_of_either_kind_have_every_image_once_in_their_own_order(convert)
         assert len(set(epochs)) > 2
 
 
-@pytest.mark.parametrize('first_batch', [4, 26])
-def test_a_resumed_run_sees_what_the_whole_one_would_have(convert, first_batch):
-    params = convert(3)
+def assert_resumes(params, first_batch):
+    """From a batch on, a resumed run sees what the whole one would have."""
     build = lambda first: input_pipeline.training_dataset(MODEL, params, 3, first)  # noqa: E731
     wanted = build(0).skip(first_batch).take(3).as_numpy_iterator()
     for whole, again in zip(wanted, build(first_batch).as_numpy_iterator()):
         tf.nest.map_structure(np.testing.assert_array_equal, whole, again)
+
+
+@pytest.mark.parametrize('first_batch', [4, 26])
+def test_a_resumed_run_sees_what_the_whole_one_would_have(convert, first_batch):
+    assert_resumes(convert(3), first_batch)
 
 
 @pytest.mark.parametrize('pipelines, replicas', [(1, 2), (2, 4)])
@@ -214,10 +218,7 @@ def test_canvases_take_turns_and_every_image_comes_once_an_epoch_on_either(turni
 
 @pytest.mark.parametrize('first_batch', [3, 8])
 def test_a_resumed_run_turns_the_same_images(turning, first_batch):
-    build = lambda first: input_pipeline.training_dataset(MODEL, turning, 3, first)  # noqa: E731
-    wanted = build(0).skip(first_batch).take(3).as_numpy_iterator()
-    for whole, again in zip(wanted, build(first_batch).as_numpy_iterator()):
-        tf.nest.map_structure(np.testing.assert_array_equal, whole, again)
+    assert_resumes(turning, first_batch)
 
 
 @pytest.mark.parametrize('pipelines, replicas', [(1, 2), (2, 4)])
