@@ -95,6 +95,10 @@ _EXTRAS_REQUIRE = {
         # Its messages go over that; the serving API brings it.
         'grpcio>=1.24.3,<2',
     ],
+    'demo': [
+        # The page of `gan-mrcnn demo`. Its major versions move arguments from one call to another.
+        'gradio>=6,<7',
+    ],
     'test': [
         'pytest>=7',
         # Generates the inputs of the property tests.

@@ -25,6 +25,7 @@ COMMANDS = {
     'export': 'writes a SavedModel for TF Serving',
     'publish': 'writes weights that can be passed on',
     'client': 'asks a running TF Serving',
+    'demo': 'a page in the browser to try a model',
 }
 
 

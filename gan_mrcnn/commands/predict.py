@@ -10,7 +10,6 @@ format).
 import argparse
 
 from gan_mrcnn.utils import cli
-from gan_mrcnn.utils.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,39 +30,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--batch', type=int, default=4, metavar='N', help='images at a time (default 4)'
     )
-    parser.add_argument(
-        '--tile',
-        type=int,
-        nargs=2,
-        metavar=('HEIGHT', 'WIDTH'),
-        help='larger images are predicted in tiles of this size, in pixels; take that of the '
-        'training images',
-    )
-    parser.add_argument(
-        '--overlap',
-        type=int,
-        metavar='PIXELS',
-        help='of neighbouring tiles (default: a quarter of the shorter side of a tile)',
-    )
+    cli.add_tile_flags(parser)
 
 
 def main(options: argparse.Namespace) -> None:
     cli.check_one_model(options, '--model')
     cli.check_score(options.score_threshold)
     cli.check_positive(options.batch, '--batch')
-    tile, overlap = options.tile, options.overlap
-    if tile and min(tile) < 1:
-        raise UserError(
-            f'--tile {tile[0]} {tile[1]} is not positive; give height and width in pixels'
-        )
-    if tile and overlap is None:
-        overlap = min(tile) // 4
-    if tile and not 0 <= overlap < min(tile):
-        raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
-    from gan_mrcnn.prediction import image_files, writing
+    from gan_mrcnn.prediction import image_files, tiles, writing
     from gan_mrcnn.prediction import run as prediction_run
-    from gan_mrcnn.utils import published
+    from gan_mrcnn.utils import devices, published
 
+    overlap = tiles.check(options.tile, options.overlap) if options.tile else 0
     # Before the network, which takes its time: a wrong path is answered at once.
     left_out: list[str] = []
     sources = image_files.find_sources(options.images, options.out, left_out)
@@ -71,12 +49,16 @@ def main(options: argparse.Namespace) -> None:
         print(f'left out: {cli.one_line(text)}; name a file by itself to predict it')
     writing.prepare_folder(options.out)
     path = published.find(options.published, options.cache_dir) if options.published else None
+    network = prediction_run.load(
+        options.model, options.checkpoint, options.data_dir, path, options.tta
+    )
+    print(f'devices: {devices.describe()}', flush=True)
     prediction_run.predict(
         sources,
-        prediction_run.load(options.model, options.checkpoint, options.data_dir, path, options.tta),
+        network,
         options.out,
         options.score_threshold,
         options.batch,
-        tile,
+        options.tile,
         overlap,
     )

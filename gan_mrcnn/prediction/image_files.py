@@ -205,18 +205,42 @@ def detect(
       overlap: of neighbouring tiles, in pixels.
       problems: filled with a line for each image that is skipped because it cannot be used.
     """
-    batch: list[tuple[Source, images.DecodedImage]] = []
+    yield from detect_read(
+        _read(sources, problems), predictor, score_threshold, batch_size, tile, overlap, problems
+    )
+
+
+def _read(sources, problems):
+    """Pairs of source and image, of the images that can be read."""
     for source in sources:
         try:
-            image = images.read_image(source.path)
-            height, width = image.pixels.shape[:2]
-            in_tiles = tile is not None and (height > tile[0] or width > tile[1])
-            if not in_tiles and height * width > signatures.MAX_PIXELS:
-                raise UserError(
-                    f'{source.path} has {width}x{height} pixels, too many at once; give --tile'
-                )
+            yield source, images.read_image(source.path)
         except UserError as error:
             problems.append(str(error))
+
+
+def detect_read(
+    read: Iterable[tuple[Source, images.DecodedImage]],
+    predictor: predictor_lib.Predictor,
+    score_threshold: float,
+    batch_size: int,
+    tile: Optional[tuple[int, int]],
+    overlap: int,
+    problems: list[str],
+) -> Iterator[Result]:
+    """As `detect`, for images that are read already, each with its source.
+
+    With as many of them in memory as a batch has.
+    """
+    batch: list[tuple[Source, images.DecodedImage]] = []
+    for source, image in read:
+        height, width = image.pixels.shape[:2]
+        in_tiles = tile is not None and (height > tile[0] or width > tile[1])
+        if not in_tiles and height * width > signatures.MAX_PIXELS:
+            problems.append(
+                f'{source.path} has {width}x{height} pixels, too many at once; give --tile (in '
+                'Python: tile)'
+            )
             continue
         if not in_tiles:
             batch.append((source, image))

@@ -28,7 +28,6 @@ def load(
       augmentation: a key of `tta.ORIENTATIONS`; None for images as they are.
     """
     devices.prepare_gpus()
-    print(f'devices: {devices.describe()}', flush=True)
     if weights:
         return checkpoint_lib.open_published(weights).predictor(augmentation)
     if (pathlib.Path(model) / checkpoint_lib.PARAMS_NAME).is_file():

@@ -10,15 +10,33 @@ where their masks agree inside that strip; outside of it either may show what th
 """
 
 from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 
 from gan_mrcnn.prediction.objects import Object, intersect
+from gan_mrcnn.utils.errors import UserError
 
 # Masks agree from this IoU on, inside the strip that both tiles show.
 AGREEMENT = 0.5
 # Fewer common pixels in the strip are no evidence.
 FEWEST_PIXELS = 8
+
+
+def check(tile: tuple[int, int], overlap: Optional[int]) -> int:
+    """The overlap of tiles: the one given, otherwise a quarter of their shorter side.
+
+    Raises:
+      UserError: tiles of this size and overlap cannot cover an image.
+    """
+    if min(tile) < 1:
+        raise UserError(
+            f'--tile {tile[0]} {tile[1]} is not positive; give height and width in pixels'
+        )
+    overlap = min(tile) // 4 if overlap is None else overlap
+    if not 0 <= overlap < min(tile):
+        raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
+    return overlap
 
 
 def make_tiles(

@@ -9,7 +9,8 @@ box of every object. `OUT/predictions.json`: the same with masks, in COCO's form
 import csv
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -57,7 +58,9 @@ class Writer:
             visualization.save_png(str(self._folder / image_files.OVERLAYS / name), draw(result))
             encoded = cv2.imencode('.png', labels)[1].tobytes()
             files.write_bytes(self._folder / image_files.LABELS / name, encoded)
-        self._add_rows(result)
+        for file, number, name, score, area, *box in rows(result, self._card):
+            box = [f'{value:.2f}' for value in box]
+            self._rows.writerow([file, number, name, f'{score:.4f}', area, *box])
         self._add_coco(result)
 
     def close(self) -> None:
@@ -66,19 +69,6 @@ class Writer:
             files.write_text(self._folder / TABLE, self._table.getvalue())
             # On one line: masks make it large.
             files.write_json(self._folder / PREDICTIONS, self._coco, indent=None)
-
-    def _add_rows(self, result):
-        for number, one in enumerate(result.objects, start=1):
-            self._rows.writerow(
-                [
-                    str(result.source.path),
-                    number,
-                    self._card.class_names[one.class_id - 1],
-                    f'{one.score:.4f}',
-                    one.area,
-                    *(f'{value:.2f}' for value in one.box),
-                ]
-            )
 
     def _add_coco(self, result):
         height, width = result.pixels.shape[:2]
@@ -93,19 +83,30 @@ class Writer:
             }
         )
         for one in result.objects:
-            y1, x1, y2, x2 = one.box
-            annotations.append(
-                {
-                    'id': len(annotations) + 1,
-                    'image_id': image_id,
-                    'category_id': self._card.category_ids[one.class_id - 1],
-                    'score': one.score,
-                    'bbox': [x1, y1, x2 - x1, y2 - y1],
-                    'area': one.area,
-                    'iscrowd': 0,
-                    'segmentation': objects.encode(one, height, width),
-                }
-            )
+            ids = {'id': len(annotations) + 1, 'image_id': image_id}
+            annotations.append({**ids, **annotation(one, self._card, height, width)})
+
+
+def rows(result: Result, card: model_card.ModelCard) -> Iterator[tuple]:
+    """The objects of an image as rows of `COLUMNS`."""
+    for number, one in enumerate(result.objects, start=1):
+        name = card.class_names[one.class_id - 1]
+        yield str(result.source.path), number, name, one.score, one.area, *one.box
+
+
+def annotation(
+    one: objects.Object, card: model_card.ModelCard, height: int, width: int
+) -> dict[str, Any]:
+    """An object of an image of this size, in pixels, in COCO's format without its ids."""
+    y1, x1, y2, x2 = one.box
+    return {
+        'category_id': card.category_ids[one.class_id - 1],
+        'score': one.score,
+        'bbox': [x1, y1, x2 - x1, y2 - y1],
+        'area': one.area,
+        'iscrowd': 0,
+        'segmentation': objects.encode(one, height, width),
+    }
 
 
 def prepare_folder(folder: str) -> None:

@@ -127,6 +127,24 @@ def add_tta_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tile_flags(parser: argparse.ArgumentParser) -> None:
+    """--tile and --overlap, for large images; `tiles.check` checks them."""
+    parser.add_argument(
+        '--tile',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='larger images are predicted in tiles of this size, in pixels; take that of the '
+        'training images',
+    )
+    parser.add_argument(
+        '--overlap',
+        type=int,
+        metavar='PIXELS',
+        help='of neighbouring tiles (default: a quarter of the shorter side of a tile)',
+    )
+
+
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     add_path(
         parser,
