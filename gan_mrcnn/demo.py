@@ -124,11 +124,14 @@ def make_page(model: api.Model, tile: Optional[tuple[int, int]], overlap: Option
                     label='Objects from this score on',
                 )
                 said = gradio.Markdown()
-                taken = gradio.File(
-                    label='Outlines (GeoJSON for QuPath), label image, table', height=160
-                )
+                taken = gradio.File(label='To take with you', height=240, interactive=False)
             with gradio.Column(scale=3, min_width=320):
-                picture = gradio.Image(label='Objects', format='png', interactive=False)
+                picture = gradio.Image(
+                    label='Objects',
+                    format='png',
+                    interactive=False,
+                    buttons=['download', 'fullscreen'],
+                )
                 rows = gradio.Dataframe(headers=list(_COLUMNS), interactive=False, max_height=320)
         views = [said, picture, rows, taken]
         # One image at a time: the network uses all cores.

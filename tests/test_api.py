@@ -76,7 +76,7 @@ def test_it_finds_what_the_command_finds(model, exported, tmp_path):
     """For a file, its pixels, several at once, and in tiles."""
     Image.fromarray(photo((60, 80), 1)).save(tmp_path / 'a.png')
     Image.fromarray(photo((50, 70), 2)).save(tmp_path / 'b.png')
-    flags = ('--model', exported.model, '--score_threshold', 0.01)
+    flags = ('--model', exported.model, '--score_threshold', '0.01')
     programs.run('predict', *flags, tmp_path / 'a.png', tmp_path / 'b.png', '--out', tmp_path / 'o')
     saved = json.loads((tmp_path / 'o/predictions.json').read_text())['annotations']
     wanted = [[one for one in saved if one['image_id'] == number] for number in (1, 2)]
@@ -90,7 +90,7 @@ def test_it_finds_what_the_command_finds(model, exported, tmp_path):
     alone = model(photo((60, 80), 1), score_threshold=0.01)
     assert alone.source == 'image 1' and alone.rles == several[0].rles
     tiled = model(paths[0], score_threshold=0.01, tile=(40, 50), overlap=20)
-    flags = (*flags, '--tile', 40, 50, '--overlap', 20)
+    flags = (*flags, '--tile', '40', '50', '--overlap', '20')
     programs.run('predict', *flags, tmp_path / 'a.png', '--out', tmp_path / 't')
     saved = json.loads((tmp_path / 't/predictions.json').read_text())['annotations']
     assert tiled.rles == [one['segmentation'] for one in saved]
