@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import tempfile
+import threading
 from typing import NamedTuple, Optional
 
 import cv2
@@ -82,7 +83,8 @@ def serve(
     shown = 'localhost' if host == '127.0.0.1' else host
     print(f'http://{shown}:{port} shows the page; Ctrl-C ends it', flush=True)
     try:
-        page.block_thread()
+        # Gradio's own waiting takes Ctrl-C for itself.
+        threading.Event().wait()
     finally:
         page.close(verbose=False)
 
