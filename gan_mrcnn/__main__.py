@@ -18,6 +18,7 @@ COMMANDS = {
     'train': 'trains a network',
     'evaluate': 'scores a run, an export or a file of predictions',
     'predict': 'finds the objects in image files',
+    'import': 'makes a data set of what an annotation tool exported',
     'check': 'counts what a data set holds and names its problems',
     'compare': 'puts evaluated runs side by side, with intervals',
     'ablate': "trains and compares arms with several seeds, such as the paper's tables",

@@ -42,6 +42,15 @@ def whole(value: Any) -> Any:
     return value
 
 
+def is_name(value: Any) -> bool:
+    """Whether `value` can be the name of a file or a class and be printed in one line."""
+    try:
+        is_text = isinstance(value, str) and value.encode()
+    except UnicodeEncodeError:  # Half of a character.
+        return False
+    return bool(is_text) and not any(ord(x) < 32 or 127 <= ord(x) < 160 for x in value)
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is a number that one can count with; JSON has 1e999, NaN and any integer."""
     return (

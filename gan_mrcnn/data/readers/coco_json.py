@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from gan_mrcnn.data.readers import images, text_files
-from gan_mrcnn.utils.coco_annotations import is_id, short, whole
+from gan_mrcnn.utils.coco_annotations import is_id, is_name, short, whole
 from gan_mrcnn.utils.errors import UserError
 
 # Bytes of a file that takes seconds to read.
@@ -98,7 +98,7 @@ def _make_whole(entries, keys) -> None:
 def _check_images(path, entries) -> None:
     ids = _check_ids(path, 'image', entries)
     for image_id, image in zip(ids, entries):
-        if not _is_name(image.get('file_name')):
+        if not is_name(image.get('file_name')):
             raise UserError(
                 f'{path}: image {image_id} has no file_name that can be one: '
                 f'{short(image.get("file_name"))}'
@@ -118,7 +118,7 @@ def _check_categories(path, entries) -> None:
     names = set()
     for category_id, category in zip(_check_ids(path, 'category', entries), entries):
         name = category.get('name')
-        if not _is_name(name):
+        if not is_name(name):
             raise UserError(
                 f'{path}: category {category_id} has no name that can be printed: {short(name)}'
             )
@@ -156,12 +156,3 @@ def _check_ids(path, kind, entries) -> list[int]:
             raise UserError(f'{path}: {kind} id {entry_id} is used twice; ids must differ')
         seen.add(entry_id)
     return ids
-
-
-def _is_name(value) -> bool:
-    """Whether `value` can be the name of a file or a class and be printed in one line."""
-    try:
-        is_text = isinstance(value, str) and value.encode()
-    except UnicodeEncodeError:  # Half of a character.
-        return False
-    return bool(is_text) and not any(ord(x) < 32 or 127 <= ord(x) < 160 for x in value)

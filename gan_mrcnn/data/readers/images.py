@@ -125,6 +125,15 @@ def read_image(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> De
     return DecodedImage(pixels, path.read_bytes() if as_stored else None, _DARK if is_dark else '')
 
 
+def is_turned(path: pathlib.Path) -> bool:
+    """Whether EXIF says that an image is to be turned or mirrored before it is displayed.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    return _is_turned(_open(path)[0])
+
+
 def read_labels(path: pathlib.Path, size: Optional[tuple[int, int]] = None) -> np.ndarray:
     """A label image, [H, W] int32: 0 background, any other number an object.
 
@@ -285,8 +294,11 @@ def _read_two_colours(path: pathlib.Path) -> Image.Image:
 
 def _turned(image: Image.Image) -> Image.Image:
     """As EXIF wants it displayed; the same object where nothing is to be turned."""
-    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    return ImageOps.exif_transpose(image) if turned else image
+    return ImageOps.exif_transpose(image) if _is_turned(image) else image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
 
 
 def _to_rgb(image: Image.Image, path: pathlib.Path) -> np.ndarray:
