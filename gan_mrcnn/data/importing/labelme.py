@@ -31,9 +31,10 @@ from gan_mrcnn.utils import coco_annotations
 from gan_mrcnn.utils.coco_annotations import short
 from gan_mrcnn.utils.errors import UserError
 
-_KINDS = {
+_LEFT_OUT = {
     **dict.fromkeys(('line', 'linestrip'), 'lines'),
     **dict.fromkeys(('point', 'points'), 'points'),
+    **dict.fromkeys(('rectangle', 'oriented_rectangle'), 'boxes'),
 }
 
 
@@ -109,15 +110,12 @@ def _embedded(data: Any) -> Optional[bytes]:
 def _add(source: Source, objects: dict, shape: Mapping[str, Any], place: str) -> None:
     """Adds a shape as an object, or as a piece to the object of its group."""
     kind = shape.get('shape_type') or 'polygon'
-    if kind in _KINDS or not isinstance(kind, str):
-        source.left_out[_KINDS.get(kind, 'shapes of an unknown kind')] += 1
-        return
-    if kind in ('rectangle', 'oriented_rectangle') and not source.boxes_are_objects:
-        source.left_out['boxes'] += 1
-        return
-    piece = _piece(kind, shape)
+    if not isinstance(kind, str):
+        raise shapes.Unusable(f'has the shape_type {short(kind)}; a name is wanted')
+    is_box = kind in ('rectangle', 'oriented_rectangle')
+    piece = None if is_box and not source.boxes_are_objects else _piece(kind, shape)
     if piece is None:
-        source.left_out[f'shapes of the kind {short(kind)}'] += 1
+        source.left_out[_LEFT_OUT.get(kind, f'shapes of the kind {short(kind)}')] += 1
         return
     label, group = label_of(shape.get('label')), shape.get('group_id')
     source.attributes.update(name for name, value in _flags(shape) if value)
@@ -128,7 +126,7 @@ def _add(source: Source, objects: dict, shape: Mapping[str, Any], place: str) ->
 
 
 def _piece(kind: str, shape: Mapping[str, Any]):
-    """What a shape covers; None for kinds that labelme does not have today."""
+    """What a shape covers; None where it is of a kind that covers nothing, or of none we know."""
     points = shape.get('points')
     if kind in ('polygon', 'oriented_rectangle'):
         return shapes.Polygon(shapes.points(points))

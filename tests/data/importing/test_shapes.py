@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pycocotools import mask as mask_api
 
 from gan_mrcnn.data.importing import shapes
 from gan_mrcnn.utils import coco_annotations
-from pycocotools import mask as mask_api
 from tests.data.layouts import rectangle
 
 HEIGHT, WIDTH = 32, 48
