@@ -9,7 +9,6 @@ used is named and ends the import. docs/data/importing.md says what each export 
 # No statement can import a module of this name. Commands are imported by their names alone.
 
 import argparse
-import importlib
 import os
 import pathlib
 import shlex
@@ -17,7 +16,7 @@ import shlex
 from gan_mrcnn.utils import cli
 from gan_mrcnn.utils.errors import UserError
 
-# Modules of gan_mrcnn.data.importing.
+# Names only, so that --help imports none of the readers.
 TOOLS = ('labelme', 'cvat', 'via', 'yolo', 'labelstudio', 'roboflow', 'qupath')
 
 
@@ -51,8 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    from gan_mrcnn.data.importing import folder
-    from gan_mrcnn.data.importing import source as source_lib
+    from gan_mrcnn.data import importing
 
     if options.class_attribute and options.tool != 'via':
         raise UserError(f'--class_attribute is for via; --from {options.tool} has no use for it')
@@ -60,19 +58,15 @@ def main(options: argparse.Namespace) -> None:
     images = _existing(options.images, '--images') if options.images else None
     if images is not None and not images.is_dir():
         raise UserError(f'--images {images} is a file; give a folder')
-    read_from = path if path.is_dir() else path.parent
-    folder.check_new(options.to, str(read_from) if path.is_dir() else str(path))
-    source = source_lib.Source(
+    source = importing.Source(
         path=path,
-        images=images or read_from,
+        images=images or (path if path.is_dir() else path.parent),
         boxes_are_objects=options.boxes == 'objects',
         class_attribute=options.class_attribute,
         skip_bad=options.skip_bad,
         skip_bad_annotations=options.skip_bad_annotations,
     )
-    reader = importlib.import_module(f'gan_mrcnn.data.importing.{options.tool}')
-    summary = folder.write(reader.read(source), source, options.to)
-    for line in folder.describe(summary, source, options.to):
+    for line in importing.convert(options.tool, source, options.to):
         print(line)
     data = shlex.quote(options.to)
     run = shlex.quote(os.path.join('runs', pathlib.Path(options.to).name))

@@ -115,7 +115,7 @@ def _number(element: Mapping[str, str], key: str, default: Optional[str] = None)
     return float(text)
 
 
-def _piece(source: Source, shape: ElementTree.Element):
+def _piece(source: Source, shape: ElementTree.Element) -> Optional[shapes.Piece]:
     """What a shape covers; None where it is of a kind that is left out, which is counted."""
     if shape.tag == 'polygon':
         pairs = [pair.split(',') for pair in shape.get('points', '').split(';')]

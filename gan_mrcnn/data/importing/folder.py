@@ -42,7 +42,7 @@ class Summary(NamedTuple):
     objects: dict[str, int]
 
 
-def check_new(out: str, source: str) -> None:
+def check_new(out: str, source: pathlib.Path) -> None:
     """Raises UserError where `out` holds something, cannot be written, or is in `source`."""
     path, absolute = pathlib.Path(out), pathlib.Path(os.path.abspath(out))
     if pathlib.Path(os.path.abspath(source)) in (absolute, *absolute.parents):
@@ -264,9 +264,10 @@ def describe(summary: Summary, source: Source, out: str) -> list[str]:
     """Lines for the user: what was written, and what was left out."""
     parts = ', '.join(f'{split} {count}' for split, count in summary.images.items() if split)
     classes = ', '.join(f'{name} {count}' for name, count in summary.objects.items())
+    parts = f' ({parts})' if parts else ''
     empty = f', {summary.without_objects} without objects' if summary.without_objects else ''
     lines = [
-        f'{out}: {sum(summary.images.values())} images{f" ({parts})" if parts else ""}{empty}',
+        f'{out}: {sum(summary.images.values())} images copied{parts}{empty}',
         f'{sum(summary.objects.values())} objects of {len(summary.objects)} classes: {classes}',
     ]
     unused = [name for name, count in summary.objects.items() if not count]

@@ -6,7 +6,6 @@ An image file that is missing is taken out of the JSON file, where labelme has p
 """
 
 import base64
-import binascii
 import io
 import math
 import pathlib
@@ -56,6 +55,7 @@ def read(source: Source) -> Export:
             pictures.append(_picture(source, path, content))
     if not count:
         raise UserError(f'{source.path} has no JSON file of labelme, with shapes and an imagePath')
+    source.count_other_images(pictures)
     return Export(pictures)
 
 
@@ -103,7 +103,7 @@ def _embedded(data: Any) -> Optional[bytes]:
     """The image in a JSON file; None where there is none."""
     try:
         return base64.b64decode(data, validate=True) if data and isinstance(data, str) else None
-    except binascii.Error:
+    except ValueError:
         return None
 
 
@@ -125,7 +125,7 @@ def _add(source: Source, objects: dict, shape: Mapping[str, Any], place: str) ->
     objects[key] = Object(label, pieces, objects[key].place if key in objects else place)
 
 
-def _piece(kind: str, shape: Mapping[str, Any]):
+def _piece(kind: str, shape: Mapping[str, Any]) -> Optional[shapes.Piece]:
     """What a shape covers; None where it is of a kind that covers nothing, or of none we know."""
     points = shape.get('points')
     if kind in ('polygon', 'oriented_rectangle'):

@@ -152,7 +152,7 @@ def _label(result: Mapping[str, Any], separate: Mapping[str, Any]) -> Optional[s
     return label_of(chosen[0]) if chosen else None
 
 
-def _piece(source: Source, result: Mapping[str, Any]):
+def _piece(source: Source, result: Mapping[str, Any]) -> Optional[shapes.Piece]:
     """What a result covers; None where it is of a kind that is left out, which is counted."""
     kind = str(result.get('type'))
     shape = kind[: -len(_LABELS)] if kind.endswith(_LABELS) and kind != _LABELS else kind

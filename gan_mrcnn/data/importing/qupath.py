@@ -47,6 +47,7 @@ def read(source: Source) -> Export:
             pictures.append(_picture(source, path, features))
     if not count:
         raise UserError(f'{source.path} has no GeoJSON file of QuPath')
+    source.count_other_images(pictures)
     return Export(pictures)
 
 

@@ -46,8 +46,9 @@ class Window(NamedTuple):
     left: int
 
 
+Piece = Union[Polygon, Window]
 # COCO's run lengths stay what they are.
-Pieces = Union[Sequence[Union[Polygon, Window]], dict[str, Any]]
+Pieces = Union[Sequence[Piece], dict[str, Any]]
 
 
 def points(values: Any) -> np.ndarray:
@@ -182,7 +183,7 @@ def _flat(ring: np.ndarray) -> list[float]:
     return np.round(ring, _DIGITS).ravel().tolist()
 
 
-def _draw(pieces: Sequence[Union[Polygon, Window]], height: int, width: int) -> dict[str, Any]:
+def _draw(pieces: Sequence[Piece], height: int, width: int) -> dict[str, Any]:
     """Run lengths of all pieces together, drawn in the window that holds them."""
     # Numbers in a file may be larger than any integer of NumPy.
     boxes = np.array([_extent(piece) for piece in pieces], np.float64)
@@ -203,7 +204,7 @@ def _draw(pieces: Sequence[Union[Polygon, Window]], height: int, width: int) -> 
     return run_lengths.encode_window(window, top, left, height, width)
 
 
-def _extent(piece: Union[Polygon, Window]) -> list[int]:
+def _extent(piece: Piece) -> list[int]:
     """[left, top, right, bottom] of whole pixels that hold a piece."""
     if isinstance(piece, Window):
         height, width = piece.pixels.shape

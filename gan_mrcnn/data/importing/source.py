@@ -189,6 +189,15 @@ class Source:
         folders = (self.images, self.images / 'images')
         return names.Finder([path for path in folders if path.is_dir()], images.IMAGE_SUFFIXES)
 
+    def count_other_images(self, pictures: Sequence[Picture]) -> None:
+        """Counts images in the folder that was given which have no file of annotations."""
+        if self.path.is_dir():
+            used = {picture.path for picture in pictures}
+            found = [
+                x for x in names.walk(self.images) if x.suffix.lower() in images.IMAGE_SUFFIXES
+            ]
+            self.left_out['images without annotations'] += len(set(found) - used)
+
     def relative(self, path: pathlib.Path) -> str:
         """`path` from the folder that was given, or its name alone; for names of images beside."""
         folder = self.path if self.path.is_dir() else self.path.parent

@@ -88,6 +88,8 @@ def _class_attribute(source: Source, path: pathlib.Path, entries: Sequence) -> O
             f'{path}: its regions have the attributes {listed}; say by --class_attribute which of '
             'them is the class'
         )
+    if found:
+        print(f'{path}: the class is the attribute {short(*found)}', flush=True)
     return next(iter(found), None)
 
 

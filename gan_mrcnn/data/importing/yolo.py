@@ -176,6 +176,6 @@ def _piece(source: Source, words: list[str]) -> Optional[shapes.Polygon]:
 def _check_all_used(source: Source, used: set[pathlib.Path]) -> None:
     """Names text files that belong to no image, in the folders of those that do."""
     for folder in sorted({path.parent for path in used if 'labels' in path.parts[:-1]}):
-        for path in sorted(set(folder.glob('*.txt')) - used):
+        for path in sorted(set(folder.glob('*.txt')) - used - {folder / 'classes.txt'}):
             with source.image(str(path)):
                 raise shapes.Unusable('has no image')

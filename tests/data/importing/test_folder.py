@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gan_mrcnn import __main__ as program
-from gan_mrcnn.data import readers
+from gan_mrcnn.data import importing, readers
 from gan_mrcnn.data.check import check
 from gan_mrcnn.utils.errors import UserError
 from tests import any_json
@@ -52,6 +52,11 @@ def test_the_check_and_the_reader_take_a_divided_folder_without_a_part_to_valida
     wanted = rectangle(0, 0, 9, 12) | rectangle(20, 0, 22, 9)
     assert exports.same([('', example.decode_masks()[0].astype(bool))], [('', wanted)])
     assert len(dataset.items('train')) + len(dataset.items('val')) == 3
+
+
+def test_the_command_knows_every_reader():
+    command, _ = program.parse('import', ['--from', 'via', 'x', '--to', 'y'], 'gan-mrcnn import')
+    assert tuple(importing.READERS) == command.TOOLS
 
 
 def test_a_folder_that_is_not_new(tmp_path):
@@ -111,7 +116,7 @@ def test_a_relative_source_and_what_comes_next(tmp_path, monkeypatch, capsys):
     command.main(options)
     assert exports.read(tmp_path / 'my set')[''].keys() == {'0.png', '1.png'}
     assert capsys.readouterr().out == (
-        '../my set: 2 images\n'
+        '../my set: 2 images copied\n'
         '2 objects of 1 classes: cell 2\n'
         'next:\n'
         "  gan-mrcnn check --dataset coco_format --data_dir '../my set'\n"

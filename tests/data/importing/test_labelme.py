@@ -70,7 +70,7 @@ def test_shapes_of_every_kind(tmp_path, capsys):
     assert found[1][1][16, 30] and not found[1][1][22, 36]
     np.testing.assert_array_equal(found[2][1], mask)
     said = capsys.readouterr().out
-    assert '1 images' in said and '3 objects of 2 classes: cell 2, nucleus 1' in said
+    assert '1 images copied' in said and '3 objects of 2 classes: cell 2, nucleus 1' in said
     assert (
         'left out: 1 boxes, 2 lines, 1 points, 3 attributes (description 1, occluded 1, reviewed 1)'
     ) in said
@@ -150,7 +150,7 @@ def test_an_image_inside_of_the_json_file(tmp_path):
 
 def test_images_and_shapes_that_cannot_be_used(tmp_path, capsys):
     folder = tmp_path / 'set'
-    for name in ('a', 'b', 'e'):
+    for name in ('a', 'b', 'e', 'not annotated'):
         exports.image(folder / f'{name}.png')
     write(
         folder / 'a.json',
@@ -175,6 +175,8 @@ def test_images_and_shapes_that_cannot_be_used(tmp_path, capsys):
         'b.png': [('cell', 16)],
     }
     said = capsys.readouterr().out
+    # Of e.png the annotations cannot be used.
+    assert 'left out: 1 images without annotations\n' in said
     assert 'skipped, because they cannot be used: 3 images and 1 annotations' in said
     assert f"{folder}/other.json is not labelme's and is not used" in said
 

@@ -82,7 +82,7 @@ def test_splits_pieces_run_lengths_and_boxes(tmp_path, capsys):
     assert found['test']['a_png.rf.1.jpg'].objects == []
     assert exports.classes(tmp_path / 'out', 'train') == ['cell', 'nucleus']
     said = capsys.readouterr().out
-    assert '4 images (test 1, train 2, val 1), 2 without objects' in said
+    assert '4 images copied (test 1, train 2, val 1), 2 without objects' in said
     assert 'left out: 1 boxes' in said
     found = exports.run('roboflow', folder, tmp_path / 'boxes', '--boxes', 'objects')
     assert exports.same(

@@ -77,6 +77,7 @@ def test_a_project_with_shapes_of_every_kind(tmp_path, capsys):
     y, x = np.nonzero(ellipse[1])
     assert (y.min(), y.max() + 1, x.min(), x.max() + 1) == (8, 24, 26, 34)
     said = capsys.readouterr().out
+    assert "via_project.json: the class is the attribute 'class'" in said
     assert 'left out: 1 boxes, 1 lines, 1 points, 1 attributes (quality 1)' in said
     found = exports.run('via', tmp_path / 'set', tmp_path / 'boxes', '--boxes', 'objects')
     np.testing.assert_array_equal(found['']['Bild ä.png'].objects[3][1], rectangle(1, 40, 5, 45))

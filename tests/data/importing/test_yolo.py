@@ -55,7 +55,7 @@ def test_the_layout_of_ultralytics(tmp_path, capsys):
     for split in found:
         assert exports.classes(tmp_path / 'out', split) == ['cell', 'nucleus', '3', 'mitosis']
     said = capsys.readouterr().out
-    assert '4 images (train 3, val 1), 1 without objects' in said
+    assert '4 images copied (train 3, val 1), 1 without objects' in said
     assert 'left out: 1 boxes' in said and 'classes without an object: mitosis' in said
     found = exports.run('yolo', folder, tmp_path / 'boxes', '--boxes', 'objects')
     # 0.25 of 48 x 32 pixels around the middle.
