@@ -35,6 +35,8 @@ _LEFT_OUT = {
     **dict.fromkeys(('point', 'points'), 'points'),
     **dict.fromkeys(('rectangle', 'oriented_rectangle'), 'boxes'),
 }
+# Labels by which labelme itself leaves shapes out.
+_NO_CLASSES = ('__ignore__', '_background_')
 
 
 def read(source: Source) -> Export:
@@ -76,6 +78,8 @@ def _picture(source: Source, path: pathlib.Path, content: Mapping[str, Any]) -> 
             _add(source, objects, mapping(shape, 'shape'), f'{path}: shape {number}')
     # Relative to the JSON file, with the slashes of the system that labelme ran on.
     name = name.replace('\\', '/')
+    # Version 4 may write its own name, where the image is inside of it.
+    name = name[: -len('.json')] if name.endswith('.json') else name
     folder = pathlib.PurePosixPath(source.relative(path)).parent
     found, encoded = None, None
     try:
@@ -118,6 +122,9 @@ def _add(source: Source, objects: dict, shape: Mapping[str, Any], place: str) ->
         source.left_out[_LEFT_OUT.get(kind, f'shapes of the kind {short(kind)}')] += 1
         return
     label, group = label_of(shape.get('label')), shape.get('group_id')
+    if label in _NO_CLASSES:
+        source.left_out[f'shapes of the label {label}'] += 1
+        return
     source.attributes.update(name for name, value in _flags(shape) if value)
     source.attributes['description'] += bool(shape.get('description'))
     key = place if group is None else (label, str(group))

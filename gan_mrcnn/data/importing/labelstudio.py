@@ -115,22 +115,28 @@ def _picture(source: Source, task, annotation: Mapping[str, Any], place: str) ->
 
 def _names(task: Mapping[str, Any]) -> list[str]:
     """What the image of a task may be called, the best first."""
-    addresses = [x for x in mapping(task['data'], 'data').values() if isinstance(x, str)]
-    found = []
-    for address in addresses:
-        try:
-            parts = urllib.parse.urlsplit(address)
-        except ValueError:
-            continue
-        # Files of a mounted folder are /data/local-files/?d=folder/a.png.
-        inner = urllib.parse.parse_qs(parts.query).get('d', [''])[0]
-        name = inner or urllib.parse.unquote(parts.path)
+    found = {}
+    for key, address in mapping(task['data'], 'data').items():
+        name = _file_name(address)
         if pathlib.PurePosixPath(name).suffix.lower() in images.IMAGE_SUFFIXES:
-            found.append(name.lstrip('/'))
-    if len(found) != 1:
+            found[key] = name
+    if len(found) != 1 and 'image' not in found:
         raise shapes.Unusable(f'has {len(found)} images among its data; one is wanted')
-    folder, _, name = found[0].rpartition('/')
-    return [found[0], f'{folder}/{_PREFIX.sub("", name)}']
+    # The usual name, where there are previews and the like beside it.
+    whole = found.get('image') or next(iter(found.values()))
+    folder, _, name = whole.rpartition('/')
+    return [whole, f'{folder}/{_PREFIX.sub("", name)}']
+
+
+def _file_name(address: Any) -> str:
+    """The path that an address has, '' where it is none."""
+    try:
+        parts = urllib.parse.urlsplit(address if isinstance(address, str) else '')
+    except ValueError:
+        return ''
+    # Files of a mounted folder are /data/local-files/?d=folder/a.png.
+    inner = urllib.parse.parse_qs(parts.query).get('d', [''])[0]
+    return (inner or urllib.parse.unquote(parts.path)).lstrip('/')
 
 
 def _size(result: Mapping[str, Any]) -> tuple[int, int]:

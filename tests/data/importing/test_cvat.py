@@ -185,6 +185,21 @@ def test_a_group_is_one_object_of_each_label(tmp_path):
     )
 
 
+def test_the_mask_that_cvat_documents(tmp_path):
+    exports.image(tmp_path / 'set/images/a.png')
+    mask = (
+        '<mask label="cell" source="manual" occluded="0" rle="3, 5, 7, 7, 5, 9, 3, 11, 2, 11, 2, '
+        '12, 1, 12, 1, 26, 1, 12, 1, 12, 2, 11, 3, 9, 5, 7, 7, 5, 3" left="7" top="8" width="13" '
+        'height="15" z_order="0"></mask>'
+    )
+    write(tmp_path / 'set/annotations.xml', image(0, 'a.png', mask))
+    ((_, found),) = exports.run('cvat', tmp_path / 'set', tmp_path / 'out')['']['a.png'].objects
+    # A round brush: the pixels in each of its rows.
+    rows = [5, 7, 9, 11, 11, 12, 12, 13, 13, 12, 12, 11, 9, 7, 5]
+    assert found.sum(axis=1).tolist() == [0] * 8 + rows + [0] * 9
+    assert np.flatnonzero(found.any(axis=0)).tolist() == list(range(7, 20))
+
+
 def test_subsets_of_a_project_are_splits(tmp_path):
     images = []
     for number, (subset, name) in enumerate(

@@ -57,6 +57,7 @@ def test_shapes_of_every_kind(tmp_path, capsys):
         shape('line', [(0, 0), (5, 5)]),
         shape('linestrip', [(0, 0), (5, 5), (9, 9)]),
         shape('point', [(7, 7)], blurred=True),
+        shape('polygon', ring(2, 3, 10, 12), '__ignore__'),
     ]
     shapes[0]['flags'] = {'occluded': True, 'blurred': False}
     shapes[0]['description'] = 'at the edge'
@@ -72,7 +73,8 @@ def test_shapes_of_every_kind(tmp_path, capsys):
     said = capsys.readouterr().out
     assert '1 images copied' in said and '3 objects of 2 classes: cell 2, nucleus 1' in said
     assert (
-        'left out: 1 boxes, 2 lines, 1 points, 3 attributes (description 1, occluded 1, reviewed 1)'
+        'left out: 1 boxes, 2 lines, 1 points, 1 shapes of the label __ignore__, 3 attributes '
+        '(description 1, occluded 1, reviewed 1)'
     ) in said
     found = exports.run('labelme', folder, tmp_path / 'boxes', '--boxes', 'objects')
     np.testing.assert_array_equal(found['']['a.png'].objects[3][1], rectangle(20, 12, 30, 20))
@@ -143,6 +145,10 @@ def test_an_image_inside_of_the_json_file(tmp_path):
     found = exports.run('labelme', tmp_path / 'set', tmp_path / 'out')
     assert found['']['a.png'].path.read_bytes() == path.read_bytes()
     assert found['']['a.png'].areas == [('cell', 16)]
+    # As version 4 names it.
+    write(tmp_path / 'set/a.json', [shape('polygon', ring(1, 1, 5, 5))], 'a.json', data)
+    found = exports.run('labelme', tmp_path / 'set', tmp_path / 'own_name')
+    assert found['']['a'].path.read_bytes() == path.read_bytes()
     write(tmp_path / 'set/a.json', [shape('polygon', ring(1, 1, 5, 5))], 'a.png', data[:400])
     message = exports.error('labelme', tmp_path / 'set', tmp_path / 'other')
     assert 'a.json: the image inside cannot be read' in message

@@ -153,7 +153,13 @@ def test_regions_of_every_kind(tmp_path, capsys):
     tasks = [
         # As uploaded, with what Label Studio puts before the name.
         task('/data/upload/3/0f3a9b1c-Bild%20%C3%A4.png', annotation(*results)),
-        task('/data/local-files/?d=images/b.png', annotation(), number=2, caption='some text'),
+        task(
+            '/data/local-files/?d=images/b.png',
+            annotation(),
+            number=2,
+            caption='some text',
+            preview='/data/local-files/?d=preview/b.png',
+        ),
         task('/data/upload/3/00000000-c.png', number=3),
     ]
     path = exports.write_json(tmp_path / 'project-3.json', tasks)
@@ -225,7 +231,8 @@ def test_a_result_that_cannot_be_used(tmp_path, bad, message):
         ({}, 'is not the export JSON of Label Studio'),
         ([{'id': 1, 'image': 'a.png', 'label': []}], 'is not the export JSON of Label Studio'),
         ([task('a.txt', annotation())], 'has 0 images among its data'),
-        ([task('a.png', annotation(), other='b.png')], 'has 2 images among its data'),
+        ([{'annotations': [annotation()], 'data': {'one': 'a.png', 'two': 'b.png'}}],
+         'has 2 images among its data'),
         ([task('http://[1/a.png', annotation())], 'has 0 images among its data'),
         ([task('a.png', annotation(polygon((0, 0, 4, 4), original_width=47)))], 'are for 47x32'),
         ([task('a.png', annotation(polygon((0, 0, 4, 4)),
