@@ -89,15 +89,18 @@ def _label(source: Source, feature: Mapping[str, Any]) -> Optional[str]:
         len(children) if isinstance(children, list) else 0
     )
     source.left_out['nuclei of cells'] += bool(feature.get('nucleusGeometry'))
-    classification = properties.get('classification')
-    if classification is None:
-        return None
-    # QuPath 0.5 has `names` where a class has several.
-    classification = mapping(classification, 'classification')
-    names = classification.get('names')
-    if isinstance(names, list) and names and all(isinstance(x, str) for x in names):
-        return label_of(': '.join(names))
-    return label_of(classification.get('name'))
+    return _class_name(properties.get('classification'))
+
+
+def _class_name(classification: Any) -> Optional[str]:
+    """`Tumor: Positive` for the names of a class, since version 0.4, or a class inside of one."""
+    found: list[str] = []
+    while isinstance(classification, dict):
+        names = classification.get('names')
+        names = names if isinstance(names, list) else [classification.get('name')]
+        found = [*(label_of(name) or '' for name in names), *found]
+        classification = classification.get('parentClass')
+    return ': '.join(filter(None, [label_of(classification), *found])) or None
 
 
 def _pieces(source: Source, feature: Mapping[str, Any]) -> list[shapes.Polygon]:

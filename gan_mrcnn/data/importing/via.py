@@ -62,11 +62,8 @@ def _regions(entry: Mapping[str, Any]) -> list[Any]:
 def _attributes(item: Any, key: str) -> dict[str, Any]:
     """Attributes of a region or a file that have a value."""
     found = item.get(key) if isinstance(item, dict) else None
-    return (
-        {k: v for k, v in found.items() if v not in ('', None, {})}
-        if (isinstance(found, dict))
-        else {}
-    )
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in pairs if value not in ('', None, {})}
 
 
 def _class_attribute(source: Source, path: pathlib.Path, entries: Sequence) -> Optional[str]:

@@ -38,17 +38,20 @@ def read(source: Source) -> Export:
     class_names = _class_names(path, settings)
     pictures: list[Picture] = []
     labels: set[pathlib.Path] = set()
-    for split in _SPLITS:
-        listed = _images(source, path, settings, split) if settings.get(split) else []
-        if settings.get(split) and not listed:
-            print(f'{path}: {split} has no images', flush=True)
-        for image in listed:
+    for split in filter(settings.get, _SPLITS):
+        for image in _images(source, path, settings, split):
             text_file = _labels_of(image.path)
             labels.add(text_file)
             with source.image(str(image.path)):
-                objects = _objects(source, text_file, class_names)
                 pictures.append(
-                    Picture(image.path, objects, str(text_file), split, None, True, name=image.name)
+                    Picture(
+                        path=image.path,
+                        objects=_objects(source, text_file, class_names),
+                        place=str(text_file),
+                        split=split,
+                        in_shares=True,
+                        name=image.name,
+                    )
                 )
     _check_all_used(source, labels)
     return Export(pictures, tuple(class_names.values()))
@@ -100,11 +103,11 @@ def _place(source: Source, path, root: Any, entry: Any, split: str) -> pathlib.P
     As it is named, from the folder that `path` names or from that of data.yaml; Roboflow writes
     `../train/images` for `train/images`. Never outside of the folder of images.
     """
-    entry_text = entry if isinstance(entry, str) else ''
-    shortened = entry_text[3:] if entry_text.startswith('../') else entry_text
+    named = [entry, entry[3:]] if str(entry).startswith('../') else [entry]
     for folder in (root, '.'):
-        for name in (entry_text, shortened):
-            place = inside(source.images, f'{folder}/{name}') if name else None
+        for name in named:
+            is_path = isinstance(folder, str) and isinstance(name, str)
+            place = inside(source.images, f'{folder}/{name}') if is_path else None
             if place is not None and place.exists():
                 return place
     raise UserError(

@@ -21,7 +21,8 @@ def closed(box):
 
 
 def feature(geometry, name='Tumor', kind='annotation', **properties):
-    classification = {'classification': {'name': name, 'color': NAMES.get(name, [1, 2, 3])}}
+    names = {'names': name.split(': ')} if ': ' in name else {'name': name}
+    classification = {'classification': {**names, 'color': NAMES.get(name, [1, 2, 3])}}
     return {
         'type': 'Feature',
         'id': '0b9c2a4e-0000-4000-8000-000000000000',
@@ -86,7 +87,11 @@ def test_other_forms_of_the_file_and_of_its_name(tmp_path):
         'id': 'PathAnnotationObject',
         'geometry': polygon((0, 0, 4, 4)),
         'properties': {
-            'classification': {'name': 'Tumor', 'colorRGB': -3670016},
+            'classification': {
+                'parentClass': {'name': 'Tumor', 'colorRGB': -3670016},
+                'name': 'Positive',
+                'colorRGB': -3670016,
+            },
             'isLocked': False,
             'measurements': [],
         },
@@ -98,7 +103,7 @@ def test_other_forms_of_the_file_and_of_its_name(tmp_path):
     exports.write_json(folder / 'notes.json', {'type': 'of another kind'})
     found = exports.run('qupath', folder, tmp_path / 'out', '--images', folder / 'images')['']
     assert {name: one.areas for name, one in found.items()} == {
-        'a.png': [('Tumor', 16)],
+        'a.png': [('Tumor: Positive', 16)],
         'b.tif': [('Tumor', 20)],
         'deep/a.jpg': [('Tumor', 24)],
         'c.png': [],
