@@ -131,7 +131,7 @@ class Overview:
         )
         drawn = [np.round(outline * self._scale).astype(np.int32) for outline in found]
         colour = visualization.PALETTE[(one.class_id - 1) % len(visualization.PALETTE)]
-        cv2.polylines(self._canvas, drawn, True, colour, 1, cv2.LINE_AA)
+        cv2.polylines(self._canvas, drawn, True, colour, 2, cv2.LINE_AA)
 
     def save(self, path: pathlib.Path) -> None:
         """Writes the picture."""

@@ -157,9 +157,9 @@ def _is_finished(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
                 f'--out: {folder} holds files, but no {image_files.SUMMARY} of a slide; give '
                 'another folder'
             )
+        found = {'finished': False, 'settings': settings}
         with disk.errors_named(f'--out {folder}'):
-            files.write_json(path, {'finished': False, 'settings': settings})
-        return False
+            files.write_json(path, found)
     before = found['settings']
     for name in (*settings, *before):
         if before.get(name) != settings.get(name):

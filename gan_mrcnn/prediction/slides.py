@@ -13,6 +13,7 @@ with the scale. The same pixel of the view has the same value in every window th
 """
 
 import functools
+import logging
 import math
 import pathlib
 from typing import NamedTuple, Optional
@@ -67,6 +68,9 @@ def check_installed() -> None:
     try:
         import openslide  # noqa: F401
         import tifffile  # noqa: F401
+
+        # It logs what is wrong with a file before it raises an error that says the same.
+        logging.getLogger('tifffile').setLevel(logging.CRITICAL)
     except (ImportError, OSError) as error:
         raise UserError(
             f"slides need the extra slides ({error}): pip install 'gan-mrcnn[slides]'"

@@ -16,9 +16,8 @@ MICROMETRES_PER_PIXEL = 8.0
 # Limits of the threshold, of 255. JPEG gives grey a colour of some units; of haematoxylin and eosin
 # the palest has twice the upper limit.
 LOWEST, HIGHEST = 8, 24
-# Gaps up to this are closed, and pieces below that many square micrometres are dust.
+# Gaps up to this are closed, in micrometres.
 GAP = 40.0
-SMALLEST = 2500.0
 
 
 def find(pixels: np.ndarray, micrometres_per_pixel: float) -> np.ndarray:
@@ -28,6 +27,7 @@ def find(pixels: np.ndarray, micrometres_per_pixel: float) -> np.ndarray:
       pixels: [h, w, 3] uint8 RGB, the slide.
       micrometres_per_pixel: of `pixels`.
     """
+    # The median takes away what is smaller than five pixels: dust.
     colour = cv2.medianBlur(pixels.max(2) - pixels.min(2), 3)
     found, _ = cv2.threshold(colour, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     mask = (colour > np.clip(found, LOWEST, HIGHEST)).astype(np.uint8)
@@ -35,11 +35,8 @@ def find(pixels: np.ndarray, micrometres_per_pixel: float) -> np.ndarray:
     radius = max(1, round(GAP / 2 / micrometres_per_pixel))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
     padded = np.pad(mask, radius)
-    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[radius:-radius, radius:-radius]
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-    is_large = statistics[:, cv2.CC_STAT_AREA] * micrometres_per_pixel**2 >= SMALLEST
-    is_large[0] = False
-    return is_large[labels]
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
+    return closed[radius:-radius, radius:-radius].astype(bool)
 
 
 def is_in(mask: np.ndarray, window: tuple[int, int, int, int], height: int, width: int) -> bool:
