@@ -119,7 +119,7 @@ def tile_of(card: model_card.ModelCard, options: Options) -> tuple[tuple[int, in
     """Height and width of a tile, and the overlap of neighbours, in pixels.
 
     Raises:
-      UserError: neither the card nor --tile says the size, or the overlap is none.
+      UserError: neither the card nor --tile says the size, or the overlap cannot be one.
     """
     tile = options.tile or card.image_size
     if tile is None:
@@ -127,10 +127,7 @@ def tile_of(card: model_card.ModelCard, options: Options) -> tuple[tuple[int, in
             'the model does not say the size of its training images; give their height and width '
             'by --tile'
         )
-    overlap = min(tile) // 4 if options.overlap is None else options.overlap
-    if overlap >= min(tile):
-        raise UserError(f'--overlap {overlap} is not below the shorter side of a tile, {min(tile)}')
-    return tuple(tile), overlap
+    return tuple(tile), tiles.check(tile, options.overlap)
 
 
 def settings_of(

@@ -56,7 +56,7 @@ def usable(
             with slides.Slide(source.path) as slide:
                 slide_plan.micrometres_of(slide, slide_mpp)
         except slides.SlideError as error:
-            problems.append(str(error))
+            _skip(error, problems)
         else:
             found.append(source)
     return found
@@ -89,7 +89,7 @@ def predict(
             with slides.Slide(source.path) as slide:
                 _predict_slide(slide, source, network, pathlib.Path(out) / source.name, options)
         except slides.SlideError as error:
-            problems.append(str(error))
+            _skip(error, problems)
 
 
 def stop_at(problems: Sequence[str], num_slides: int) -> None:
@@ -97,8 +97,12 @@ def stop_at(problems: Sequence[str], num_slides: int) -> None:
     if problems and num_slides == 1:
         raise UserError(problems[0])
     if problems:
-        print('\n'.join(map(cli.one_line, problems)))
         raise UserError(f'{len(problems)} of {num_slides} slides are skipped, see above')
+
+
+def _skip(error, problems):
+    problems.append(str(error))
+    print(f'skipped: {cli.one_line(str(error))}', flush=True)
 
 
 def _predict_slide(slide, source, network, folder, options):

@@ -216,7 +216,7 @@ def test_a_slide_without_tissue_is_named(tmp_path):
         ({'micrometres_per_pixel': 500.0}, {}, 'the model does not say the resolution.*--mpp'),
         ({'image_size': None}, {}, 'the model does not say the size.*--tile'),
         ({}, {'mpp': 0.0}, '--mpp 0 is no resolution of a microscope'),
-        ({}, {'overlap': 96}, '--overlap 96 is not below the shorter side of a tile, 96'),
+        ({}, {'overlap': 96}, '--overlap 96 is not between 0 and the shorter side of a tile'),
     ],
 )
 def test_a_model_that_says_too_little_is_refused(slide, tmp_path, card, options, text):
