@@ -73,8 +73,9 @@ def main(options: argparse.Namespace) -> None:
     sources = image_files.find_sources(options.images, options.out, left_out)
     for text in left_out:
         print(f'left out: {cli.one_line(text)}; name a file by itself to predict it')
-    whole_slides = [source for source in sources if slides.is_slide(source.path)]
-    pictures = [source for source in sources if source not in whole_slides]
+    kinds = [slides.is_slide(source.path) for source in sources]
+    whole_slides = [source for source, is_slide in zip(sources, kinds) if is_slide]
+    pictures = [source for source, is_slide in zip(sources, kinds) if not is_slide]
     if pictures:
         writing.prepare_folder(options.out)
     problems: list[str] = []
@@ -87,7 +88,8 @@ def main(options: argparse.Namespace) -> None:
     )
     print(f'devices: {devices.describe()}', flush=True)
     if usable:
-        slide_run.predict(usable, network, options.out, _slide_options(options), problems)
+        chosen = _slide_options(options, path or options.model)
+        slide_run.predict(usable, network, options.out, chosen, problems)
     if pictures:
         prediction_run.predict(
             pictures,
@@ -101,11 +103,11 @@ def main(options: argparse.Namespace) -> None:
     slide_run.stop_at(problems, len(whole_slides))
 
 
-def _slide_options(options: argparse.Namespace):
+def _slide_options(options: argparse.Namespace, model: str):
     from gan_mrcnn.prediction import slide_plan
 
     return slide_plan.Options(
-        model=options.published or options.model,
+        model=model,
         tta=options.tta,
         score_threshold=options.score_threshold,
         batch_size=options.batch,

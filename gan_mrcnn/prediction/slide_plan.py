@@ -27,7 +27,7 @@ Window = tuple[int, int, int, int]
 class Options:
     """How slides are predicted.
 
-    model: the path that the network is from, as part of what a run must not change.
+    model: path that the network is from: another one is another prediction.
     tta: as the command line has it.
     score_threshold: objects below it are dropped; None for the model's own.
     batch_size: tiles that the network sees at a time.
@@ -38,7 +38,7 @@ class Options:
     finds_tissue: whether tiles without tissue are left out.
     """
 
-    model: str = ''
+    model: str
     tta: Optional[str] = None
     score_threshold: Optional[float] = None
     batch_size: int = 4

@@ -14,6 +14,7 @@ import contextlib
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from typing import Any, Optional
 
 import numpy as np
@@ -29,6 +30,7 @@ from gan_mrcnn.prediction import (
 )
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import cli, disk, files, progress_bar
+from gan_mrcnn.utils.cores import num_cores
 from gan_mrcnn.utils.errors import UserError
 
 ROWS = 'rows'
@@ -182,13 +184,23 @@ def _detect(
     plan, windows, network, batch_size, bar
 ) -> Iterator[tuple[slide_plan.Window, objects.Object]]:
     """Every object of some tiles, with its tile."""
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        crops = np.stack([_padded(plan.view.read(window), plan.tile) for window in batch])
-        for window, detections in zip(batch, network.detect_pixels(crops)):
+    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+    for batch, crops in zip(batches, _read_ahead(plan.view, batches)):
+        shown = np.stack([_padded(crop, plan.tile) for crop in crops])
+        for window, detections in zip(batch, network.detect_pixels(shown)):
             for one in objects.from_detections(detections, window, plan.threshold):
                 yield window, one
         bar.update(len(batch))
+
+
+def _read_ahead(view, batches) -> Iterator[list[np.ndarray]]:
+    """The pixels of each batch of windows; the next ones are read while the network works."""
+    with futures.ThreadPoolExecutor(num_cores()) as pool:
+        coming = pool.map(view.read, batches[0])
+        for batch in batches[1:]:
+            ready, coming = list(coming), pool.map(view.read, batch)
+            yield ready
+        yield list(coming)
 
 
 def _padded(pixels, tile):

@@ -16,6 +16,7 @@ import functools
 import logging
 import math
 import pathlib
+import threading
 from typing import NamedTuple, Optional
 from xml.etree import ElementTree
 
@@ -89,7 +90,7 @@ class Size(NamedTuple):
 
 
 class Slide:
-    """An open slide; a context manager.
+    """An open slide; a context manager. Several threads may read from it.
 
     path: of its file.
     size: of level 0.
@@ -293,7 +294,7 @@ class _Tiff:
     def __init__(self, path: pathlib.Path):
         import tifffile
 
-        self._file = tifffile.TiffFile(path)
+        self._file, self._lock = tifffile.TiffFile(path), threading.Lock()
         series = self._file.series[0]
         axes = series.axes
         if axes not in ('YXS', 'YX') or series.dtype != np.uint8:
@@ -330,8 +331,9 @@ class _Tiff:
         count = page.databytecounts[index]
         if not count:
             return None
-        self._file.filehandle.seek(page.dataoffsets[index])
-        encoded = self._file.filehandle.read(count)
+        with self._lock:
+            self._file.filehandle.seek(page.dataoffsets[index])
+            encoded = self._file.filehandle.read(count)
         if len(encoded) < count:
             raise ValueError('the file is cut short')
         decoded, _, _ = page.decode(

@@ -35,7 +35,7 @@ def slide(tmp_path_factory):
 def predict(path, out, network=None, problems=None, **options):
     sources = [image_files.Source(path, path.stem)]
     network = network or made_slides.Stains()
-    chosen = slide_plan.Options(batch_size=2, **options)
+    chosen = slide_plan.Options(**{'model': 'm', 'batch_size': 2, **options})
     slide_run.predict(sources, network, str(out), chosen, [] if problems is None else problems)
     return out / path.stem
 
@@ -77,14 +77,14 @@ def test_the_resolution_decides_how_large_objects_are_seen(slide, tmp_path):
     # 1 micrometre: half as many pixels along each side, and tiles that show twice as much.
     with slides.Slide(slide) as opened:
         for mpp, size in ((0.5, (320, 450)), (1.0, (160, 225)), (0.62, (258, 363))):
-            options = slide_plan.Options(mpp=mpp, finds_tissue=False)
+            options = slide_plan.Options('m', mpp=mpp, finds_tissue=False)
             chosen = slide_plan.settings_of(opened, made_slides.CARD, options)
             plan = slide_plan.make_plan(opened, chosen)
             assert (plan.view.height, plan.view.width) == size
             expected = tiles.make_tiles(*size, (96, 128), 24)
             assert [window for row in plan.rows for window in row] == expected
             assert plan.scale.side == pytest.approx(mpp, rel=0.01)
-        with_own = slide_plan.Options(slide_mpp=0.5, mpp=1.0)
+        with_own = slide_plan.Options('m', slide_mpp=0.5, mpp=1.0)
         assert slide_plan.settings_of(opened, made_slides.CARD, with_own)['slide_mpp'] == [0.5, 0.5]
 
 
@@ -188,7 +188,7 @@ def test_a_smaller_batch_goes_on(slide, tmp_path):
         predict(slide, tmp_path, made_slides.Stains(stop_after=4))
     sources = [image_files.Source(slide, 'a')]
     slide_run.predict(
-        sources, made_slides.Stains(), str(tmp_path), slide_plan.Options(batch_size=1), []
+        sources, made_slides.Stains(), str(tmp_path), slide_plan.Options('m', batch_size=1), []
     )
     assert len(boxes(tmp_path / 'a')) == len(RECTANGLES)
 
