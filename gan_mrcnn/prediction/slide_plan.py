@@ -81,7 +81,7 @@ def micrometres_of(slide: slides.Slide, given: Optional[float]) -> tuple[float, 
     if given is not None:
         return (_checked(given, '--slide_mpp'),) * 2
     if slide.micrometres_per_pixel is None:
-        hint = f' (its objective: {slide.hint()})' if slide.hint() else ''
+        hint = f' (its objective: {slide.objective})' if slide.objective else ''
         raise slides.SlideError(
             f'{slide.path} does not say its resolution{hint}; give the micrometres per pixel of '
             'level 0 by --slide_mpp'

@@ -36,6 +36,8 @@ from gan_mrcnn.utils.errors import UserError
 ROWS = 'rows'
 # Colour of what lies beyond a slide that is smaller than a tile.
 _GLASS = 255
+# A class may have a name that is no text, as in `files.write_text`.
+_TEXT = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
 
 
 def usable(
@@ -120,7 +122,7 @@ def _predict_slide(slide, source, network, folder, options):
     title = cli.one_line(source.name)
     with progress_bar.Bar(total=num_tiles, initial=num_done, desc=title, unit='tile') as bar:
         for number in missing:
-            parts = list(_detect(plan, plan.rows[number], network, options.batch_size, bar))
+            parts = _detect(plan, plan.rows[number], network, options.batch_size, bar)
             with disk.errors_named(f'--out {folder}'):
                 row_files.write(_row(folder, number), parts)
     with disk.errors_named(f'--out {folder}'):
@@ -180,27 +182,21 @@ def _is_finished(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
     return is_finished
 
 
-def _detect(
-    plan, windows, network, batch_size, bar
-) -> Iterator[tuple[slide_plan.Window, objects.Object]]:
-    """Every object of some tiles, with its tile."""
+def _detect(plan, windows, network, batch_size, bar) -> row_files.Parts:
+    """Every object of some tiles, with its tile. While the network works, the next are read."""
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    for batch, crops in zip(batches, _read_ahead(plan.view, batches)):
-        shown = np.stack([_padded(crop, plan.tile) for crop in crops])
-        for window, detections in zip(batch, network.detect_pixels(shown)):
-            for one in objects.from_detections(detections, window, plan.threshold):
-                yield window, one
-        bar.update(len(batch))
-
-
-def _read_ahead(view, batches) -> Iterator[list[np.ndarray]]:
-    """The pixels of each batch of windows; the next ones are read while the network works."""
+    parts = []
+    # Its threads end before the slide is closed, also where this is stopped.
     with futures.ThreadPoolExecutor(num_cores()) as pool:
-        coming = pool.map(view.read, batches[0])
-        for batch in batches[1:]:
-            ready, coming = list(coming), pool.map(view.read, batch)
-            yield ready
-        yield list(coming)
+        coming = pool.map(plan.view.read, batches[0])
+        for batch, following in zip(batches, [*batches[1:], []]):
+            crops, coming = list(coming), pool.map(plan.view.read, following)
+            shown = np.stack([_padded(crop, plan.tile) for crop in crops])
+            for window, detections in zip(batch, network.detect_pixels(shown)):
+                found = objects.from_detections(detections, window, plan.threshold)
+                parts += [(window, one) for one in found]
+            bar.update(len(batch))
+    return parts
 
 
 def _padded(pixels, tile):
@@ -218,7 +214,7 @@ def _write(folder: pathlib.Path, plan: slide_plan.Plan, class_names, title: str)
             for name in (slide_files.GEOJSON, slide_files.TABLE)
         ]
         collection, table = (
-            stack.enter_context(open(path, 'w', encoding='utf-8', newline='')) for path in paths
+            stack.enter_context(open(path, 'w', newline='', **_TEXT)) for path in paths
         )
         writer = slide_files.Writer(collection, table, class_names, plan.scale)
         for one in _merged(folder, plan, f'write {title}'):

@@ -2,7 +2,7 @@
 """Whole slides: files of gigapixels, of which any window can be read at any resolution.
 
 OpenSlide reads the scanners' own formats, tifffile reads OME-TIFF and what else OpenSlide does not.
-Both come with the extra `slides`; nothing here is imported before a slide is opened.
+Both come with the extra `slides` and are imported when a slide is opened.
 
 Level 0 is the slide in full. Its pixels count from the upper left corner of what the scanner has
 scanned: where a file says that the rest of its area is empty (OpenSlide's bounds, as in MIRAX), the
@@ -39,8 +39,11 @@ LEAST_MPP, MOST_MPP = 0.02, 50.0
 _TOLERANCE = 1.01
 # Of a level, at a time: a slide without levels is read in pieces where a small picture is wanted.
 _MOST_PIXELS = 1 << 24
+# A tile or strip is decoded as a whole.
+_MOST_OF_A_PIECE = 1 << 26
 _BACKGROUND = 255
-_UNITS = {'nm': 1e-3, 'µm': 1.0, 'um': 1.0, 'mm': 1e3, 'cm': 1e4, 'm': 1e6}
+# Both signs that stand for micro.
+_UNITS = {'nm': 1e-3, '\u00b5m': 1.0, '\u03bcm': 1.0, 'um': 1.0, 'mm': 1e3, 'cm': 1e4, 'm': 1e6}
 # TIFF's resolution units: inch and centimetre.
 _RESOLUTION_UNITS = {2: 25400.0, 3: 10000.0}
 
@@ -95,6 +98,7 @@ class Slide:
     path: of its file.
     size: of level 0.
     micrometres_per_pixel: (vertical, horizontal) of level 0; None where the file does not say.
+    objective: such as '20x', '' where the file does not say: no resolution, but a hint at it.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -109,16 +113,13 @@ class Slide:
         self._reader = _open(path)
         self.size = self._reader.levels[0]
         self.micrometres_per_pixel = _plausible(self._reader.micrometres_per_pixel)
+        self.objective = self._reader.objective
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._reader.close()
-
-    def hint(self) -> str:
-        """What the file says of its objective, '' for nothing: no resolution, but near one."""
-        return self._reader.objective
 
     def view(self, height: int, width: int) -> 'View':
         """The whole slide as an image of that size, in pixels."""
@@ -127,6 +128,8 @@ class Slide:
     def _read_level(self, level, window):
         try:
             return self._reader.read(level, window)
+        except MemoryError:
+            raise
         except Exception as error:  # Decoders raise anything where a file is damaged.
             y, x = (
                 round(start * full / size)
@@ -303,14 +306,19 @@ class _Tiff:
                 'YX), are read'
             )
         self._pages = [level.pages[0] for level in series.levels]
+        piece = max(math.prod(_piece(page)) for page in self._pages)
+        if piece > _MOST_OF_A_PIECE:
+            raise SlideError(
+                f'{path} is stored in pieces of {piece} pixels, too many to be read at once; save '
+                'it in tiles'
+            )
         self.levels = [Size(page.imagelength, page.imagewidth) for page in self._pages]
         self.micrometres_per_pixel = _of_ome(self._file.ome_metadata) or _of_tags(self._pages[0])
 
     def read(self, level, window):
         page = self._pages[level]
         y1, x1, y2, x2 = window
-        side = (page.tilelength, page.tilewidth) if page.is_tiled else None
-        height, width = side or (page.rowsperstrip, page.imagewidth)
+        height, width = _piece(page)
         columns = -(-page.imagewidth // width)
         pixels = np.full((y2 - y1, x2 - x1, 3), _BACKGROUND, np.uint8)
         for row in range(y1 // height, -(-y2 // height)):
@@ -345,6 +353,13 @@ class _Tiff:
         self._file.close()
 
 
+def _piece(page) -> Size:
+    """Size of a page's tiles or strips."""
+    if page.is_tiled:
+        return Size(page.tilelength, page.tilewidth)
+    return Size(min(page.rowsperstrip, page.imagelength), page.imagewidth)
+
+
 def _numbers(*texts):
     """What all of the texts say as numbers, None where one says none."""
     try:
@@ -363,7 +378,7 @@ def _of_ome(metadata: Optional[str]):
         return None
     for pixels in found:
         sizes = _numbers(pixels.get('PhysicalSizeY'), pixels.get('PhysicalSizeX'))
-        units = [_UNITS.get(pixels.get(f'PhysicalSize{axis}Unit', 'µm')) for axis in 'YX']
+        units = [_UNITS.get(pixels.get(f'PhysicalSize{axis}Unit', '\u00b5m')) for axis in 'YX']
         if sizes and all(units):
             return tuple(size * unit for size, unit in zip(sizes, units))
     return None

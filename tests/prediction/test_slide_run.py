@@ -201,6 +201,28 @@ def test_a_folder_with_other_files_is_left_alone(slide, tmp_path):
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['thesis.txt']
 
 
+def test_a_stop_does_not_close_a_slide_that_is_read(slide, tmp_path, monkeypatch):
+    reading, closed_while = [], []
+    read, close = slides._OpenSlide.read, slides._OpenSlide.close
+
+    def slowly(self, level, window):
+        reading.append(window)
+        time.sleep(0.02)
+        found = read(self, level, window)
+        reading.pop()
+        return found
+
+    def watched(self):
+        closed_while.extend(reading)
+        close(self)
+
+    monkeypatch.setattr(slides._OpenSlide, 'read', slowly)
+    monkeypatch.setattr(slides._OpenSlide, 'close', watched)
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, tmp_path, made_slides.Stains(stop_after=0), finds_tissue=False)
+    assert not closed_while
+
+
 def test_a_slide_without_tissue_is_named(tmp_path):
     made_slides.write_pyramid(tmp_path / 'glass.tif', made_slides.glass(300, 300))
     problems = []

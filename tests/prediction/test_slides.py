@@ -260,6 +260,18 @@ def test_other_pixels_are_refused(tifffile, tmp_path):
         slides.Slide(tmp_path / 'a.ome.tif')
 
 
+def test_a_picture_in_one_piece_is_refused(tifffile, tmp_path, monkeypatch):
+    monkeypatch.setattr(slides, '_MOST_OF_A_PIECE', 9999)
+    for rows, is_read in ((99, True), (100, False)):
+        pixels = np.zeros((200, 100), np.uint8)
+        tifffile.imwrite(tmp_path / 'a.ome.tif', pixels, rowsperstrip=rows)
+        if is_read:
+            assert slides.Slide(tmp_path / 'a.ome.tif').size == (200, 100)
+        else:
+            with pytest.raises(slides.SlideError, match='in pieces of 10000 pixels.*save it in'):
+                slides.Slide(tmp_path / 'a.ome.tif')
+
+
 def test_without_the_extra_its_name_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, 'openslide', None)
     with pytest.raises(UserError, match=r"pip install 'gan-mrcnn\[slides\]'"):
@@ -272,7 +284,7 @@ def test_a_real_slide(tifffile):
 
     with slides.Slide(REAL) as slide:
         assert slide.size == (2967, 2220)
-        assert slide.micrometres_per_pixel == (0.499, 0.499) and slide.hint() == '20x'
+        assert slide.micrometres_per_pixel == (0.499, 0.499) and slide.objective == '20x'
         found = slide.view(2967, 2220).read((1000, 1200, 1522, 1975))
         wanted = openslide.OpenSlide(REAL).read_region((1200, 1000), 0, (775, 522)).convert('RGB')
         np.testing.assert_array_equal(found, np.asarray(wanted))
