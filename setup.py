@@ -99,6 +99,16 @@ _EXTRAS_REQUIRE = {
         # The page of `gan-mrcnn demo`. Its major versions move arguments from one call to another.
         'gradio>=6,<7',
     ],
+    'slides': [
+        # Whole slides of the scanners' own formats, and the library itself, which many systems lack
+        # or have in an old version.
+        'openslide-python>=1.3',
+        'openslide-bin>=4',
+        # OME-TIFF and other pyramids that OpenSlide does not read.
+        'tifffile>=2023.8.12',
+        # What the tiles of those are compressed with, but for deflate: JPEG, LZW, JPEG 2000.
+        'imagecodecs>=2023.8.12',
+    ],
     'test': [
         'pytest>=7',
         # Generates the inputs of the property tests.

@@ -285,6 +285,8 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     clip_norm: largest global norm of the generator's gradient, 0 for no clipping.
     patience: validations in a row without a better mask AP that end the run, 0 for none.
     deterministic: whether every operation gives the same bits each time, where it can.
+    micrometres_per_pixel: of the training images, for predicting whole slides at the same
+      resolution; 0 for what the data set says, if it does.
     """
 
     model: Generator = dataclasses.field(default_factory=Generator)
@@ -315,6 +317,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
     patience: int = 0
     seed: int = 0
     deterministic: bool = False
+    micrometres_per_pixel: float = 0.0
 
 
 def check(task: GanMaskRCNNTask) -> None:
@@ -357,6 +360,11 @@ def check(task: GanMaskRCNNTask) -> None:
         raise UserError(
             f'task.train_data.parser.aug_scale_min is {low} and aug_scale_max {high}, but positive '
             'numbers are wanted, the smaller one first'
+        )
+    if not 0 <= task.micrometres_per_pixel < math.inf:
+        raise UserError(
+            f'task.micrometres_per_pixel is {task.micrometres_per_pixel:g}, but 0 (unknown) or '
+            'more is wanted'
         )
     if not 0 <= task.seed < 1 << 32:
         raise UserError(f'--seed (task.seed) is {task.seed}, not between 0 and {(1 << 32) - 1}')

@@ -5,11 +5,18 @@ IMAGES are files, folders (with all below) and patterns in quotes. MODEL is a Sa
 gan-mrcnn export wrote (OUT/model or OUT/model/1), or the folder of a run; --weights takes what
 gan-mrcnn publish wrote. DIR gets overlays/, labels/, objects.csv and predictions.json (COCO
 format).
+
+Whole slides (.svs, .ndpi, .mrxs, pyramids in TIFF, and others) are predicted in tiles, each into
+DIR/NAME/: objects.geojson for QuPath, objects.csv and overview.png. A stopped run goes on with the
+same command. Needs the extra slides: pip install 'gan-mrcnn[slides]'.
 """
 
 import argparse
 
 from gan_mrcnn.utils import cli
+
+TISSUE = ('auto', 'off')
+STOPPED = 'stopped; of slides all finished rows are kept, the same command goes on from there'
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,13 +38,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--batch', type=int, default=4, metavar='N', help='images at a time (default 4)'
     )
     cli.add_tile_flags(parser)
+    parser.add_argument(
+        '--mpp',
+        type=float,
+        metavar='UM',
+        help='for slides: micrometres per pixel of the training images (default: what the model '
+        'says)',
+    )
+    parser.add_argument(
+        '--slide_mpp',
+        type=float,
+        metavar='UM',
+        help='for slides: micrometres per pixel of level 0 (default: what the file says)',
+    )
+    parser.add_argument(
+        '--tissue',
+        choices=TISSUE,
+        default=TISSUE[0],
+        help='for slides: auto (default) leaves out tiles without tissue, off predicts all',
+    )
 
 
 def main(options: argparse.Namespace) -> None:
     cli.check_one_model(options, '--model')
     cli.check_score(options.score_threshold)
     cli.check_positive(options.batch, '--batch')
-    from gan_mrcnn.prediction import image_files, tiles, writing
+    from gan_mrcnn.prediction import image_files, slide_run, slides, tiles, writing
     from gan_mrcnn.prediction import run as prediction_run
     from gan_mrcnn.utils import devices, published
 
@@ -47,18 +73,47 @@ def main(options: argparse.Namespace) -> None:
     sources = image_files.find_sources(options.images, options.out, left_out)
     for text in left_out:
         print(f'left out: {cli.one_line(text)}; name a file by itself to predict it')
-    writing.prepare_folder(options.out)
+    kinds = [slides.is_slide(source.path) for source in sources]
+    whole_slides = [source for source, is_slide in zip(sources, kinds) if is_slide]
+    pictures = [source for source, is_slide in zip(sources, kinds) if not is_slide]
+    if pictures:
+        writing.prepare_folder(options.out)
+    problems: list[str] = []
+    usable = slide_run.usable(whole_slides, options.slide_mpp, problems) if whole_slides else []
+    if not usable and not pictures:
+        slide_run.stop_at(problems, len(whole_slides))
     path = published.find(options.published, options.cache_dir) if options.published else None
     network = prediction_run.load(
         options.model, options.checkpoint, options.data_dir, path, options.tta
     )
     print(f'devices: {devices.describe()}', flush=True)
-    prediction_run.predict(
-        sources,
-        network,
-        options.out,
-        options.score_threshold,
-        options.batch,
-        options.tile,
-        overlap,
+    if usable:
+        chosen = _slide_options(options, path or options.model)
+        slide_run.predict(usable, network, options.out, chosen, problems)
+    if pictures:
+        prediction_run.predict(
+            pictures,
+            network,
+            options.out,
+            options.score_threshold,
+            options.batch,
+            options.tile,
+            overlap,
+        )
+    slide_run.stop_at(problems, len(whole_slides))
+
+
+def _slide_options(options: argparse.Namespace, model: str):
+    from gan_mrcnn.prediction import slide_plan
+
+    return slide_plan.Options(
+        model=model,
+        tta=options.tta,
+        score_threshold=options.score_threshold,
+        batch_size=options.batch,
+        tile=options.tile,
+        overlap=options.overlap,
+        mpp=options.mpp,
+        slide_mpp=options.slide_mpp,
+        finds_tissue=options.tissue != 'off',
     )

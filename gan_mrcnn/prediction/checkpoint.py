@@ -297,6 +297,8 @@ def make_card(
         checkpoint=pathlib.Path(path).name,
         step=step_of(path),
         version=gan_mrcnn.__version__,
+        micrometres_per_pixel=task_config.micrometres_per_pixel or dataset.micrometres_per_pixel,
+        image_size=dataset.image_size,
     )
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from gan_mrcnn.data.readers import images
-from gan_mrcnn.prediction import objects, signatures, tiles
+from gan_mrcnn.prediction import objects, signatures, slides, tiles
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils.errors import UserError
 from gan_mrcnn.utils.paths import PathLike
@@ -23,7 +23,9 @@ from gan_mrcnn.utils.paths import PathLike
 OVERLAYS, LABELS, DRAWN = 'overlays', 'labels', '.detections'
 # Folders beside `images` that hold the label images of its pictures.
 _LABEL_FOLDERS = ('annotations', 'gt', 'labels', 'masks')
-_READ = f'{", ".join(images.IMAGE_SUFFIXES)} are read'
+_READ = f'{", ".join(images.IMAGE_SUFFIXES)} are read, and whole slides'
+# What predictions write of a slide, beside each other.
+OVERVIEW, SUMMARY = 'overview.png', 'slide.json'
 
 
 class Source(NamedTuple):
@@ -105,7 +107,7 @@ def _expand(argument, given, out, skipped):
             yield Source(folder, folder.stem)
         return
     if folder.is_dir():
-        found = [path for path in _walk(folder) if path.suffix.lower() in images.IMAGE_SUFFIXES]
+        found = [path for path in _walk(folder) if _is_read(path)]
         name = lambda path: path.relative_to(folder).with_suffix('').as_posix()  # noqa: E731
     else:
         found = [path for path in map(pathlib.Path, _matches(argument)) if path.is_file()]
@@ -117,6 +119,12 @@ def _expand(argument, given, out, skipped):
             skipped.setdefault(kind, []).append(path)
         else:
             yield Source(path, name(path))
+
+
+def _is_read(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in images.IMAGE_SUFFIXES or path.name.lower().endswith(
+        slides.SUFFIXES
+    )
 
 
 def _walk(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -171,7 +179,9 @@ def _pictures_of(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_written(path: pathlib.Path, own: Optional[str]) -> bool:
-    """Whether a prediction has written a file: its overlay, or its label image."""
+    """Whether a prediction has written a file: an overlay, a label image, a slide's overview."""
+    if path.name == OVERVIEW and (path.parent / SUMMARY).is_file():
+        return True
     for parent in path.parents:
         if parent.name in (OVERLAYS, LABELS):
             place = os.path.realpath(parent.parent)

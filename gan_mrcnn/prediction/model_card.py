@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 import typing
-from typing import Any
+from typing import Any, Optional, Union
 
 from gan_mrcnn.utils import files
 from gan_mrcnn.utils.errors import UserError
@@ -30,6 +30,8 @@ class ModelCard:
     checkpoint: its file's name.
     step: of the training.
     version: of this package.
+    micrometres_per_pixel: of the training images; None where it is not known, or there is none.
+    image_size: height and width of most training images, in pixels; None where it is not known.
     """
 
     class_names: tuple[str, ...]
@@ -42,6 +44,9 @@ class ModelCard:
     checkpoint: str
     step: int
     version: str
+    # What cards have that were written before these were there.
+    micrometres_per_pixel: Optional[float] = None
+    image_size: Optional[tuple[int, int]] = None
 
 
 def write(card: ModelCard, folder: pathlib.Path) -> None:
@@ -89,6 +94,8 @@ def _unreadable(source: files.PathLike) -> UserError:
 
 def _fits(value, hint) -> bool:
     """Whether `value` is of the type that a field of `ModelCard` has."""
+    if typing.get_origin(hint) is Union:
+        return any(_fits(value, kind) for kind in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
         any_length = kinds[-1] is ...

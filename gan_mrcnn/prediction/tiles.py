@@ -73,6 +73,46 @@ def merge(detected: Sequence[tuple[Sequence[int], Object]]) -> list[Object]:
       The objects, best first. A joined one has all pixels of its parts, the smallest box around
       theirs, and the best of their scores.
     """
+    return sorted(map(_join, _groups(detected)), key=lambda one: -one.score)
+
+
+class RowMerger:
+    """`merge` for tiles that come row by row: the same objects, of which few are held at a time.
+
+    A later row can add to an object only where it shows some of its pixels. What ends above is
+    finished.
+    """
+
+    def __init__(self):
+        self._open: list[tuple[Sequence[int], Object]] = []
+
+    @property
+    def num_open(self) -> int:
+        """How many parts of objects are held."""
+        return len(self._open)
+
+    def add(
+        self, detected: Sequence[tuple[Sequence[int], Object]], next_top: Optional[int]
+    ) -> list[Object]:
+        """Adds a row, and gives the objects that are finished with it, in no order.
+
+        Args:
+          detected: as for `merge`, of the row; rows come from top to bottom.
+          next_top: where the tiles of the next row begin, in pixels; None behind the last row.
+        """
+        finished = []
+        parts = [*self._open, *detected]
+        self._open = []
+        for group in _groups(parts):
+            if next_top is not None and any(part.window()[2] > next_top for _, part in group):
+                self._open += group
+            else:
+                finished.append(_join(group))
+        return finished
+
+
+def _groups(detected):
+    """The parts of each object, with their tiles."""
     groups = list(range(len(detected)))
 
     def group(i):
@@ -83,10 +123,10 @@ def merge(detected: Sequence[tuple[Sequence[int], Object]]) -> list[Object]:
     for i, j in _neighbours(detected):
         if _same(detected[i], detected[j]):
             groups[group(j)] = group(i)
-    parts: dict[int, list[Object]] = {}
-    for i, (_, part) in enumerate(detected):
-        parts.setdefault(group(i), []).append(part)
-    return sorted(map(_join, parts.values()), key=lambda one: -one.score)
+    parts: dict[int, list[tuple[Sequence[int], Object]]] = {}
+    for i, one in enumerate(detected):
+        parts.setdefault(group(i), []).append(one)
+    return parts.values()
 
 
 def _neighbours(detected):
@@ -121,7 +161,8 @@ def _hull(windows):
     return (*low.tolist(), *np.maximum(low, high).tolist())
 
 
-def _join(parts):
+def _join(group):
+    parts = [part for _, part in group]
     if len(parts) == 1:
         return parts[0]
     window = _hull([part.window() for part in parts])

@@ -155,6 +155,7 @@ def test_a_file_that_the_network_cannot_decode_is_sent_as_pixels(folder):
 
 
 def make_card():
+    """As it was written before cards said a resolution."""
     return model_card.ModelCard(('a', 'b'), (3, 8), 0.5, (64, 64), 32, (0,), (1,), 'ckpt', 1, '1')
 
 

@@ -89,3 +89,64 @@ def test_other_classes_and_the_same_tile_stay_apart():
     assert len(tiles.merge([part_in(mask, LEFT), part_in(mask, RIGHT, class_id=2)])) == 2
     assert len(tiles.merge([part_in(mask, LEFT), part_in(mask, LEFT)])) == 2
     assert tiles.merge([]) == []
+
+
+def as_values(merged):
+    """What objects are, in an order of their own."""
+    return sorted((*one[:5], one.mask.shape, one.mask.tobytes()) for one in merged)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    size=st.tuples(st.integers(30, 120), st.integers(20, 60)),
+    tile=st.tuples(st.integers(12, 40), st.integers(12, 40)),
+    share=st.floats(0, 0.9),
+    seed=st.integers(0, 1 << 30),
+)
+def test_row_by_row_is_the_same_as_all_at_once(size, tile, share, seed):
+    rng = np.random.default_rng(seed)
+    windows = tiles.make_tiles(*size, tile, int(share * min(tile)))
+    # Some rows have no tissue, and some tiles miss an object or see another class.
+    windows = [window for window in windows if rng.random() < 0.9]
+    rows = {}
+    for number in range(rng.integers(0, 25)):
+        mask = disk(rng.integers(0, size), rng.integers(2, 20), size)
+        for window in windows:
+            y1, x1, y2, x2 = window
+            if mask[y1:y2, x1:x2].any() and rng.random() < 0.9:
+                part = part_in(mask, window, rng.random(), 1 + (number + rng.integers(8)) // 8)
+                rows.setdefault(y1, []).append(part)
+    tops = sorted({window[0] for window in windows})
+    merger, found = tiles.RowMerger(), []
+    for top, next_top in zip(tops, [*tops[1:], None]):
+        found += merger.add(rows.get(top, []), next_top)
+    assert merger.num_open == 0
+    everything = [part for top in tops for part in rows.get(top, [])]
+    assert as_values(found) == as_values(tiles.merge(everything))
+
+
+def test_what_ends_above_the_next_row_is_not_held():
+    merger = tiles.RowMerger()
+    inside, across = disk((10, 20), 5), disk((38, 60), 12)
+    upper, lower = (0, 0, 40, 100), (30, 0, 60, 100)
+    (finished,) = merger.add([part_in(inside, upper), part_in(across, upper)], 30)
+    np.testing.assert_array_equal(whole(finished), inside)
+    assert merger.num_open == 1
+    (finished,) = merger.add([part_in(across, lower)], None)
+    np.testing.assert_array_equal(whole(finished), across)
+
+
+def test_few_objects_are_held_however_long_the_slide():
+    held, merger, step = [], tiles.RowMerger(), 30
+    for row in range(100):
+        top = row * step
+        window = (top, 0, top + 40, 400)
+        objects_of_row = [
+            (window, objects.Object(1, 0.5, (0, 0, 1, 1), top + y, x, np.ones((8, 8), bool)))
+            for y in (0, 12, 31)
+            for x in range(0, 400, 20)
+        ]
+        merger.add(objects_of_row, top + step if row < 99 else None)
+        held.append(merger.num_open)
+    # Those of one row that reach into the next one, and those that they are joined with.
+    assert max(held) <= 40 and held[-1] == 0

@@ -93,6 +93,9 @@ class Dataset(abc.ABC):
     origin: where the data are from and what their owners ask, for those who pass on what was learnt
       from them; '' where only the user knows.
     crowds_hint: what to do where crowds may be objects after all; '' where they are groups.
+    micrometres_per_pixel: of its images; None where it is not known, or not one for all.
+    image_size: height and width of most images in pixels; None where they differ, or only the user
+      knows.
     """
 
     name: str
@@ -102,6 +105,8 @@ class Dataset(abc.ABC):
     notice: str = ''
     origin: str = ''
     crowds_hint: str = ''
+    micrometres_per_pixel: Optional[float] = None
+    image_size: Optional[tuple[int, int]] = None
 
     @property
     def parts(self) -> tuple[str, ...]:
