@@ -109,6 +109,18 @@ _EXTRAS_REQUIRE = {
         # What the tiles of those are compressed with, but for deflate: JPEG, LZW, JPEG 2000.
         'imagecodecs>=2023.8.12',
     ],
+    # ONNX files: `export --format onnx` writes them, `predict` and `evaluate` take them.
+    'onnx': [
+        # Converts TensorFlow's graph. 1.17 is the first that leaves protobuf as new as TensorFlow
+        # has it; serving/onnx_operations.py builds on its handlers, which may change. There is no
+        # such one for Python 3.9.
+        "tf2onnx>=1.17,<1.18; python_version >= '3.10'",
+        # tf2onnx brings it. From 1.19 on it wants a newer ml_dtypes than TensorFlow 2.15 has, which
+        # it does not say.
+        'onnx>=1.17,<1.19',
+        # Runs the files; the first with opset 18.
+        'onnxruntime>=1.14',
+    ],
     'test': [
         'pytest>=7',
         # Generates the inputs of the property tests.

@@ -44,7 +44,8 @@ def combined_non_max_suppression(
       iou_threshold: IoU above which the worse of two boxes is left out, in [0, 1].
       score_threshold: boxes up to this score are left out.
       implementation: 'compiled' for the operation, 'tensorflow' for TensorFlow's own, 'auto' for
-        the first of the two that there is.
+        the first of the two that there is. 'tensorflow_by_class' is TensorFlow's own as well,
+        never with boxes of several classes at once, which cannot be converted into ONNX.
 
     Returns:
       Boxes [B, T, 4], scores [B, T] and classes [B, T], all float32, best first and zero behind the
@@ -54,8 +55,9 @@ def combined_non_max_suppression(
       tf.errors.UnavailableError: 'compiled' was asked for and could not be built or loaded.
       ValueError: another `implementation`.
     """
-    ops = library.choose(implementation)
-    if ops is None:
+    by_class = implementation == 'tensorflow_by_class'
+    ops = library.choose('tensorflow' if by_class else implementation)
+    if ops is None and not (by_class and boxes.shape[2] > 1):
         return tf.image.combined_non_max_suppression(
             boxes,
             scores,
@@ -65,7 +67,18 @@ def combined_non_max_suppression(
             score_threshold,
             clip_boxes=False,
         )
-    _, num_boxes, num_classes = scores.shape
+    num_classes = scores.shape[2]
+    most = min(max_output_size_per_class, scores.shape[1])
+    chosen = (
+        _chosen_by_tensorflow(boxes, scores, most, iou_threshold, score_threshold)
+        if by_class
+        else _chosen(ops, boxes, scores, most, iou_threshold, score_threshold)
+    )
+    return _best_of_classes(*chosen, num_classes, max_total_size)
+
+
+def _chosen(ops, boxes, scores, most, iou_threshold, score_threshold):
+    """Of each class up to `most` boxes [B * C, K, 4], scores [B * C, K] and counts [B * C]."""
     boxes, scores = _sorted_groups(
         tf.stop_gradient(boxes), tf.stop_gradient(scores), score_threshold
     )
@@ -74,12 +87,25 @@ def combined_non_max_suppression(
         scores,
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
-        max_output=min(max_output_size_per_class, num_boxes),
+        max_output=most,
     )
     boxes, scores = (tf.gather(x, indices, batch_dims=1) for x in (boxes, scores))
-    places = tf.range(indices.shape[1], dtype=tf.float32)
-    scores = tf.where(places < tf.cast(counts, tf.float32)[:, tf.newaxis], scores, _NONE)
-    return _best_of_classes(boxes, scores, num_classes, max_total_size)
+    return boxes, scores, counts
+
+
+def _chosen_by_tensorflow(boxes, scores, most, iou_threshold, score_threshold):
+    """The same by TensorFlow's operation, for which each class is an image of its own."""
+    num_boxes = scores.shape[1]
+    boxes, scores, _, counts = tf.image.combined_non_max_suppression(
+        tf.reshape(tf.transpose(boxes, [0, 2, 1, 3]), [-1, num_boxes, 1, 4]),
+        tf.reshape(tf.transpose(scores, [0, 2, 1]), [-1, num_boxes, 1]),
+        most,
+        most,
+        iou_threshold,
+        score_threshold,
+        clip_boxes=False,
+    )
+    return boxes, scores, counts
 
 
 def _sorted_groups(boxes, scores, score_threshold):
@@ -96,9 +122,11 @@ def _sorted_groups(boxes, scores, score_threshold):
     return tf.reshape(boxes, [-1, num_boxes, 4]), tf.reshape(scores, [-1, num_boxes])
 
 
-def _best_of_classes(boxes, scores, num_classes, size):
+def _best_of_classes(boxes, scores, counts, num_classes, size):
     """The results, from the [B * C, K] that were chosen of each class."""
     num_chosen = scores.shape[1]
+    places = tf.range(num_chosen, dtype=tf.float32)
+    scores = tf.where(places < tf.cast(counts, tf.float32)[:, tf.newaxis], scores, _NONE)
     total = num_classes * num_chosen
     boxes, scores = tf.reshape(boxes, [-1, total, 4]), tf.reshape(scores, [-1, total])
     scores, order = tf.math.top_k(scores, min(size, total))

@@ -94,7 +94,7 @@ def _beside_weights(source: str) -> str:
 
 
 def _beside(saved_model: str) -> str:
-    """The folder OUT of an export OUT/model/1, whether that or OUT/model is given."""
-    from gan_mrcnn.prediction import predictor
+    """The folder OUT of an export: OUT/model/1, OUT/model or OUT/model.onnx is given."""
+    from gan_mrcnn.prediction import exported
 
-    return str(predictor.find_version(saved_model).resolve().parents[1])
+    return str(exported.root_of(saved_model))

@@ -2,9 +2,9 @@
 """Predicts the objects in image files: gan-mrcnn predict --model MODEL IMAGES... --out DIR.
 
 IMAGES are files, folders (with all below) and patterns in quotes. MODEL is a SavedModel that
-gan-mrcnn export wrote (OUT/model or OUT/model/1), or the folder of a run; --weights takes what
-gan-mrcnn publish wrote. DIR gets overlays/, labels/, objects.csv and predictions.json (COCO
-format).
+gan-mrcnn export wrote (OUT/model or OUT/model/1), an ONNX file of it (OUT/model.onnx), or the
+folder of a run; --weights takes what gan-mrcnn publish wrote. DIR gets overlays/, labels/,
+objects.csv and predictions.json (COCO format).
 
 Whole slides (.svs, .ndpi, .mrxs, pyramids in TIFF, and others) are predicted in tiles, each into
 DIR/NAME/: objects.geojson for QuPath, objects.csv and overview.png. A stopped run goes on with the
@@ -21,7 +21,7 @@ STOPPED = 'stopped; of slides all finished rows are kept, the same command goes 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_path(parser, 'images', nargs='+', metavar='IMAGES', help='files, folders or patterns')
-    cli.add_path(parser, '--model', help='a SavedModel, or the folder of a run')
+    cli.add_path(parser, '--model', help='a SavedModel, an ONNX file, or the folder of a run')
     cli.add_weights_flag(parser, 'in place of --model', dest='published')
     cli.add_path(parser, '--out', required=True, metavar='DIR', help='folder of the results')
     cli.add_checkpoint_flag(parser)

@@ -23,7 +23,7 @@ from gan_mrcnn.evaluation.report import page as report_page
 from gan_mrcnn.metrics import coco, collector, predictions
 from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
-from gan_mrcnn.prediction import contact_sheet, model_card, tta
+from gan_mrcnn.prediction import contact_sheet, exported, model_card
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import devices, disk, progress_bar, visualization
 from gan_mrcnn.utils.errors import UserError
@@ -60,8 +60,7 @@ def evaluate(
       model_dir: of the run; results go below it.
       checkpoint: see `prediction.checkpoint.find_checkpoint`.
       outputs: what to write beside that.
-      saved_model: folder of a SavedModel that `gan_mrcnn.serving.export` wrote, in place of the
-        checkpoint.
+      saved_model: what was exported, see `exported.load`, in place of the checkpoint.
       weights: path of published weights, in place of the checkpoint.
       augmentation: a key of `tta.ORIENTATIONS`, for results in a folder of their own; None for
         images as they are.
@@ -263,9 +262,9 @@ def _load_augmented(config, card, make_model, augmentation: str):
 def _load_saved_model(path, augmentation: Optional[str]):
     """A predictor of the exported model."""
     devices.prepare_gpus()
-    predictor = predictor_lib.load_saved_model(path)
+    predictor = exported.load(path, augmentation)
     print(f'devices: {devices.describe()}', flush=True)
-    return tta.augment_saved_model(predictor, augmentation) if augmentation else predictor
+    return predictor
 
 
 def _check_classes(card: model_card.ModelCard, dataset: base.Dataset, model: str) -> None:

@@ -17,7 +17,7 @@ from gan_mrcnn import task as task_lib
 from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.readers import options as data_options
 from gan_mrcnn.modeling import weights_file
-from gan_mrcnn.prediction import model_card, signatures, tta
+from gan_mrcnn.prediction import exported, model_card, signatures, tta
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import cli, paths, yaml_files
 from gan_mrcnn.utils.errors import UserError
@@ -163,7 +163,7 @@ def use_saved_settings(
     if weights:
         path = pathlib.Path(weights)
     elif saved_model:
-        path = predictor_lib.find_version(saved_model) / 'assets' / model_card.PARAMS
+        path = exported.assets_of(saved_model) / model_card.PARAMS
     else:
         path = pathlib.Path(flags.model_dir) / PARAMS_NAME
     if not path.is_file():

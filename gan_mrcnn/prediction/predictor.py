@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gan_mrcnn.data.records import records
 from gan_mrcnn.metrics import collector
-from gan_mrcnn.prediction import model_card
+from gan_mrcnn.prediction import model_card, signatures
 from gan_mrcnn.utils import paths, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
@@ -37,15 +37,15 @@ class Detections(NamedTuple):
 class Predictor:
     """Encoded images to `Detections`."""
 
-    def __init__(self, signatures: Mapping[str, Callable], card: model_card.ModelCard, owner=None):
+    def __init__(self, functions: Mapping[str, Callable], card: model_card.ModelCard, owner=None):
         """Wraps either of the two.
 
         Args:
-          signatures: as `InferenceModule.signatures` or a loaded SavedModel has them.
+          functions: as `InferenceModule.signatures` or a loaded SavedModel has them, by name.
           card: the model.
-          owner: what holds the variables of `signatures`; they live as long as it does.
+          owner: what holds the variables of `functions`; they live as long as it does.
         """
-        self._signatures = signatures
+        self._functions = functions
         self._owner = owner
         self.card = card
 
@@ -64,15 +64,42 @@ class Predictor:
     @property
     def most_detections(self) -> int:
         """How many detections an image can have."""
-        shapes = self._signatures['image_tensor'].structured_outputs
+        shapes = self._functions['image_tensor'].structured_outputs
         return int(shapes['detection_scores'].shape[1])
 
     def _call(self, signature, **inputs):
         try:
-            outputs = self._signatures[signature](**inputs)
+            outputs = self._functions[signature](**inputs)
         except tf.errors.InvalidArgumentError as error:
             raise UserError(reason(error)) from error
         return split_batch({name: value.numpy() for name, value in outputs.items()})
+
+
+class PixelPredictor:
+    """The same for what takes pixels alone: files are decoded first, as the signatures do it."""
+
+    def __init__(self, card: model_card.ModelCard):
+        self.card = card
+        # In a graph, whose errors name the image.
+        self._decode = tf.function(
+            signatures.decode,
+            input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)],
+        )
+
+    def detect(self, images: Sequence[bytes]) -> list[Detections]:
+        """As `Predictor.detect`; image by image, since their sizes differ."""
+        found = []
+        for number, encoded in enumerate(images):
+            try:
+                pixels = self._decode(tf.constant(encoded), tf.constant(number))
+            except tf.errors.InvalidArgumentError as error:
+                raise UserError(reason(error)) from error
+            found += self.detect_pixels(pixels.numpy()[np.newaxis])
+        return found
+
+    def detect_pixels(self, images: np.ndarray) -> list[Detections]:
+        """As `Predictor.detect_pixels`."""
+        raise NotImplementedError
 
 
 def split_batch(outputs: Mapping[str, np.ndarray]) -> list[Detections]:

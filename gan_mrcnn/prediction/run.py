@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Optional, Union
 
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
-from gan_mrcnn.prediction import image_files, predictor, tta, writing
+from gan_mrcnn.prediction import exported, image_files, predictor, writing
 from gan_mrcnn.utils import cli, devices, progress_bar
 from gan_mrcnn.utils.errors import UserError
 
@@ -17,11 +17,11 @@ def load(
     data_dir: Optional[str],
     weights: Optional[str],
     augmentation: Optional[str],
-) -> Union[predictor.Predictor, tta.AugmentedPredictor]:
+) -> Union[predictor.Predictor, predictor.PixelPredictor]:
     """The network of a run's folder, where `model` is one, of an export, or of a published file.
 
     Args:
-      model: folder of a run or of a SavedModel.
+      model: folder of a run, or what was exported, see `exported.load`.
       checkpoint: of a run.
       data_dir: of a run.
       weights: path of published weights, in place of `model`.
@@ -32,8 +32,7 @@ def load(
         return checkpoint_lib.open_published(weights).predictor(augmentation)
     if (pathlib.Path(model) / checkpoint_lib.PARAMS_NAME).is_file():
         return checkpoint_lib.open_run(model, checkpoint, data_dir=data_dir).predictor(augmentation)
-    loaded = predictor.load_saved_model(model)
-    return tta.augment_saved_model(loaded, augmentation) if augmentation else loaded
+    return exported.load(model, augmentation)
 
 
 def predict(

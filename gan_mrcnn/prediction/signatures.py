@@ -72,28 +72,31 @@ class InferenceModule(tf.Module):
     def signatures(
         self, nms: str = 'auto', names: Sequence[str] = SIGNATURES
     ) -> dict[str, Callable]:
-        """A traced function of each of the `names`, some of `SIGNATURES`.
+        """A traced function of each of the `names`, some of `SIGNATURES`; see `function`."""
+        traced = (self.function(name, nms) for name in names)
+        return {
+            name: function.get_concrete_function(spec)
+            for name, (function, spec) in zip(names, traced)
+        }
+
+    def function(self, name: str, nms: str = 'auto') -> tuple[Callable, tf.TensorSpec]:
+        """One of `SIGNATURES`, not traced yet, and what it takes.
 
         `nms` is the `implementation` of `custom_ops.nms`, here and in the functions below; with
         'tensorflow', stock operations are all that the graphs hold.
         """
         strings = tf.TensorSpec([None], tf.string, name='image_bytes')
-        traced = {
+        pixels = tf.TensorSpec([None, None, None, 3], tf.uint8, name='image_tensor')
+        function, spec = {
             'serving_default': (self.detect_encoded, strings),
-            'image_tensor': (
-                self.detect_pixels,
-                tf.TensorSpec([None, None, None, 3], tf.uint8, name='image_tensor'),
-            ),
+            'image_tensor': (self.detect_pixels, pixels),
             'tf_example': (
                 self.detect_examples,
                 tf.TensorSpec([None], tf.string, name='tf_example'),
             ),
             'full_masks': (self.detect_with_label_map, strings),
-        }
-        return {
-            name: tf.function(functools.partial(function, nms=nms)).get_concrete_function(spec)
-            for name, (function, spec) in ((name, traced[name]) for name in names)
-        }
+        }[name]
+        return tf.function(functools.partial(function, nms=nms)), spec
 
     def detect_encoded(self, image_bytes: tf.Tensor, nms: str = 'auto') -> dict[str, tf.Tensor]:
         """Detections in JPEG or PNG files, [B] strings, of any sizes.

@@ -16,7 +16,6 @@ import tensorflow as tf
 from pycocotools import mask as mask_api
 
 from gan_mrcnn.prediction import predictor as predictor_lib
-from gan_mrcnn.prediction import signatures
 from gan_mrcnn.utils import cell_means
 from gan_mrcnn.utils.errors import UserError
 
@@ -133,7 +132,7 @@ def _group(boxes, scores, classes, sources) -> list[list[int]]:
     return groups
 
 
-class AugmentedPredictor:
+class AugmentedPredictor(predictor_lib.PixelPredictor):
     """A `predictor.Predictor` that shows every image in several orientations."""
 
     def __init__(
@@ -150,25 +149,9 @@ class AugmentedPredictor:
           sideways: of images after a quarter turn: the same network with an input as wide as the
             other's is high, so that they are scaled alike.
         """
+        super().__init__(predictor.card)
         self._predictor, self._sideways = predictor, sideways
         self._orientations = ORIENTATIONS[kind]
-        # In a graph, whose errors name the image.
-        self._decode = tf.function(
-            signatures.decode,
-            input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)],
-        )
-        self.card = predictor.card
-
-    def detect(self, images: Sequence[bytes]) -> list[predictor_lib.Detections]:
-        """As `Predictor.detect`; image by image, since their sizes differ."""
-        found = []
-        for number, encoded in enumerate(images):
-            try:
-                pixels = self._decode(tf.constant(encoded), tf.constant(number))
-            except tf.errors.InvalidArgumentError as error:
-                raise UserError(predictor_lib.reason(error)) from error
-            found += self.detect_pixels(pixels.numpy()[np.newaxis])
-        return found
 
     def detect_pixels(self, images: np.ndarray) -> list[predictor_lib.Detections]:
         """As `Predictor.detect_pixels`, T times."""

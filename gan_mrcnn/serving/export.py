@@ -65,7 +65,7 @@ def _save(module, card, config, folder: pathlib.Path) -> None:
     """Writes module and assets; UserError where the graph is not one for a stock server."""
     with tempfile.TemporaryDirectory() as assets:
         module.assets = [
-            tf.saved_model.Asset(path) for path in _write_assets(card, config, pathlib.Path(assets))
+            tf.saved_model.Asset(path) for path in write_assets(card, config, pathlib.Path(assets))
         ]
         tf.saved_model.save(module, str(folder), signatures=module.signatures('tensorflow'))
     foreign = sorted(set(operations(folder)) - set(dir(tf.raw_ops)))
@@ -93,7 +93,8 @@ def _free_version(root: pathlib.Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def _write_assets(card, config, folder: pathlib.Path) -> list[str]:
+def write_assets(card, config, folder: pathlib.Path) -> list[str]:
+    """Writes the model card and the settings; gives the paths of all files in `folder`."""
     model_card.write(card, folder)
     params = without_paths(config.as_dict())
     (folder / model_card.PARAMS).write_text(yaml.safe_dump(params), encoding='utf-8')

@@ -6,6 +6,7 @@ Imports nothing heavy: --help and a mistyped flag answer at once.
 
 import argparse
 import functools
+import importlib.util
 import logging
 import os
 import sys
@@ -162,6 +163,13 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
         default='best',
         help="of a run: 'best' (by validation mask AP; the default), 'last' or a path",
     )
+
+
+def check_extra(extra: str, *modules: str) -> None:
+    """Raises UserError where one of the `modules`, which an extra brings, is not installed."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed; pip install 'gan-mrcnn[{extra}]'")
 
 
 def check_positive(value: int, flag: str) -> None:
