@@ -222,7 +222,7 @@ def load(
     Args:
       model: the folder of a run, of an export (`gan-mrcnn export`) or of published weights
         (`gan-mrcnn publish`), a file of published weights, or an address of one with its
-        #sha256=.
+        `#sha256=`.
       checkpoint: of a run: 'best' (by mask AP on the validation split; the last where there was
         none), 'last', or a path.
       data_dir: of a run: where its data set is, if it was moved.

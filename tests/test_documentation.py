@@ -30,7 +30,8 @@ def _name(page):
 
 
 def _without_code(text):
-    """Lines of `text` without code blocks, and without what single backquotes hold."""
+    """Lines of `text` without comments, code blocks, and what single backquotes hold."""
+    text = re.sub(r'<!--.*?-->', '', text, flags=re.DOTALL)
     text = re.sub(r'^ *```.*?^ *```', '', text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r'(?<=\n\n)(?: {4}.*\n|\n)+', '\n', text)
     return re.sub(r'`[^`]*`', '', text)
@@ -75,7 +76,7 @@ def test_a_page_of_the_site_links_to_files_of_the_site_alone(page):
 
 
 def test_every_page_is_in_the_contents_of_the_site():
-    listed = re.findall(r': (\S+\.md)$', (_ROOT / 'mkdocs.yml').read_text(), re.MULTILINE)
+    listed = re.findall(r'^ +- .*: (\S+\.md)$', (_ROOT / 'mkdocs.yml').read_text(), re.MULTILINE)
     pages = {page.relative_to(_DOCS).as_posix() for page in _DOCS.rglob('*.md')}
     assert sorted(listed) == sorted(pages | {'index.md', 'CHANGELOG.md', 'CONTRIBUTING.md'})
 
@@ -91,7 +92,7 @@ def _flags(name):
 def _commands(page):
     """Commands of ours in code blocks: their word and the flags that are given."""
     text = page.read_text().replace('\\\n', ' ')
-    for line in re.findall(r'^ *(?:\$ )?((?:gan-mrcnn|python \w+\.py) .*)$', text, re.MULTILINE):
+    for line in re.findall(r'^ *!?((?:gan-mrcnn|python \w+\.py) .*)$', text, re.MULTILINE):
         words = shlex.split(line, comments=True)
         name = words[1] if words[0] == 'gan-mrcnn' else words[1].replace('.py', '')
         if name in program.COMMANDS:
