@@ -85,7 +85,7 @@ docs: $(STAMP)
 # docs/quickstart.ipynb from its page, which is where it is changed.
 KERNEL := {"name": "python3", "display_name": "Python 3", "language": "python"}
 notebook: $(STAMP)
-	$(VENV)/bin/jupytext -q --to ipynb --update-metadata '{"kernelspec": $(KERNEL)}' \
+	$(VENV)/bin/jupytext -q --to ipynb --update --update-metadata '{"kernelspec": $(KERNEL)}' \
 	    docs/quickstart.md
 
 # An environment that is there already is kept, and its own Python decides what is installed.

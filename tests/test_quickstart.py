@@ -40,8 +40,10 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     client = nbclient.NotebookClient(
         notebook, timeout=3600, resources={'metadata': {'path': str(tmp_path)}}
     )
-    client.execute()
-    nbformat.write(notebook, tmp_path / 'executed.ipynb')
+    try:
+        client.execute()
+    finally:
+        nbformat.write(notebook, tmp_path / 'executed.ipynb')
     # A command that fails is no error to a notebook.
     written = ('check.html', 'run/eval/test/results.json', 'served/model/1/saved_model.pb')
     assert not [name for name in written if not (folder / name).is_file()]
