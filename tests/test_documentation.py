@@ -6,6 +6,8 @@ import importlib
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 import urllib.parse
 
 import pytest
@@ -79,6 +81,30 @@ def test_every_page_is_in_the_contents_of_the_site():
     listed = re.findall(r'^ +- .*: (\S+\.md)$', (_ROOT / 'mkdocs.yml').read_text(), re.MULTILINE)
     pages = {page.relative_to(_DOCS).as_posix() for page in _DOCS.rglob('*.md')}
     assert sorted(listed) == sorted(pages | {'index.md', 'CHANGELOG.md', 'CONTRIBUTING.md'})
+
+
+@pytest.mark.slow
+def test_the_site_is_made_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip('mkdocstrings', reason="the extra 'docs' is not installed")
+    command = [sys.executable, '-m', 'mkdocs', 'build', '-q', '--strict', '-d', str(tmp_path)]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.rglob('*.html'))
+    assert len(pages) > len(_PAGES)
+    loaded = {
+        address
+        for page in pages
+        for address in re.findall(
+            r'<(?:script|link|img|source|iframe)\b[^>]*?(?:src|href)="([^"]*)"', page.read_text()
+        )
+    }
+    assert len(loaded) > 10
+    styles = [address for sheet in tmp_path.rglob('*.css') for address in _addresses(sheet)]
+    assert not [one for one in [*loaded, *styles] if re.match(r'\w+:(?!.*;base64)|//', one)]
+
+
+def _addresses(sheet):
+    return re.findall(r'url\(["\']?([^)"\']*)', sheet.read_text())
 
 
 def _flags(name):
