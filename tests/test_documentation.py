@@ -83,6 +83,25 @@ def test_every_page_is_in_the_contents_of_the_site():
     assert sorted(listed) == sorted(pages | {'index.md', 'CHANGELOG.md', 'CONTRIBUTING.md'})
 
 
+@pytest.mark.parametrize('page', _PAGES, ids=_name)
+def test_lists_tables_and_code_are_the_same_on_github_and_in_the_site(page):
+    reason = "the extra 'docs' is not installed"
+    github = pytest.importorskip('markdown_it', reason=reason)
+    site = pytest.importorskip('markdown', reason=reason)
+    pytest.importorskip('pymdownx', reason=reason)
+    text = page.read_text()
+    extensions = ['tables', 'toc', 'pymdownx.superfences']
+    pages = (
+        github.MarkdownIt('commonmark').enable('table').render(text),
+        site.markdown(text, extensions=extensions),
+    )
+    counts = [
+        {tag: len(re.findall(f'<{tag}[ >]', html)) for tag in ('li', 'ul', 'ol', 'table', 'pre')}
+        for html in pages
+    ]
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.slow
 def test_the_site_is_made_and_loads_nothing_from_elsewhere(tmp_path):
     pytest.importorskip('mkdocstrings', reason="the extra 'docs' is not installed")
