@@ -37,7 +37,7 @@ SHORT ?=
 # `make wheel` compiles PrRoIPool for the TensorFlow of each of these.
 WHEEL_PYTHONS ?= .venv/bin/python .venv-tf2.20/bin/python
 
-.PHONY: help train test test-slow test-faults lint wheel clean
+.PHONY: help train test test-slow test-faults lint docs notebook wheel clean
 
 help:
 	@echo 'make train   set up, train on the demo set or DATA_DIR, evaluate into MODEL_DIR/eval'
@@ -46,6 +46,7 @@ help:
 	@echo 'make test-faults  runs killed, disks filled, files damaged, some dozens of times: half an hour'
 	@echo 'make test-faults SHORT=1   each kind of fault a few times: ten minutes'
 	@echo 'make lint    set up, check the style and which part imports which'
+	@echo 'make docs    the pages of docs/ as a site, in site/; make notebook  the notebook among them'
 	@echo 'make wheel   dist/*.whl with PrRoIPool compiled for CUDA: installs where there is no compiler'
 	@echo 'make clean   remove .venv and the caches; runs/ and data/ stay'
 	@echo
@@ -75,6 +76,17 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/lint-imports --no-cache
+
+# A link that leads nowhere, or a docstring that cannot be read, is an error.
+docs: $(STAMP)
+	$(VENV)/bin/mkdocs build -q --strict
+	@echo 'site/index.html opens from disk; its search wants a server: python3 -m http.server -d site'
+
+# docs/quickstart.ipynb from its page, which is where it is changed.
+KERNEL := {"name": "python3", "display_name": "Python 3", "language": "python"}
+notebook: $(STAMP)
+	$(VENV)/bin/jupytext -q --to ipynb --update --update-metadata '{"kernelspec": $(KERNEL)}' \
+	    docs/quickstart.md
 
 # An environment that is there already is kept, and its own Python decides what is installed.
 $(STAMP): setup.py $(wildcard requirements-*.lock)
@@ -109,6 +121,6 @@ wheel:
 	@ls dist/*.whl
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	rm -f $(POOL)/*.so $(POOL)/*.failed.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -121,6 +121,19 @@ _EXTRAS_REQUIRE = {
         # Runs the files; the first with opset 18.
         'onnxruntime>=1.14',
     ],
+    # `make docs`, and the notebook of docs/.
+    'docs': [
+        # The pages as a site; 2 takes neither plugins nor this configuration.
+        'mkdocs>=1.6,<2',
+        # Docstrings on those pages, read and not imported. From 2 on it wants Python 3.10.
+        'mkdocstrings-python>=1.16,<3',
+        # Anchors as GitHub makes them, and code within lists.
+        'pymdown-extensions>=10.9',
+        # The notebook as text and back, and its execution by a test.
+        'jupytext>=1.16',
+        'nbclient>=0.10',
+        'ipykernel>=6.29',
+    ],
     'test': [
         'pytest>=7',
         # Generates the inputs of the property tests.

@@ -20,7 +20,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from gan_mrcnn.data.readers import images
-from gan_mrcnn.prediction import geojson, image_files, model_card, objects, tiles, writing
+from gan_mrcnn.prediction import exported, geojson, image_files, model_card, objects, tiles, writing
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.prediction import run as prediction_run
 from gan_mrcnn.utils import cli, paths, published
@@ -222,7 +222,7 @@ def load(
     Args:
       model: the folder of a run, of an export (`gan-mrcnn export`) or of published weights
         (`gan-mrcnn publish`), a file of published weights, or an address of one with its
-        #sha256=.
+        `#sha256=`.
       checkpoint: of a run: 'best' (by mask AP on the validation split; the last where there was
         none), 'last', or a path.
       data_dir: of a run: where its data set is, if it was moved.
@@ -235,7 +235,8 @@ def load(
     text, weights = str(model), None
     is_address = paths.is_address(text)
     path = pathlib.Path(text if is_address else paths.expand_home(text, 'load'))
-    if is_address or path.is_file() or (path / published.WEIGHTS).is_file():
+    is_file = path.is_file() and not exported.is_onnx(str(path))
+    if is_address or is_file or (path / published.WEIGHTS).is_file():
         weights = published.find(
             text if is_address else str(path),
             paths.expand_home(cli.default_cache_dir(), '--cache_dir'),

@@ -5,7 +5,6 @@ Gradio makes the page and serves it. Nothing of it comes from other servers: no 
 of visits. What was uploaded is deleted after an hour.
 """
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -38,12 +37,6 @@ class Found(NamedTuple):
 
     result: api.Result
     folder: tempfile.TemporaryDirectory
-
-
-def check_installed() -> None:
-    """Raises UserError where Gradio is missing."""
-    if importlib.util.find_spec('gradio') is None:
-        raise UserError("the demo wants Gradio: pip install 'gan-mrcnn[demo]'")
 
 
 def serve(

@@ -16,6 +16,7 @@ from PIL import Image
 from gan_mrcnn import api, demo
 from gan_mrcnn.prediction import image_files, model_card
 from gan_mrcnn.prediction.objects import Object
+from gan_mrcnn.utils import cli
 from tests import programs
 from tests.serving.tiny import photo
 
@@ -62,7 +63,7 @@ def test_a_large_picture_is_shown_smaller():
 
 
 def test_without_gradio_one_line_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(cli.importlib.util, 'find_spec', lambda name: None)
     done = programs.run('demo', '--model', 'x')
     assert "pip install 'gan-mrcnn[demo]'" in programs.refusal(done, 'demo')
 

@@ -359,7 +359,7 @@ def stop(*_, **__):
 
 
 def check_any_arguments(world, folder, monkeypatch, number):
-    """Runs programs with `number` different commands, each of which ends as README says."""
+    """Runs programs with `number` different commands, each ending as docs/commands.md says."""
     write_scored_run(world)
     monkeypatch.chdir(folder)
     (folder / 'file').write_text('notes')

@@ -48,7 +48,7 @@ def multilevel_prroi_pool(
         [N, S, S, C] of the features' dtype.
 
     Raises:
-        As `prroi_pool` does.
+        tf.errors.InvalidArgumentError, tf.errors.UnavailableError, ValueError: as `prroi_pool`.
     """
     ops = library.choose(implementation)
     if ops is None:

@@ -31,12 +31,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     cli.check_one_model(options, '--model')
     cli.check_positive(options.port, '--port')
+    cli.check_extra('demo', 'gradio')
     from gan_mrcnn import api, demo
     from gan_mrcnn.prediction import run as prediction_run
     from gan_mrcnn.prediction import tiles
     from gan_mrcnn.utils import devices, published
 
-    demo.check_installed()
     if options.tile:
         tiles.check(options.tile, options.overlap)
     path = published.find(options.published, options.cache_dir) if options.published else None

@@ -10,6 +10,11 @@ from gan_mrcnn.utils import cli
 _ONNX = '.onnx'
 
 
+def is_onnx(path: str) -> bool:
+    """Whether a path is that of an ONNX file, by its name."""
+    return path.endswith(_ONNX)
+
+
 def load(
     path: str, augmentation: Optional[str] = None
 ) -> Union[predictor.Predictor, predictor.PixelPredictor]:
@@ -23,7 +28,7 @@ def load(
       UserError: there is none, it is damaged, another program wrote it, or it does not go with the
         augmentation.
     """
-    if path.endswith(_ONNX):
+    if is_onnx(path):
         cli.check_extra('onnx', 'onnxruntime')
         from gan_mrcnn.prediction import onnx_file
 
@@ -35,12 +40,12 @@ def load(
 
 def assets_of(path: str) -> pathlib.Path:
     """Folder of an export's assets."""
-    parent = pathlib.Path(path).parent if path.endswith(_ONNX) else predictor.find_version(path)
+    parent = pathlib.Path(path).parent if is_onnx(path) else predictor.find_version(path)
     return parent / 'assets'
 
 
 def root_of(path: str) -> pathlib.Path:
     """The folder `OUT` that was given as --export_dir."""
-    if path.endswith(_ONNX):
+    if is_onnx(path):
         return pathlib.Path(path).resolve().parent
     return predictor.find_version(path).resolve().parents[1]
