@@ -27,6 +27,10 @@ WITH_CUDA = $(filter yes,$(GAN_MRCNN_CUDA))
 # PrRoIPool, compiled; where that fails, its version in plain TensorFlow serves.
 POOL := custom_ops/prroi_pool
 POOL_STAMP := $(VENV)/prroi_pool_stamp
+# What the optional extras need: their tests are skipped without, and training wants none of it.
+EXTRAS_STAMP := $(VENV)/extras_stamp
+WHICH_TF = $(or $(GAN_MRCNN_TF),$$($(VENV)/bin/python -c \
+    'import sys; print("2.15" if sys.version_info < (3, 12) else "2.20")'))
 DATA_FLAG := $(if $(DATA_DIR),--data_dir '$(DATA_DIR)')
 # As many processes as cores and memory allow (tests/conftest.py); the tests of a file stay together,
 # since they share what takes long to make.
@@ -63,10 +67,10 @@ train: $(STAMP) $(POOL_STAMP)
 	    --config_file configs/gland_small.yaml --model_dir '$(MODEL_DIR)' --mode train_and_eval
 	$(VENV)/bin/python evaluate.py --dataset gland $(DATA_FLAG) --model_dir '$(MODEL_DIR)'
 
-test: $(STAMP) $(POOL_STAMP)
+test: $(STAMP) $(POOL_STAMP) $(EXTRAS_STAMP)
 	$(PYTEST) $(PYTEST_FLAGS)
 
-test-slow: $(STAMP) $(POOL_STAMP)
+test-slow: $(STAMP) $(POOL_STAMP) $(EXTRAS_STAMP)
 	$(PYTEST) -m slow $(PYTEST_FLAGS)
 
 test-faults: $(STAMP) $(POOL_STAMP)
@@ -78,18 +82,18 @@ lint: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache
 
 # A link that leads nowhere, or a docstring that cannot be read, is an error.
-docs: $(STAMP)
+docs: $(STAMP) $(EXTRAS_STAMP)
 	$(VENV)/bin/mkdocs build -q --strict
 	@echo 'site/index.html opens from disk; its search wants a server: python3 -m http.server -d site'
 
 # docs/quickstart.ipynb from its page, which is where it is changed.
 KERNEL := {"name": "python3", "display_name": "Python 3", "language": "python"}
-notebook: $(STAMP)
+notebook: $(STAMP) $(EXTRAS_STAMP)
 	$(VENV)/bin/jupytext -q --to ipynb --update --update-metadata '{"kernelspec": $(KERNEL)}' \
 	    docs/quickstart.md
 
 # An environment that is there already is kept, and its own Python decides what is installed.
-$(STAMP): setup.py $(wildcard requirements-*.lock)
+$(STAMP): setup.py $(wildcard requirements-tf*.lock requirements-cuda-*.lock)
 	$(if $(filter-out yes no,$(GAN_MRCNN_CUDA)),$(error GAN_MRCNN_CUDA is $(GAN_MRCNN_CUDA); \
 	    set it to yes or no, or leave it out))
 	@test -x $(VENV)/bin/pip \
@@ -100,15 +104,23 @@ $(STAMP): setup.py $(wildcard requirements-*.lock)
 	    || { echo "$(PYTHON) cannot make a virtual environment: install its venv module" \
 	    "(on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo 'Installing into $(VENV): some minutes, about $(if $(WITH_CUDA),6 GB with CUDA,3 GB).'
-	@export GAN_MRCNN_TF=$(or $(GAN_MRCNN_TF),$$($(VENV)/bin/python -c \
-	    'import sys; print("2.15" if sys.version_info < (3, 12) else "2.20")')) \
-	    && $(PIP_INSTALL) -r requirements-tf$$GAN_MRCNN_TF.lock \
+	@export GAN_MRCNN_TF=$(WHICH_TF) && $(PIP_INSTALL) -r requirements-tf$$GAN_MRCNN_TF.lock \
 	    $(if $(WITH_CUDA),-r requirements-cuda-tf$$GAN_MRCNN_TF.lock) && $(PIP_INSTALL) -e .
 	@touch $@
 
 $(POOL_STAMP): $(STAMP) $(POOL)/build.py $(wildcard custom_ops/*/cc/*)
 	@echo 'Compiling PrRoIPool and NMS: half a minute, two with the kernels for CUDA.'
 	@$(VENV)/bin/python $(POOL)/build.py || echo 'PrRoIPool and NMS will run in plain TensorFlow, slower.'
+	@touch $@
+
+$(EXTRAS_STAMP): $(STAMP) $(wildcard requirements-extras-*.lock)
+	@tf=$(WHICH_TF); python=$$($(VENV)/bin/python -c 'import sys; print("3.%d" % sys.version_info[1])'); \
+	case "$$tf $$python" in \
+	    '2.15 3.11' | '2.20 3.12' | '2.20 3.13') \
+	        echo 'Installing what the extras need, for their tests and the site: 1 GB.' \
+	        && $(PIP_INSTALL) -r requirements-extras-tf$$tf.lock;; \
+	    *) echo "No lock of the extras for TensorFlow $$tf on Python $$python: their tests are skipped.";; \
+	esac
 	@touch $@
 
 # Libraries and builds of earlier sources would go into the wheel, too.

@@ -134,6 +134,8 @@ _EXTRAS_REQUIRE = {
         'nbclient>=0.10',
         'ipykernel>=6.29',
     ],
+    # Drives the system's Chromium in the tests of `gan-mrcnn demo`.
+    'browser': ['playwright>=1.40'],
     'test': [
         'pytest>=7',
         # Generates the inputs of the property tests.

@@ -60,15 +60,17 @@ def _requirements(python, tensorflow='', extras=('serving', 'test')):
 
 
 def _lock_lines(name):
-    text = (_ROOT / f'requirements-{name}.lock').read_text(encoding='utf-8')
+    text = (_ROOT / f'requirements-{name.lstrip("-")}.lock').read_text(encoding='utf-8')
     return [line for line in text.splitlines() if line and not line.startswith('#')]
 
 
-def _locked(tensorflow, python, with_cuda=False):
-    """Canonical name -> version, for every line of the lock that is for that Python."""
+def _locked(tensorflow, python, *others):
+    """Canonical name -> version, for every line of the lock that is for that Python.
+
+    `others` are locks beside it: 'cuda', 'extras'. No package is in two of them.
+    """
     pins = {}
-    lines = _lock_lines(f'tf{tensorflow}')
-    for line in lines + (_lock_lines(f'cuda-tf{tensorflow}') if with_cuda else []):
+    for line in (line for kind in ('', *others) for line in _lock_lines(f'{kind}-tf{tensorflow}')):
         pin, _, marker = line.partition(' ; ')
         if not marker or Marker(marker).evaluate(_environment(python)):
             name, version = pin.split('==')
@@ -117,7 +119,9 @@ def test_imported_sees_every_form_of_import():
     ]
 
 
-@pytest.mark.parametrize('name', ['tf2.15', 'tf2.20', 'cuda-tf2.15', 'cuda-tf2.20'])
+@pytest.mark.parametrize(
+    'name', [f'{kind}tf{tf}' for kind in ('', 'cuda-', 'extras-') for tf in ('2.15', '2.20')]
+)
 def test_lock_holds_plain_pins_only(name):
     """No local file, address or editable line: it must install anywhere."""
     pin = r"[\w.-]+==[\w.]+( ; [\w.'<>=!* ()]+)?"
@@ -143,12 +147,22 @@ def _not_met(requirements, locked):
 def test_cuda_lock_satisfies_setup(tensorflow, python):
     required = _requirements(python, tensorflow, ('gpu',))
     assert 'and-cuda' in {extra for requirement in required for extra in requirement.extras}
-    locked = _locked(tensorflow, python, with_cuda=True)
+    locked = _locked(tensorflow, python, 'cuda')
     assert _not_met(required, locked) == []
     # What it brings can be compiled with: a complete compiler of one version.
     parts = ('nvcc', 'runtime', 'crt', 'cccl')
     versions = [locked[f'nvidia-cuda-{part}'] for part in parts] + [locked['nvidia-nvvm']]
     assert {version.rpartition('.')[0] for version in versions} == {'13.0'}
+
+
+@pytest.mark.parametrize(
+    ('tensorflow', 'python'), [('2.15', '3.11'), ('2.20', '3.12'), ('2.20', '3.13')]
+)
+def test_extras_lock_satisfies_setup(tensorflow, python):
+    extras = ('demo', 'slides', 'onnx', 'docs', 'browser')
+    required = _requirements(python, tensorflow, extras)
+    assert {'gradio', 'openslide-python', 'tf2onnx', 'mkdocs'} <= {r.name for r in required}
+    assert _not_met(required, _locked(tensorflow, python, 'extras')) == []
 
 
 def test_cuda_lock_holds_what_this_tensorflow_asks_for():
@@ -158,7 +172,7 @@ def test_cuda_lock_holds_what_this_tensorflow_asks_for():
     of_cuda = [r for r in wanted if 'and-cuda' in str(r.marker)]
     assert len(of_cuda) > 5
     python = f'{sys.version_info.major}.{sys.version_info.minor}'
-    assert _not_met(of_cuda, _locked(tensorflow, python, with_cuda=True)) == []
+    assert _not_met(of_cuda, _locked(tensorflow, python, 'cuda')) == []
 
 
 @pytest.mark.parametrize(
