@@ -23,7 +23,7 @@ _PAGES = sorted([*_ROOT.glob('*.md'), *_DOCS.rglob('*.md')])
 _FLAG_PAGES = {
     'train': ('training.md', 'data/README.md', 'data/coco_format.md', 'data/label_images.md'),
     'evaluate': ('evaluation.md', 'data/README.md', 'data/coco_format.md', 'data/label_images.md'),
-    'predict': ('predicting.md',),
+    'predict': ('predicting.md', 'slides.md'),
 }
 
 
