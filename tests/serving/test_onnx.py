@@ -105,9 +105,9 @@ def test_the_best_boxes_of_each_class_are_chosen():
 
     converted = convert(lambda x: choose(x, 'tensorflow_by_class'), 2, 50, 3)
     # The second image has none in the end.
-    for scores in (scores, scores * [[[1]], [[0]]]):  # noqa: B020
-        scores = scores.astype(np.float32)
-        found, wanted = converted(scores), choose(scores, 'tensorflow').numpy()
+    for factors in ([[[1]], [[1]]], [[[1]], [[0]]]):
+        some = (scores * factors).astype(np.float32)
+        found, wanted = converted(some), choose(some, 'tensorflow').numpy()
         assert wanted[0, -1] > 3
         np.testing.assert_array_equal(found, wanted)
 
