@@ -9,6 +9,7 @@ written, ONNX Runtime must answer as TensorFlow does.
 
 import logging
 import pathlib
+import tempfile
 
 import numpy as np
 import onnx
@@ -58,13 +59,14 @@ def export(module, card, config, export_dir: str) -> pathlib.Path:
     print('converting into ONNX; this takes a minute or two', flush=True)
     function, spec = module.function(_SIGNATURE, nms='tensorflow_by_class')
     model = convert(function, spec)
-    assets = root / 'assets'
+    with tempfile.TemporaryDirectory() as folder:
+        for path in map(pathlib.Path, export_lib.write_assets(card, config, pathlib.Path(folder))):
+            model.metadata_props.add(key=path.name, value=path.read_text(encoding='utf-8'))
+    content = model.SerializeToString()
+    check(content, function, spec)
     with disk.errors_named(f'--export_dir {export_dir}'):
-        for path in export_lib.write_assets(card, config, assets):
-            name = pathlib.Path(path).name
-            model.metadata_props.add(key=name, value=(assets / name).read_text(encoding='utf-8'))
-        content = model.SerializeToString()
-        check(content, function, spec)
+        for asset in model.metadata_props:
+            files.write_text(root / 'assets' / asset.key, asset.value)
         files.write_bytes(target, content)
     return target
 

@@ -3,8 +3,6 @@
 
 A handler gets a node of TensorFlow and puts nodes of ONNX in its place, with the same output. What
 it says holds for what `prediction.signatures` makes, not for any graph.
-
-Shapes: B images, M boxes, C channels, [h, w] crop size.
 """
 
 import numpy as np
@@ -40,6 +38,9 @@ class _Replacement:
     def constant(self, values, dtype) -> str:
         return self._ctx.make_const(utils.make_name('constant'), np.array(values, dtype)).output[0]
 
+    def cast(self, values: str, dtype: int) -> str:
+        return self.operation('Cast', values, to=dtype)
+
     def part(self, values: str, axis: int, start: int, end: int) -> str:
         """`values` from `start` to `end` along an axis."""
         where = {'data': values, 'axes': [axis], 'starts': [start], 'ends': [end]}
@@ -52,7 +53,7 @@ def _scale_and_translate(ctx, node, name, args):
     image, size = new.inputs[:2]
     planes = new.operation('Transpose', image, perm=_TO_PLANES)
     kept = new.part(new.operation('Shape', planes), 0, 0, 2)
-    sizes = new.operation('Concat', kept, _as(new, size, TensorProto.INT64), axis=0)
+    sizes = new.operation('Concat', kept, new.cast(size, TensorProto.INT64), axis=0)
     resized = new.operation(
         'Resize',
         planes,
@@ -77,7 +78,7 @@ def _crop_and_resize(ctx, node, name, args):
     height, width = (int(side) for side in node.inputs[3].get_tensor_value())
     new = _Replacement(ctx, node)
     image, boxes, images = new.inputs[:3]
-    size = _as(new, new.part(new.operation('Shape', image), 0, 1, 3), TensorProto.FLOAT)
+    size = new.cast(new.part(new.operation('Shape', image), 0, 1, 3), TensorProto.FLOAT)
     last_pixel = new.operation('Sub', size, new.constant([1, 1], np.float32))
     first, last = (
         new.operation('Mul', new.part(boxes, 1, corner, corner + 2), last_pixel)
@@ -96,7 +97,7 @@ def _crop_and_resize(ctx, node, name, args):
         'RoiAlign',
         new.operation('Transpose', image, perm=_TO_PLANES),
         rois,
-        _as(new, images, TensorProto.INT64),
+        new.cast(images, TensorProto.INT64),
         output_height=height,
         output_width=width,
         sampling_ratio=1,
@@ -136,10 +137,6 @@ def _resize_nearest(ctx, node, name, args):
     resize = ctx.get_node_by_output(output).inputs[0]
     resize.set_attr('coordinate_transformation_mode', 'half_pixel')
     resize.set_attr('nearest_mode', 'round_prefer_ceil')
-
-
-def _as(new, values, dtype):
-    return new.operation('Cast', values, to=dtype)
 
 
 # As tf2onnx takes them: TensorFlow's operation -> handler and its arguments.
