@@ -78,6 +78,13 @@ def coco_dir():
     return _real_data('COCO_DIR', 'coco_tiny', 'annotations')
 
 
+@pytest.fixture(scope='session')
+def real_slide():
+    """A slide of a scanner, of OpenSlide's test data; skips likewise."""
+    name = 'CMU-1-Small-Region.svs'
+    return _real_data('SLIDES_DIR', 'slides', name) / name
+
+
 def _real_data(variable, name, wanted):
     """The folder that a variable of the environment names; skips where `wanted` is not in it."""
     folder = pathlib.Path(os.environ.get(variable, _REPOSITORY.parent / 'shared/data' / name))

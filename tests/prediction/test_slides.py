@@ -1,6 +1,5 @@
 """Slides are read at any resolution, whoever has written them, or refused in one line."""
 
-import os
 import pathlib
 import sys
 
@@ -14,8 +13,6 @@ from gan_mrcnn.prediction import slides
 from gan_mrcnn.utils.errors import UserError
 from tests.prediction import made_slides
 from tests.serving.tiny import photo
-
-REAL = pathlib.Path(os.environ.get('SLIDES_DIR', 'nowhere'), 'CMU-1-Small-Region.svs')
 
 
 @pytest.fixture
@@ -278,16 +275,17 @@ def test_without_the_extra_its_name_is_said(monkeypatch):
         slides.Slide(pathlib.Path('a.svs'))
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason='SLIDES_DIR has no CMU-1-Small-Region.svs')
-def test_a_real_slide(tifffile):
+def test_a_real_slide(tifffile, real_slide):
     import openslide
 
-    with slides.Slide(REAL) as slide:
+    with slides.Slide(real_slide) as slide:
         assert slide.size == (2967, 2220)
         assert slide.micrometres_per_pixel == (0.499, 0.499) and slide.objective == '20x'
         found = slide.view(2967, 2220).read((1000, 1200, 1522, 1975))
-        wanted = openslide.OpenSlide(REAL).read_region((1200, 1000), 0, (775, 522)).convert('RGB')
+        wanted = (
+            openslide.OpenSlide(real_slide).read_region((1200, 1000), 0, (775, 522)).convert('RGB')
+        )
         np.testing.assert_array_equal(found, np.asarray(wanted))
-        other = slides._Tiff(REAL)
+        other = slides._Tiff(real_slide)
         np.testing.assert_array_equal(other.read(0, (1000, 1200, 1522, 1975)), found)
         other.close()
