@@ -41,6 +41,13 @@ class World:
             Image.fromarray(photo((30, 40), number)).save(self.pictures / name)
         self.predictions = folder / 'predictions.json'
         self.predictions.write_text('[]')
+        self.annotated = folder / 'annotated'
+        self.annotated.mkdir()
+        shutil.copy(self.pictures / 'a.png', self.annotated)
+        shape = {'label': 'gland', 'points': [[1, 1], [9, 1], [5, 9]], 'shape_type': 'polygon'}
+        (self.annotated / 'a.json').write_text(
+            json.dumps({'imagePath': 'a.png', 'imageData': None, 'shapes': [shape]})
+        )
 
     @property
     def data_flags(self):
@@ -289,6 +296,8 @@ def valid(world, name):
         'publish': ({}, [world.run, 'new']),
         'client': ({'--url': 'http://127.0.0.1:9/v1/models/m'}, [world.pictures / 'a.png']),
         'replay': ({}, [world.run / 'nonfinite/step-1.npz']),
+        'import': ({'--from': 'labelme', '--to': 'new'}, [world.annotated]),
+        'demo': ({'--model': world.model, '--host': '127.0.0.1'}, []),
     }[name]
 
 
@@ -315,7 +324,7 @@ def any_values(world, name):
         'predict': {
             **{'--model': place, '--out': place, '--batch': NUMBERS, '--overlap': NUMBERS},
             **{'--score_threshold': NUMBERS, '--checkpoint': st.one_of(WORDS, place)},
-            '--weights': WEIGHTS,
+            **{'--weights': WEIGHTS, '--mpp': NUMBERS, '--slide_mpp': NUMBERS},
         },
         'check': {
             **{'--dataset': WORDS, '--data_dir': place, '--split': NUMBERS, '--html': place},
@@ -330,6 +339,7 @@ def any_values(world, name):
             **{'--version': NUMBERS, '--score_threshold': NUMBERS, '--model_dir': place},
             **{'--export_dir': place, '--checkpoint': st.one_of(WORDS, place)},
             **{'--data_dir': place, '--weights': WEIGHTS},
+            '--format': st.sampled_from(['onnx', 'saved_model', 'x']),
         },
         'publish': {'--checkpoint': st.one_of(WORDS, place), '--data_dir': place},
         'client': {
@@ -337,6 +347,14 @@ def any_values(world, name):
             '--score_threshold': NUMBERS,
         },
         'replay': {},
+        'import': {
+            **{'--from': st.sampled_from(['cvat', 'qupath', 'via', 'yolo', 'x']), '--to': place},
+            **{'--images': place, '--boxes': WORDS, '--class_attribute': WORDS},
+        },
+        'demo': {
+            **{'--model': place, '--data_dir': place, '--weights': WEIGHTS, '--overlap': NUMBERS},
+            **{'--host': WORDS, '--port': NUMBERS, '--checkpoint': st.one_of(WORDS, place)},
+        },
     }[name]
 
 

@@ -10,6 +10,7 @@ The page is for this machine alone, unless --host says otherwise. Ctrl-C ends it
 import argparse
 
 from gan_mrcnn.utils import cli
+from gan_mrcnn.utils.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     cli.check_one_model(options, '--model')
-    cli.check_positive(options.port, '--port')
+    if not 0 < options.port < 1 << 16:
+        raise UserError(f'--port {options.port} is no port; give 1 to 65535')
     cli.check_extra('demo', 'gradio')
     from gan_mrcnn import api, demo
     from gan_mrcnn.prediction import run as prediction_run
