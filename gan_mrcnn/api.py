@@ -13,21 +13,35 @@ Shapes: N objects, H and W height and width of the image in pixels.
 """
 
 import collections
+import numbers
+import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional, Union
 
 import numpy as np
 
 from gan_mrcnn.data.readers import images
-from gan_mrcnn.prediction import exported, geojson, image_files, model_card, objects, tiles, writing
+from gan_mrcnn.prediction import (
+    exported,
+    geojson,
+    image_files,
+    model_card,
+    objects,
+    slides,
+    tiles,
+    writing,
+)
 from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.prediction import run as prediction_run
+from gan_mrcnn.prediction import tta as tta_lib
 from gan_mrcnn.utils import cli, paths, published
 from gan_mrcnn.utils.errors import UserError
 
-# What an image can be given as.
-Image = Union[str, pathlib.Path, np.ndarray]
+# What an image can be given as, and what messages call that.
+Image = Union[str, os.PathLike, np.ndarray]
+_IMAGES = 'paths or pixels (of Pillow: numpy.asarray(image.convert("RGB")))'
+_MODELS = 'the folder of a run, an export, an ONNX file or published weights'
 
 
 class Result:
@@ -124,7 +138,14 @@ class Result:
         return writing.label_image(self.objects, *self.image.shape[:2])
 
     def to_geojson(self, micrometres_per_pixel: Optional[float] = None) -> dict[str, Any]:
-        """A FeatureCollection that QuPath opens, see `geojson.feature`."""
+        """A FeatureCollection that QuPath opens, see `geojson.feature`.
+
+        Raises:
+          UserError: `micrometres_per_pixel` is not a positive number.
+        """
+        size = micrometres_per_pixel
+        if size is not None and not (isinstance(size, numbers.Real) and 0 < size < float('inf')):
+            raise UserError(f'micrometres_per_pixel {size!r} is no positive number; give one')
         return geojson.collection(
             geojson.feature(one, name, micrometres_per_pixel)
             for one, name in zip(self.objects, self.class_names)
@@ -183,7 +204,7 @@ class Model:
         Raises:
           UserError: an image cannot be read or has another shape or type; it is named.
         """
-        if isinstance(image, (str, pathlib.Path, np.ndarray)):
+        if isinstance(image, (str, os.PathLike, np.ndarray)):
             return next(self.stream([image], score_threshold, tile, overlap, 1))
         return list(self.stream(image, score_threshold, tile, overlap, batch_size))
 
@@ -196,11 +217,22 @@ class Model:
         batch_size: int = 4,
     ) -> Iterator[Result]:
         """The same one after the other, with `batch_size` images in memory at a time."""
+        if isinstance(several, (str, os.PathLike, Mapping)) or not isinstance(several, Iterable):
+            raise UserError(f'{several!r:.100} is not several images; give a list of {_IMAGES}')
+        if not isinstance(score_threshold, (numbers.Real, type(None))):
+            raise UserError(f'score_threshold {score_threshold!r} is no number')
         cli.check_score(score_threshold)
-        overlap = tiles.check(tile, overlap) if tile else 0
+        cli.check_positive(batch_size, 'batch_size')
+        if tile is None and overlap is not None:
+            raise UserError(f'overlap {overlap} is of tiles; give tile, too')
+        overlap = 0 if tile is None else tiles.check(tile, overlap)
+        return self._stream(several, score_threshold, tile, overlap, batch_size)
+
+    def _stream(self, several, score_threshold, tile, overlap, batch_size):
         threshold = self.card.score_threshold if score_threshold is None else score_threshold
         problems: list[str] = []
         read = (_read(image, number) for number, image in enumerate(several, start=1))
+        tile = None if tile is None else tuple(map(int, tile))
         for found in image_files.detect_read(
             read, self._predictor, threshold, batch_size, tile, overlap, problems
         ):
@@ -232,11 +264,16 @@ def load(
     Raises:
       UserError: there is no such thing, or it is damaged.
     """
+    if tta is not None and tta not in tta_lib.ORIENTATIONS:
+        raise UserError(f'tta {tta!r} is none of {", ".join(tta_lib.ORIENTATIONS)}')
     text, weights = str(model), None
     is_address = paths.is_address(text)
     path = pathlib.Path(text if is_address else paths.expand_home(text, 'load'))
-    is_file = path.is_file() and not exported.is_onnx(str(path))
-    if is_address or is_file or (path / published.WEIGHTS).is_file():
+    is_weights = path.suffix == published.SUFFIX or (path / published.WEIGHTS).is_file()
+    if not is_address and (not path.exists() or path.is_file() and not _is_model(path)):
+        what = 'is no model' if path.exists() else 'does not exist'
+        raise UserError(f'{path} {what}; give {_MODELS}')
+    if is_address or is_weights:
         weights = published.find(
             text if is_address else str(path),
             paths.expand_home(cli.default_cache_dir(), '--cache_dir'),
@@ -244,12 +281,17 @@ def load(
     return Model(prediction_run.load(str(path), checkpoint, data_dir, weights, tta))
 
 
+def _is_model(file):
+    return file.suffix == published.SUFFIX or exported.is_onnx(str(file))
+
+
 def _read(image, number):
     """An image as `image_files.detect_read` takes it."""
-    if not isinstance(image, np.ndarray):
-        path = pathlib.Path(image)
-        return image_files.Source(path, path.stem), images.read_image(path)
     name = f'image {number}'
+    if isinstance(image, (str, os.PathLike)):
+        return _read_file(os.fspath(image))
+    if not isinstance(image, np.ndarray):
+        raise UserError(f'{name} is of type {type(image).__name__}; give {_IMAGES}')
     fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
     if image.dtype != np.uint8 or not fits or not image.size:
         raise UserError(
@@ -257,3 +299,14 @@ def _read(image, number):
         )
     pixels = np.repeat(image[..., np.newaxis], 3, axis=2) if image.ndim == 2 else image
     return image_files.Source(pathlib.Path(name), name), images.DecodedImage(pixels, None)
+
+
+def _read_file(text):
+    path = pathlib.Path(text)
+    if paths.is_address(text):
+        raise UserError(f'{text} is an address; give a path of this machine')
+    if path.is_dir():
+        raise UserError(f'{path} is a folder; give the images in it')
+    if slides.is_slide(path):
+        raise UserError(f'{path} is a whole slide; gan-mrcnn predict reads it')
+    return image_files.Source(path, path.stem), images.read_image(path)

@@ -138,12 +138,60 @@ def test_what_is_no_image_is_named(model, image, wanted):
         model([np.zeros((20, 20), np.uint8), image])
 
 
+@pytest.mark.parametrize(
+    'image, wanted',
+    [
+        (Image.new('RGB', (4, 4)), r'image 1 is of type Image; give paths or pixels \(of Pillow'),
+        (b'abc', 'image 1 is of type bytes'),
+        (None, 'image 1 is of type NoneType'),
+        ([[1, 2]], 'image 1 is of type list'),
+        ('http://x/y.png', 'http://x/y.png is an address'),
+        ('/', '/ is a folder; give the images in it'),
+    ],
+)
+def test_other_things_than_images_are_named(model, image, wanted):
+    with pytest.raises(gan_mrcnn.UserError, match=wanted):
+        model([image])
+
+
+@pytest.mark.parametrize('several', [None, 5, {}, 'a.png'])
+def test_what_is_not_several_images_is_named(model, several):
+    with pytest.raises(gan_mrcnn.UserError, match='is not several images; give a list'):
+        model.stream(several)
+
+
+def test_a_slide_is_for_the_command(model, tmp_path):
+    (tmp_path / 'a.svs').touch()
+    with pytest.raises(gan_mrcnn.UserError, match='a.svs is a whole slide; gan-mrcnn predict'):
+        model(tmp_path / 'a.svs')
+
+
+@pytest.mark.parametrize('size', [0, -1, float('nan'), float('inf'), '0.62'])
+def test_a_pixel_has_a_positive_size(model, size):
+    with pytest.raises(gan_mrcnn.UserError, match='is no positive number'):
+        model(np.zeros((20, 20), np.uint8)).to_geojson(size)
+
+
+@pytest.mark.parametrize('tile', [300, 'a', ('20', '20'), (200,), (20.5, 20), (0, 5)])
+def test_tiles_have_two_sides(model, tile):
+    with pytest.raises(gan_mrcnn.UserError, match='--tile .*give height and width in pixels'):
+        model(np.zeros((20, 20), np.uint8), tile=tile)
+    found = model(np.zeros((20, 20), np.uint8), tile=np.array([300, 300]))
+    assert len(found) == len(model(np.zeros((20, 20), np.uint8)))
+
+
 def test_wrong_settings_are_named(model):
     pixels = np.zeros((20, 20), np.uint8)
     with pytest.raises(gan_mrcnn.UserError, match='1.5 is not between 0 and 1'):
         model(pixels, score_threshold=1.5)
+    with pytest.raises(gan_mrcnn.UserError, match="score_threshold 'x' is no number"):
+        model(pixels, score_threshold='x')
     with pytest.raises(gan_mrcnn.UserError, match='overlap 9 '):
         model(pixels, tile=(9, 9), overlap=9)
+    with pytest.raises(gan_mrcnn.UserError, match='overlap 9 is of tiles; give tile, too'):
+        model(pixels, overlap=9)
+    with pytest.raises(gan_mrcnn.UserError, match='batch_size 0 is not positive'):
+        model([pixels], batch_size=0)
 
 
 def test_a_run_its_export_and_its_published_weights_load_alike(exported, model, tmp_path):
@@ -156,6 +204,12 @@ def test_a_run_its_export_and_its_published_weights_load_alike(exported, model, 
         assert found.class_names == wanted.class_names
 
 
-def test_what_is_no_model_is_named(tmp_path):
+def test_what_is_no_model_is_named(tmp_path, exported):
+    (tmp_path / 'a.png').touch()
+    for name, said in (('a.png', 'is no model'), ('b', 'does not exist'), ('b.onnx', 'does not')):
+        with pytest.raises(gan_mrcnn.UserError, match=f'{name} {said}.*; give the folder of a run'):
+            gan_mrcnn.load(tmp_path / name)
+    with pytest.raises(gan_mrcnn.UserError, match="tta 'foo' is none of flip, all"):
+        gan_mrcnn.load(exported.model, tta='foo')
     with pytest.raises(gan_mrcnn.UserError, match=str(tmp_path)):
         gan_mrcnn.load(tmp_path)

@@ -9,6 +9,7 @@ Two tiles show the same pixels in the strip that they share. Two detections are 
 where their masks agree inside that strip; outside of it either may show what the other cannot.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Optional
 
@@ -29,10 +30,12 @@ def check(tile: tuple[int, int], overlap: Optional[int]) -> int:
     Raises:
       UserError: tiles of this size and overlap cannot cover an image.
     """
-    if min(tile) < 1:
-        raise UserError(
-            f'--tile {tile[0]} {tile[1]} is not positive; give height and width in pixels'
-        )
+    try:
+        height, width = map(operator.index, tile)
+    except (TypeError, ValueError) as error:
+        raise UserError(f'--tile {tile!r:.50}: give height and width in pixels') from error
+    if min(height, width) < 1:
+        raise UserError(f'--tile {height} {width} is not positive; give height and width in pixels')
     overlap = min(tile) // 4 if overlap is None else overlap
     if not 0 <= overlap < min(tile):
         raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
