@@ -124,6 +124,8 @@ def find_version(path: str) -> pathlib.Path:
       UserError: there is none.
     """
     folder = _newest_version(pathlib.Path(path))
+    if not os.path.exists(path):
+        raise UserError(f'{path} does not exist; give the folder of a model')
     if folder is None:
         raise UserError(f'{path} holds no SavedModel; gan-mrcnn export writes one')
     return folder

@@ -235,6 +235,8 @@ def test_warm_up_requests_parse_and_run(exported):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match='holds no SavedModel'):
         predictor_lib.load_saved_model(str(tmp_path))
+    with pytest.raises(UserError, match='nowhere does not exist'):
+        predictor_lib.load_saved_model(str(tmp_path / 'nowhere'))
     with pytest.raises(UserError, match='params.yaml'):
         checkpoint.open_run(str(tmp_path))
 
