@@ -133,9 +133,11 @@ def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarra
     model = urllib.parse.quote(address.model, safe='%')
     version = '' if address.version is None else f'/versions/{address.version}'
     url = f'{address.scheme}://{address.host}/v1/models/{model}{version}:predict'
-    request = urllib.request.Request(
-        url, rest_request(encoded), {'Content-Type': 'application/json'}
-    )
+    headers = {'Content-Type': 'application/json'}
+    try:
+        request = urllib.request.Request(url, rest_request(encoded), headers)
+    except ValueError as error:
+        raise UserError(f'{url} is no address ({error}); check --url') from error
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return read_rest_response(response.read())
