@@ -231,10 +231,10 @@ class Model:
     def _stream(self, several, score_threshold, tile, overlap, batch_size):
         threshold = self.card.score_threshold if score_threshold is None else score_threshold
         problems: list[str] = []
-        read = (_read(image, number) for number, image in enumerate(several, start=1))
+        pictures = (_read(image, number) for number, image in enumerate(several, start=1))
         tile = None if tile is None else tuple(map(int, tile))
-        for found in image_files.detect_read(
-            read, self._predictor, threshold, batch_size, tile, overlap, problems
+        for found in image_files.detect(
+            pictures, self._predictor, threshold, batch_size, tile, overlap, problems
         ):
             if problems:
                 break
@@ -286,7 +286,7 @@ def _is_model(file):
 
 
 def _read(image, number):
-    """An image as `image_files.detect_read` takes it."""
+    """An image as `image_files.detect` takes it."""
     name = f'image {number}'
     if isinstance(image, (str, os.PathLike)):
         return _read_file(os.fspath(image))

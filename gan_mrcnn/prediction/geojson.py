@@ -58,14 +58,18 @@ def perimeter(polygon: Sequence[np.ndarray]) -> float:
 
 
 def feature(
-    one: objects.Object, class_name: str, micrometres_per_pixel: Optional[float] = None
+    one: objects.Object,
+    class_name: str,
+    micrometres_per_pixel: Optional[float] = None,
+    kind: str = 'annotation',
 ) -> dict[str, Any]:
-    """A GeoJSON feature, an annotation to QuPath.
+    """A GeoJSON feature.
 
     Args:
       one: the object; it becomes a Polygon, or a MultiPolygon where it has several pieces.
       class_name: to QuPath its classification.
       micrometres_per_pixel: of the image; None where it is not known.
+      kind: to QuPath: 'annotation', or 'detection', of which it shows hundreds of thousands.
 
     Returns:
       With the measurements `Score`, `Area px^2` and `Perimeter px` (see `perimeter`), in
@@ -78,8 +82,8 @@ def feature(
         'type': 'Feature',
         'geometry': geometry(pieces),
         'properties': {
-            'objectType': 'annotation',
-            'classification': {'name': class_name, 'color': list(_colour(one.class_id))},
+            'objectType': kind,
+            'classification': {'name': class_name, 'color': list(class_colour(one.class_id))},
             'measurements': {
                 'Score': round(one.score, 6),
                 f'Area {unit}^2': round(one.area * size**2, 3),
@@ -102,7 +106,8 @@ def collection(features: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {'type': 'FeatureCollection', 'features': list(features)}
 
 
-def _colour(class_id: int):
+def class_colour(class_id: int) -> tuple[int, int, int]:
+    """RGB of a class, 1 for the first."""
     return visualization.PALETTE[(class_id - 1) % len(visualization.PALETTE)]
 
 

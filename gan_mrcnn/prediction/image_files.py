@@ -195,33 +195,10 @@ def is_results(folder: PathLike) -> bool:
     return all(os.path.isdir(os.path.join(folder, name)) for name in (OVERLAYS, LABELS))
 
 
-def detect(
-    sources: Iterable[Source],
-    predictor: predictor_lib.Predictor,
-    score_threshold: float,
-    batch_size: int,
-    tile: Optional[tuple[int, int]],
-    overlap: int,
-    problems: list[str],
-) -> Iterator[Result]:
-    """Predicts every image, in the order of `sources`.
-
-    Args:
-      sources: see `find_sources`.
-      predictor: the network.
-      score_threshold: objects below it are dropped.
-      batch_size: images, or tiles of one image, that the network sees at a time.
-      tile: height and width in pixels; larger images are predicted in tiles. None: no tiles.
-      overlap: of neighbouring tiles, in pixels.
-      problems: filled with a line for each image that is skipped because it cannot be used.
-    """
-    yield from detect_read(
-        _read(sources, problems), predictor, score_threshold, batch_size, tile, overlap, problems
-    )
-
-
-def _read(sources, problems):
-    """Pairs of source and image, of the images that can be read."""
+def read(
+    sources: Iterable[Source], problems: list[str]
+) -> Iterator[tuple[Source, images.DecodedImage]]:
+    """The images of `sources` that can be read; `problems` gets a line for each of the others."""
     for source in sources:
         try:
             yield source, images.read_image(source.path)
@@ -229,8 +206,8 @@ def _read(sources, problems):
             problems.append(str(error))
 
 
-def detect_read(
-    read: Iterable[tuple[Source, images.DecodedImage]],
+def detect(
+    pictures: Iterable[tuple[Source, images.DecodedImage]],
     predictor: predictor_lib.Predictor,
     score_threshold: float,
     batch_size: int,
@@ -238,12 +215,19 @@ def detect_read(
     overlap: int,
     problems: list[str],
 ) -> Iterator[Result]:
-    """As `detect`, for images that are read already, each with its source.
+    """Predicts every image, in the order given; as many as a batch has are in memory at a time.
 
-    With as many of them in memory as a batch has.
+    Args:
+      pictures: see `read`.
+      predictor: the network.
+      score_threshold: objects below it are dropped.
+      batch_size: images, or tiles of one image, that the network sees at a time.
+      tile: height and width in pixels; larger images are predicted in tiles. None: no tiles.
+      overlap: of neighbouring tiles, in pixels.
+      problems: filled with a line for each image that is skipped because it cannot be used.
     """
     batch: list[tuple[Source, images.DecodedImage]] = []
-    for source, image in read:
+    for source, image in pictures:
         height, width = image.pixels.shape[:2]
         in_tiles = tile is not None and (height > tile[0] or width > tile[1])
         if not in_tiles and height * width > signatures.MAX_PIXELS:

@@ -63,7 +63,13 @@ def predict(
     try:
         with progress_bar.Bar(total=len(sources), desc='predict', unit='image') as bar:
             for result in image_files.detect(
-                sources, network, threshold, batch_size, tile, overlap, problems
+                image_files.read(sources, problems),
+                network,
+                threshold,
+                batch_size,
+                tile,
+                overlap,
+                problems,
             ):
                 try:
                     writer.add(result)

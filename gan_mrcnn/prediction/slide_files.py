@@ -67,10 +67,10 @@ class Writer:
 
     def add(self, one: objects.Object) -> None:
         """Writes an object into both."""
-        feature = geojson.feature(one, self._class_names[one.class_id - 1], self._scale.side)
+        # As annotations QuPath shows some thousands.
+        name = self._class_names[one.class_id - 1]
+        feature = geojson.feature(one, name, self._scale.side, 'detection')
         properties, geometry = feature['properties'], feature['geometry']
-        # QuPath shows hundreds of thousands of these, and of annotations some thousands.
-        properties['objectType'] = 'detection'
         geometry['coordinates'] = self._at_level_0(geometry['coordinates'])
         self._collection.write(',\n' if self.num_objects else '\n')
         self._collection.write(json.dumps(feature, ensure_ascii=False))
@@ -130,8 +130,7 @@ class Overview:
             offset=(one.left, one.top),
         )
         drawn = [np.round(outline * self._scale).astype(np.int32) for outline in found]
-        colour = visualization.PALETTE[(one.class_id - 1) % len(visualization.PALETTE)]
-        cv2.polylines(self._canvas, drawn, True, colour, 2, cv2.LINE_AA)
+        cv2.polylines(self._canvas, drawn, True, geojson.class_colour(one.class_id), 2, cv2.LINE_AA)
 
     def save(self, path: pathlib.Path) -> None:
         """Writes the picture."""

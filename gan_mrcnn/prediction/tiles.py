@@ -34,10 +34,11 @@ def check(tile: tuple[int, int], overlap: Optional[int]) -> int:
         height, width = map(operator.index, tile)
     except (TypeError, ValueError) as error:
         raise UserError(f'--tile {tile!r:.50}: give height and width in pixels') from error
-    if min(height, width) < 1:
+    shorter = min(height, width)
+    if shorter < 1:
         raise UserError(f'--tile {height} {width} is not positive; give height and width in pixels')
-    overlap = min(tile) // 4 if overlap is None else overlap
-    if not 0 <= overlap < min(tile):
+    overlap = shorter // 4 if overlap is None else overlap
+    if not 0 <= overlap < shorter:
         raise UserError(f'--overlap {overlap} is not between 0 and the shorter side of a tile')
     return overlap
 

@@ -131,7 +131,9 @@ def test_a_large_image_is_predicted_in_tiles(tmp_path):
         pixels[y1:y2, x1:x2] = 255
     Image.fromarray(pixels).save(tmp_path / 'large.png')
     sources = image_files.find_sources([str(tmp_path / 'large.png')])
-    (result,) = image_files.detect(sources, Brightness(), 0.5, 3, (70, 100), 40, [])
+    (result,) = image_files.detect(
+        image_files.read(sources, []), Brightness(), 0.5, 3, (70, 100), 40, []
+    )
     found = sorted(tuple(int(v) for v in one.box) for one in result.objects)
     assert found == sorted(squares)
 
@@ -149,7 +151,9 @@ class Picky:
 def test_a_file_that_the_network_cannot_decode_is_sent_as_pixels(folder):
     problems = []
     sources = image_files.find_sources([str(folder)])
-    results = list(image_files.detect(sources, Picky(), 0.5, 4, None, 0, problems))
+    results = list(
+        image_files.detect(image_files.read(sources, problems), Picky(), 0.5, 4, None, 0, problems)
+    )
     assert [result.source.name for result in results] == ['a', 'c', 'deep/b']
     assert len(problems) == 1 and 'd.png' in problems[0]
 

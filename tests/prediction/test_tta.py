@@ -184,7 +184,7 @@ def test_tiles_are_augmented_too(tmp_path):
     sources = image_files.find_sources([str(tmp_path / 'large.png')])
     network = Symmetric()
     results = [
-        next(image_files.detect(sources, one_way, 0.5, 3, (70, 100), 40, []))
+        next(image_files.detect(image_files.read(sources, []), one_way, 0.5, 3, (70, 100), 40, []))
         for one_way in (network, tta.AugmentedPredictor(network, 'all', network))
     ]
     plain, augmented = ([x.box for x in result.objects] for result in results)

@@ -41,12 +41,15 @@ def read(source: Source) -> Export:
         for entry in content['images']:
             place = f'{path}: {short(entry["file_name"])}'
             with source.image(place):
-                pictures.append(_picture(source, path, entry, annotations[entry['id']], names))
+                pictures.append(
+                    _picture(source, path, place, entry, annotations[entry['id']], names)
+                )
     return Export(pictures, tuple(classes))
 
 
-def _picture(source, path: pathlib.Path, entry, annotations, names: Mapping[int, str]) -> Picture:
-    place = f'{path}: {short(entry["file_name"])}'
+def _picture(
+    source, path: pathlib.Path, place: str, entry, annotations, names: Mapping[int, str]
+) -> Picture:
     folder = pathlib.PurePosixPath(source.relative(path)).parent
     objects = []
     for annotation in annotations:
