@@ -159,7 +159,7 @@ def test_cuda_lock_satisfies_setup(tensorflow, python):
     ('tensorflow', 'python'), [('2.15', '3.11'), ('2.20', '3.12'), ('2.20', '3.13')]
 )
 def test_extras_lock_satisfies_setup(tensorflow, python):
-    extras = ('demo', 'slides', 'onnx', 'docs', 'browser')
+    extras = ('beam', 'demo', 'slides', 'onnx', 'docs', 'browser')
     required = _requirements(python, tensorflow, extras)
     assert {'gradio', 'openslide-python', 'tf2onnx', 'mkdocs'} <= {r.name for r in required}
     assert _not_met(required, _locked(tensorflow, python, 'extras')) == []
