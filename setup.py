@@ -121,8 +121,8 @@ _EXTRAS_REQUIRE = {
         # Runs the files; the first with opset 18.
         'onnxruntime>=1.14',
     ],
-    # `gan-mrcnn records --runner` and `predict --runner`. 2.77 is the one that was tested: its local
-    # runner, whose workers we look after, has no promised interface. It holds python-dateutil below
+    # `gan-mrcnn records --runner` and `predict --runner`. 2.77 is what was tested, and its local
+    # runner has no promised behaviour where a worker dies. It holds python-dateutil below
     # 3, pyarrow below 26 and protobuf below 7.
     'beam': ['apache-beam>=2.77,<2.78'],
     # `make docs`, and the notebook of docs/.
