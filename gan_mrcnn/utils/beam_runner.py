@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work that Apache Beam spreads over processes or machines: one function, called once per job.
+
+Beam is told as little as can be: a list of jobs, and a function that does one of them and leaves
+its result on a disk that all workers share. A job may be done twice, or twice at a time: runners
+repeat what they lost. So the function has to leave the same whole files each time
+(`files.named_when_whole`).
+
+Beam's local runner, DirectRunner, repeats nothing, and waits without end for a worker process that
+was killed. Here such a death ends the run with one line, and the same command goes on.
+
+Imports nothing heavy, and Beam where it is needed: the command line asks for the runners' names.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import io
+import logging
+import os
+import pathlib
+import pickle
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+from gan_mrcnn.utils import cli
+from gan_mrcnn.utils.cores import num_cores
+from gan_mrcnn.utils.errors import UserError
+
+DIRECT = 'DirectRunner'
+RUNNERS = (DIRECT, 'FlinkRunner', 'SparkRunner', 'DataflowRunner', 'PortableRunner')
+# Those whose job server may know flags that Beam for Python does not, and the flag that names the
+# job server's file. Without it Beam would download one.
+_JOB_SERVERS = {'FlinkRunner': 'flink_job_server_jar', 'SparkRunner': 'spark_job_server_jar'}
+_PORTABLE = (*_JOB_SERVERS, 'PortableRunner')
+# What a thread of Beam's raises when the worker process that it has started ended by itself.
+_WORKER_ENDED = 'Worker subprocess exited'
+_WORKER_MODULE = 'apache_beam.runners.worker.sdk_worker_main'
+# Namespace of the metrics that bring what jobs have raised to this process.
+_ERRORS = 'gan_mrcnn.errors'
+
+
+class UnfinishedError(UserError):
+    """The runner or a worker failed, not the data; what is finished stays good."""
+
+
+class Runner(NamedTuple):
+    """Where to run, checked.
+
+    name: one of `RUNNERS`.
+    flags: Beam's own, as its `PipelineOptions` read them.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --runner. The command has to set FORWARDS_FLAGS, for Beam's own flags."""
+    parser.add_argument(
+        '--runner',
+        choices=RUNNERS,
+        help='Apache Beam does the work on this runner, on a disk that all workers share; flags '
+        'that are not listed go to Beam, see docs/scale.md (default: this process and its own)',
+    )
+
+
+def from_flags(name: str, flags: Sequence[str]) -> Runner:
+    """The runner `name` with Beam's own `flags`; DirectRunner gets a worker process per core.
+
+    Raises:
+      UserError: Beam is not installed, a flag is unknown or cannot have its value, or the runner
+        would have to download its job server.
+    """
+    cli.check_extra('beam', 'apache_beam')
+    defaults = []
+    if name == DIRECT:
+        defaults = ['--direct_running_mode=multi_processing', f'--direct_num_workers={num_cores()}']
+        # DirectRunner would try another first, Prism, and download it. That one is not tried where
+        # a pipeline may have triggers that lose data; ours have no triggers.
+        defaults.append('--allow_unsafe_triggers')
+    runner = Runner(name, (f'--runner={name}', *defaults, *flags))
+    known, unknown = _parse(runner)
+    if unknown and name not in _PORTABLE:
+        raise UserError(f'{unknown[0]} is no flag of this command, nor of Apache Beam')
+    jar = _JOB_SERVERS.get(name)
+    if jar and not (known['job_endpoint'] or known[jar]):
+        raise UserError(
+            f'{name} wants a job server: give --{jar} FILE, or --job_endpoint of a running one'
+        )
+    return runner
+
+
+def run(
+    function: Callable[[Any], Any],
+    jobs: Iterable[Any],
+    runner: Runner,
+    every_second: Optional[Callable[[], Any]] = None,
+) -> None:
+    """Calls `function` with each of `jobs` on the runner's workers, and waits for the end.
+
+    Args:
+      function: of a module, or a `functools.partial` of one; picklable. A UserError that it raises
+        is kept, and the other jobs are done. Whatever else it raises, runners take for a failure
+        of the worker, and may repeat the job.
+      jobs: picklable, each for itself.
+      runner: as `from_flags` has made it.
+      every_second: called by a thread of this process meanwhile, to show how far it is.
+
+    Raises:
+      UserError: what a job has raised, of several the first by its text.
+      UnfinishedError: the runner failed or gave up, or a worker of DirectRunner was killed.
+    """
+    import apache_beam as beam
+
+    with _silenced(), _streams_apart() as log, _failures_named(runner, log), _ticking(every_second):
+        pipeline = beam.Pipeline(options=_options(runner))
+        # Pickled here: Beam has ideas of its own about how a named tuple travels.
+        pickled = [pickle.dumps(job) for job in jobs]
+        call = functools.partial(_call, function)
+        _ = pipeline | 'jobs' >> beam.Create(pickled) | 'do' >> beam.Map(call)
+        result = _run_local(pipeline) if runner.name == DIRECT else _run_remote(pipeline)
+        errors = _user_errors(result)
+    if errors:
+        others = f' (and {len(errors) - 1} other errors)' if len(errors) > 1 else ''
+        raise UserError(f'{errors[0]}{others}')
+
+
+def _call(function: Callable[[Any], Any], pickled: bytes) -> None:
+    """Does one job, in a worker."""
+    from apache_beam.metrics import Metrics
+
+    try:
+        function(pickle.loads(pickled))
+    except UserError as error:
+        # Raised, it would be printed with its stack trace, and repeated by some runners. Each has
+        # a name of its own: of one name, DirectRunner keeps what one of its workers says.
+        text = str(error)
+        Metrics.string_set(_ERRORS, hashlib.sha256(os.fsencode(text)).hexdigest()).add(text)
+
+
+def _user_errors(result) -> list[str]:
+    from apache_beam.metrics import MetricsFilter
+
+    found = result.metrics().query(MetricsFilter().with_namespace(_ERRORS))
+    return sorted({text for metric in found['string_sets'] for text in metric.result})
+
+
+def _options(runner: Runner):
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    return PipelineOptions(list(runner.flags))
+
+
+def _parse(runner: Runner) -> tuple[dict[str, Any], list[str]]:
+    """Options that Beam knows, and the flags that it does not."""
+    said = io.StringIO()
+    try:
+        with _silenced(), contextlib.redirect_stderr(said):
+            options = _options(runner)
+            known = options.get_all_options()
+            every = options.get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        # argparse: all of Beam's flags, and in the last line what is wrong.
+        reason = said.getvalue().strip().rpartition('error: ')[2]
+        raise UserError(f'Apache Beam: {reason}') from None
+    return known, [f'--{name}' for name in every if name not in known]
+
+
+def _run_remote(pipeline):
+    result = pipeline.run()
+    try:
+        result.wait_until_finish()
+    except KeyboardInterrupt:
+        with contextlib.suppress(Exception):
+            result.cancel()
+        raise
+    return result
+
+
+def _run_local(pipeline):
+    """Runs in a thread, which is left alone where a worker process has died: it may never end."""
+    before = _worker_processes()
+    results: list[Any] = []
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def run_it() -> None:
+        try:
+            results.append(pipeline.run())
+            results[0].wait_until_finish()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.set()
+
+    with _worker_deaths(ended) as deaths:
+        try:
+            threading.Thread(target=run_it, daemon=True).start()
+            ended.wait()
+        finally:
+            if deaths or not ended.is_set():
+                # Threads of Beam that this process would wait for at its end wait for these.
+                for process in _worker_processes() - before:
+                    with contextlib.suppress(Exception):
+                        process.kill()
+    if deaths:
+        raise UnfinishedError(
+            'a worker process of DirectRunner was killed, most likely for lack of memory; the same '
+            'command goes on with what is missing'
+        )
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _worker_processes() -> set:
+    """Worker processes of Beam that this process has started, and the shells that they run in."""
+    import psutil
+
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if _WORKER_MODULE in ' '.join(process.cmdline()):
+                found.add(process)
+    return found
+
+
+@contextlib.contextmanager
+def _worker_deaths(ended: threading.Event) -> Iterator[list[str]]:
+    """Sets `ended` where a worker process ends by itself; yields what has been said of that.
+
+    Beam's thread that waits for the process raises, and nobody listens. What other threads raise
+    when the lines to that process break is of no interest then.
+    """
+    deaths: list[str] = []
+    hook = threading.excepthook
+
+    def note(args) -> None:
+        if args.exc_value is not None and _WORKER_ENDED in str(args.exc_value):
+            deaths.append(str(args.exc_value))
+            ended.set()
+        elif not deaths and not type(args.exc_value).__module__.startswith('grpc'):
+            hook(args)
+
+    threading.excepthook = note
+    try:
+        yield deaths
+    finally:
+        # Threads of a broken run may still raise.
+        if not deaths:
+            threading.excepthook = hook
+
+
+@contextlib.contextmanager
+def _failures_named(runner: Runner, log: pathlib.Path) -> Iterator[None]:
+    """Turns what Beam raises into one line; the whole of it goes to `log`."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        with open(log, 'a', encoding='utf-8', errors='backslashreplace') as file:
+            file.write(f'{type(error).__name__}: {error}\n')
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else type(error).__name__
+        raise UnfinishedError(
+            f'Apache Beam on {runner.name} failed ({reason}); what it said is in {log}; the same '
+            'command goes on with what is missing'
+        ) from error
+
+
+@contextlib.contextmanager
+def _streams_apart() -> Iterator[pathlib.Path]:
+    """A file for what processes that are started in here write to standard error.
+
+    Workers print what Beam does and, of every failure, the stack trace. The file is removed where
+    nothing but a UserError is raised. This process goes on to write where it did.
+    """
+    descriptor, name = tempfile.mkstemp(prefix='gan_mrcnn.beam.', suffix='.log')
+    terminal, stream = os.dup(2), sys.stderr
+    log = pathlib.Path(name)
+    try:
+        stream.flush()
+        with open(os.dup(terminal), 'w', errors='backslashreplace', buffering=1) as ours:
+            os.dup2(descriptor, 2)
+            if _writes_to_terminal(stream):
+                sys.stderr = ours
+            try:
+                yield log
+            finally:
+                os.dup2(terminal, 2)
+                sys.stderr = stream
+    except UnfinishedError:
+        raise
+    except BaseException:
+        log.unlink()
+        raise
+    else:
+        log.unlink()
+    finally:
+        os.close(descriptor)
+        os.close(terminal)
+
+
+def _writes_to_terminal(stream) -> bool:
+    """Whether a stream writes to the descriptor of standard error."""
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def _ticking(call: Optional[Callable[[], Any]]) -> Iterator[None]:
+    """Calls `call` about every second, and once more at the end."""
+    if call is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(1):
+            call()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        call()
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Beam logs every error with its stack trace, and we say it in one line."""
+    logger = logging.getLogger('apache_beam')
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
