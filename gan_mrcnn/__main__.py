@@ -20,6 +20,7 @@ COMMANDS = {
     'predict': 'finds the objects in image files',
     'import': 'makes a data set of what an annotation tool exported',
     'check': 'counts what a data set holds and names its problems',
+    'records': 'converts images for training ahead of it, on one machine or many',
     'compare': 'puts evaluated runs side by side, with intervals',
     'ablate': "trains and compares arms with several seeds, such as the paper's tables",
     'replay': 'repeats a step whose loss was not finite, and says where it went wrong',

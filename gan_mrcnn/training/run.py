@@ -167,14 +167,21 @@ def _say_stopped(step: int) -> None:
     print(f'stopped; step {step} is saved, and the same command goes on from there')
 
 
+def splits_to_read(task, dataset: base.Dataset) -> list[tuple[base.Dataset, str]]:
+    """Which split of what is trained on, and which is validated on."""
+    to_train_on = dataset
+    if task.train_data.expand_to:
+        to_train_on = augment.Expanded(dataset, task.train_data.expand_to, task.seed)
+    return [(to_train_on, task.train_data.split), (dataset, task.validation_data.split)]
+
+
 def prepare_data(config, dataset: base.Dataset) -> tuple[records.RecordSet, records.RecordSet]:
     """Records of the training and of the validation split, which `config` then names."""
     train_params, validation_params = config.task.train_data, config.task.validation_data
-    to_train_on = dataset
-    if train_params.expand_to:
-        to_train_on = augment.Expanded(dataset, train_params.expand_to, config.task.seed)
-    (train_set,) = records.ensure_splits(to_train_on, [train_params.split], config.task)
-    (validation_set,) = records.ensure_splits(dataset, [validation_params.split], config.task)
+    (train_set,), (validation_set,) = (
+        records.ensure_splits(source, [split], config.task)
+        for source, split in splits_to_read(config.task, dataset)
+    )
     record_sets = {train_params.split: train_set, validation_params.split: validation_set}
     for warning in check.quick(dataset, record_sets):
         print(f'warning: {warning}', flush=True)

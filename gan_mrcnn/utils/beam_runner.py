@@ -29,7 +29,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from gan_mrcnn.utils import cli
 from gan_mrcnn.utils.cores import num_cores
-from gan_mrcnn.utils.errors import UserError
+from gan_mrcnn.utils.errors import UnfinishedError, UserError
 
 DIRECT = 'DirectRunner'
 RUNNERS = (DIRECT, 'FlinkRunner', 'SparkRunner', 'DataflowRunner', 'PortableRunner')
@@ -42,10 +42,6 @@ _WORKER_ENDED = 'Worker subprocess exited'
 _WORKER_MODULE = 'apache_beam.runners.worker.sdk_worker_main'
 # Namespace of the metrics that bring what jobs have raised to this process.
 _ERRORS = 'gan_mrcnn.errors'
-
-
-class UnfinishedError(UserError):
-    """The runner or a worker failed, not the data; what is finished stays good."""
 
 
 class Runner(NamedTuple):
@@ -126,7 +122,7 @@ def run(
         result = _run_local(pipeline) if runner.name == DIRECT else _run_remote(pipeline)
         errors = _user_errors(result)
     if errors:
-        others = f' (and {len(errors) - 1} other errors)' if len(errors) > 1 else ''
+        others = f' (and {len(errors) - 1} more)' if len(errors) > 1 else ''
         raise UserError(f'{errors[0]}{others}')
 
 

@@ -91,6 +91,12 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that training and evaluation share."""
     add_dataset_flags(parser)
     add_path(parser, '--model_dir', help='folder of the run: checkpoints, logs and results')
+    parser.add_argument('--gan', choices=GAN_MODES, help='overrides task.gan.mode')
+    add_records_flags(parser)
+
+
+def add_records_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags, besides those of the data set, that records depend on."""
     add_path(parser, '--config_file', help='YAML with settings (default: configs/DATASET.yaml)')
     parser.add_argument(
         '--params_override',
@@ -99,7 +105,6 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE,...',
         help='single settings, such as trainer.train_steps=100, or a YAML mapping; repeatable',
     )
-    parser.add_argument('--gan', choices=GAN_MODES, help='overrides task.gan.mode')
     parser.add_argument('--seed', type=int, help='overrides task.seed')
     parser.add_argument(
         '--skip_bad', action='store_true', help='skip (and name) examples that cannot be read'

@@ -8,3 +8,7 @@ trace, because it is a bug.
 
 class UserError(Exception):
     """The user's input cannot work. One line: what is wrong, where, and the fix."""
+
+
+class UnfinishedError(UserError):
+    """A process or machine failed, not the input. What is finished stays good."""

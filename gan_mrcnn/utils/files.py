@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 from typing import Any, Optional, Union
 
@@ -23,10 +24,11 @@ def named_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Another path to write to, which gets the name of `path` at the end.
 
     What was written is on the disk before it has the name, so that a power cut does not leave an
-    empty file under it.
+    empty file under it. Of several who write the same file the last to end names it.
     """
-    # A name may be as long as a name can be.
-    temporary = path.with_name(f'{path.name[:50]}.{os.getpid()}.tmp')
+    # A name may be as long as a name can be. Not by the number of the process: on several machines,
+    # and in several containers, there are equal ones.
+    temporary = path.with_name(f'{path.name[:50]}.{secrets.token_hex(8)}.tmp')
     try:
         yield temporary
         with open(temporary, 'rb') as file:

@@ -18,6 +18,7 @@ from gan_mrcnn.utils.errors import UserError
 
 PathLike = Union[str, os.PathLike]
 _PATTERN = frozenset('*?[]\\')
+_BUCKETS = ('gs://', 's3://', 'hdfs://')
 
 
 def from_user(text: str, flag: str) -> str:
@@ -31,7 +32,13 @@ def from_user(text: str, flag: str) -> str:
     if not text:
         raise UserError(f'{flag} is empty; give a path')
     if is_address(text):
-        raise UserError(f'{flag} {text} is an address; give a path of this machine')
+        remedy = 'give a path of this machine'
+        if text.startswith(_BUCKETS):
+            remedy = (
+                'copy it by gsutil, rclone or hdfs to a disk, for several machines one that all '
+                'share, and give its path there'
+            )
+        raise UserError(f'{flag} {text} is an address; {remedy}')
     path = str(pathlib.Path(expand_home(text, flag)))
     # Handed on to another program, it would be a flag.
     return f'./{path}' if path.startswith('-') else path

@@ -14,6 +14,7 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -27,7 +28,7 @@ from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import shards
 from gan_mrcnn.utils import disk, files, progress_bar
 from gan_mrcnn.utils.cores import num_cores
-from gan_mrcnn.utils.errors import UserError
+from gan_mrcnn.utils.errors import UnfinishedError, UserError
 
 # Raise it when what is written changes.
 FORMAT_VERSION = 6
@@ -95,6 +96,7 @@ def ensure_records(
     cache_dir: str,
     skip_bad: bool = False,
     num_processes: Optional[int] = None,
+    write: Optional[shards.Writer] = None,
 ) -> RecordSet:
     """The records of `split`, converted now where they are not in the cache.
 
@@ -104,6 +106,7 @@ def ensure_records(
       cache_dir: where caches are kept, one folder each.
       skip_bad: skip examples that cannot be used, and name them.
       num_processes: that convert; None for as many as there are cores. The records are the same.
+      write: writes the shards in place of these processes, such as those of `beam_shards`.
 
     Raises:
       UserError: an example cannot be used, all are skipped, or the cache cannot be written.
@@ -117,8 +120,11 @@ def ensure_records(
         disk.make_folder(cache_dir, '--cache_dir')
         _say_what_changed(folder, data, settings)
         about = {'data': data, 'settings': settings, 'fingerprint': fingerprint}
+        write = write or functools.partial(
+            shards.write_shards, num_processes=num_processes or num_cores()
+        )
         try:
-            _convert(dataset, split, about, folder, num_processes or num_cores())
+            _convert(dataset, split, about, folder, write)
         except OSError as error:
             raise UserError(
                 f'records cannot be written to {folder} ({error}); give a folder with room and '
@@ -148,7 +154,9 @@ def files_of(input_path: str) -> list[bytes]:
     return sorted(map(os.fsencode, glob.glob(input_path)))
 
 
-def ensure_splits(dataset: base.Dataset, splits: list[str], task) -> list[RecordSet]:
+def ensure_splits(
+    dataset: base.Dataset, splits: list[str], task, write: Optional[shards.Writer] = None
+) -> list[RecordSet]:
     """The records of several splits, as the settings `task` want them; see `ensure_records`.
 
     Raises:
@@ -161,7 +169,8 @@ def ensure_splits(dataset: base.Dataset, splits: list[str], task) -> list[Record
             f'{", ".join(dataset.splits)}'
         )
     return [
-        ensure_records(dataset, split, task.cache_dir, skip_bad=task.skip_bad) for split in splits
+        ensure_records(dataset, split, task.cache_dir, skip_bad=task.skip_bad, write=write)
+        for split in splits
     ]
 
 
@@ -266,7 +275,7 @@ def _say_what_changed(folder: pathlib.Path, data: str, settings: dict[str, Any])
         )
 
 
-def _convert(dataset, split, about, folder, num_processes) -> None:
+def _convert(dataset, split, about, folder, write) -> None:
     """Writes `folder`, whole or not at all; goes on with what an interrupted call has written."""
     skip_bad = about['settings']['skip_bad']
     if not skip_bad:
@@ -274,7 +283,7 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
     unfinished = folder.with_name(f'{folder.name}.unfinished')
     with _only_one_at_a_time(unfinished):
         # Another process may have written it while this one waited.
-        if _is_repaired(dataset, split, folder, skip_bad, num_processes):
+        if _is_repaired(dataset, split, folder, skip_bad, write):
             with contextlib.suppress(OSError):  # It holds what an interrupted call has written.
                 unfinished.rmdir()
             return
@@ -283,9 +292,9 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
         try:
             jobs = _divide(dataset.items(split), unfinished)
             missing = [job for job in jobs if not job.is_finished()]
-            _write(dataset, split, jobs, missing, skip_bad, num_processes)
+            _write(dataset, split, jobs, missing, skip_bad, write)
             _finish(dataset, split, jobs, about, unfinished)
-        except shards.KilledError:
+        except UnfinishedError:
             raise
         except UserError:
             # Once the user has fixed this, the data have another fingerprint.
@@ -296,7 +305,7 @@ def _convert(dataset, split, about, folder, num_processes) -> None:
     _remove_markers(jobs, folder)
 
 
-def _is_repaired(dataset, split, folder, skip_bad, num_processes) -> bool:
+def _is_repaired(dataset, split, folder, skip_bad, write) -> bool:
     """Writes damaged shards of `folder` again; whether it is whole then."""
     manifest = _read_manifest(folder)
     if manifest is None:
@@ -306,7 +315,7 @@ def _is_repaired(dataset, split, folder, skip_bad, num_processes) -> bool:
     if len(jobs) < len(damaged):
         return False
     if jobs:
-        _write(dataset, split, jobs, jobs, skip_bad, num_processes)
+        _write(dataset, split, jobs, jobs, skip_bad, write)
         _remove_markers(jobs, folder)
         for job in jobs:
             job.path.with_name(f'{job.path.name}.damaged').unlink(missing_ok=True)
@@ -345,7 +354,7 @@ def _divide(items, folder: pathlib.Path) -> list[shards.Shard]:
     ]
 
 
-def _write(dataset, split, jobs, missing, skip_bad, num_processes) -> None:
+def _write(dataset, split, jobs, missing, skip_bad, write) -> None:
     """Writes those of `jobs` that are `missing`."""
     total = sum(len(job.items) for job in jobs)
     left = sum(len(job.items) for job in missing)
@@ -354,7 +363,7 @@ def _write(dataset, split, jobs, missing, skip_bad, num_processes) -> None:
     with progress_bar.Bar(
         total=total, initial=total - left, desc=f'convert {dataset.name}/{split}', unit='image'
     ) as bar:
-        shards.write_shards(dataset, missing, skip_bad, num_processes, bar.update)
+        write(dataset, missing, skip_bad, progress=bar.update)
 
 
 def _finish(dataset, split, jobs, about, folder) -> None:

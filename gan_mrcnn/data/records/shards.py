@@ -30,11 +30,7 @@ from pycocotools import mask as mask_api
 from gan_mrcnn.data.readers import base, images
 from gan_mrcnn.data.records import mask_crops
 from gan_mrcnn.utils import cli, files, run_lengths
-from gan_mrcnn.utils.errors import UserError
-
-
-class KilledError(UserError):
-    """A process was killed; what is finished stays good."""
+from gan_mrcnn.utils.errors import UnfinishedError
 
 
 class Shard(NamedTuple):
@@ -61,6 +57,10 @@ class Shard(NamedTuple):
             return False
 
 
+# What `write_shards` is but for the number of processes: whoever writes shards calls `write_shard`.
+Writer = Callable[..., None]
+
+
 def write_shards(
     dataset: base.Dataset,
     shards: Sequence[Shard],
@@ -80,7 +80,7 @@ def write_shards(
     Raises:
       UserError: an example cannot be used, the first such one of its shard.
       OSError: a shard cannot be written.
-      KilledError: a process was killed.
+      UnfinishedError: a process was killed.
     """
     if min(num_processes, len(shards)) <= 1:
         for shard in shards:
@@ -105,7 +105,7 @@ def write_shards(
             if not future.cancelled():
                 future.result()
     except process.BrokenProcessPool as error:
-        raise KilledError(
+        raise UnfinishedError(
             'a process that converts images was killed, most likely for lack of memory; the same '
             'command goes on with what is missing'
         ) from error
