@@ -287,6 +287,7 @@ def valid(world, name):
         'evaluate': ({**data, **settings, '--predictions': world.predictions}, []),
         'predict': ({'--model': world.model, '--out': 'new'}, [world.pictures]),
         'check': ({**data, '--html': 'x.html'}, []),
+        'records': ({**data, '--cache_dir': world.cache, '--split': 0.6}, []),
         'compare': (
             {'--split': 'val', '--report': 'new', '--cache_dir': world.cache, '--samples': 2},
             [world.folder / 'scored', world.folder / 'scored'],
@@ -329,6 +330,11 @@ def any_values(world, name):
         'check': {
             **{'--dataset': WORDS, '--data_dir': place, '--split': NUMBERS, '--html': place},
             **{'--annotations': place, '--split_seed': NUMBERS},
+        },
+        'records': {
+            **{'--dataset': WORDS, '--data_dir': place, '--split': NUMBERS, '--seed': NUMBERS},
+            **{'--config_file': place, '--params_override': OVERRIDES, '--cache_dir': place},
+            **{'--splits': WORDS, '--runner': WORDS, '--direct_num_workers': NUMBERS},
         },
         'compare': {'--split': WORDS, '--samples': NUMBERS, '--report': place, '--data_dir': place},
         'ablate': {

@@ -15,7 +15,6 @@ Imports nothing heavy, and Beam where it is needed: the command line asks for th
 import argparse
 import contextlib
 import functools
-import hashlib
 import io
 import logging
 import os
@@ -24,6 +23,7 @@ import pickle
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -108,7 +108,7 @@ def run(
       every_second: called by a thread of this process meanwhile, to show how far it is.
 
     Raises:
-      UserError: what a job has raised, of several the first by its text.
+      UserError: what a job has raised, of several the first.
       UnfinishedError: the runner failed or gave up, or a worker of DirectRunner was killed.
     """
     import apache_beam as beam
@@ -116,7 +116,7 @@ def run(
     with _silenced(), _streams_apart() as log, _failures_named(runner, log), _ticking(every_second):
         pipeline = beam.Pipeline(options=_options(runner))
         # Pickled here: Beam has ideas of its own about how a named tuple travels.
-        pickled = [pickle.dumps(job) for job in jobs]
+        pickled = [pickle.dumps((number, job)) for number, job in enumerate(jobs)]
         call = functools.partial(_call, function)
         _ = pipeline | 'jobs' >> beam.Create(pickled) | 'do' >> beam.Map(call)
         result = _run_local(pipeline) if runner.name == DIRECT else _run_remote(pipeline)
@@ -130,20 +130,22 @@ def _call(function: Callable[[Any], Any], pickled: bytes) -> None:
     """Does one job, in a worker."""
     from apache_beam.metrics import Metrics
 
+    number, job = pickle.loads(pickled)
     try:
-        function(pickle.loads(pickled))
+        function(job)
     except UserError as error:
         # Raised, it would be printed with its stack trace, and repeated by some runners. Each has
         # a name of its own: of one name, DirectRunner keeps what one of its workers says.
-        text = str(error)
-        Metrics.string_set(_ERRORS, hashlib.sha256(os.fsencode(text)).hexdigest()).add(text)
+        Metrics.string_set(_ERRORS, f'{number:012}').add(str(error))
 
 
 def _user_errors(result) -> list[str]:
+    """What jobs have raised, in the order of the jobs."""
     from apache_beam.metrics import MetricsFilter
 
     found = result.metrics().query(MetricsFilter().with_namespace(_ERRORS))
-    return sorted({text for metric in found['string_sets'] for text in metric.result})
+    metrics = sorted(found['string_sets'], key=lambda metric: metric.key.metric.name)
+    return list(dict.fromkeys(text for metric in metrics for text in metric.result))
 
 
 def _options(runner: Runner):
@@ -261,9 +263,10 @@ def _failures_named(runner: Runner, log: pathlib.Path) -> Iterator[None]:
         raise
     except Exception as error:
         with open(log, 'a', encoding='utf-8', errors='backslashreplace') as file:
-            file.write(f'{type(error).__name__}: {error}\n')
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
+            file.write(traceback.format_exc())
+        # What a worker raised comes as text, its stack trace first.
+        said = ''.join(traceback.format_exception_only(type(error), error))
+        reason = said.strip().splitlines()[-1].strip()
         raise UnfinishedError(
             f'Apache Beam on {runner.name} failed ({reason}); what it said is in {log}; the same '
             'command goes on with what is missing'

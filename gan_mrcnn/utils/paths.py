@@ -35,8 +35,8 @@ def from_user(text: str, flag: str) -> str:
         remedy = 'give a path of this machine'
         if text.startswith(_BUCKETS):
             remedy = (
-                'copy it by gsutil, rclone or hdfs to a disk, for several machines one that all '
-                'share, and give its path there'
+                'buckets are neither read nor written; give a path on a disk, for several machines '
+                'one that all share, and copy to and from it by gsutil, rclone or hdfs'
             )
         raise UserError(f'{flag} {text} is an address; {remedy}')
     path = str(pathlib.Path(expand_home(text, flag)))
