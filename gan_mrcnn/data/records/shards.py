@@ -57,7 +57,7 @@ class Shard(NamedTuple):
             return False
 
 
-# What `write_shards` is but for the number of processes: whoever writes shards calls `write_shard`.
+# What `write_shards` is but for the number of processes: all that write shards call `write_shard`.
 Writer = Callable[..., None]
 
 
