@@ -117,8 +117,8 @@ def predictor(exported):
 @pytest.fixture(scope='session')
 def server(exported):
     """A server that knows nothing of this package."""
-    from tests.serving import tiny
+    from tests.serving import stock_process
 
-    server = tiny.StockServer(exported.model)
+    server = stock_process.StockServer(exported.model)
     yield server
     server.close()

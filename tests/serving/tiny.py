@@ -1,9 +1,6 @@
 """A tiny run, its export, and images to send it, made once."""
 
-import json
 import pathlib
-import subprocess
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -81,28 +78,3 @@ def photo(size, seed=0):
     """A smooth colourful image, uint8 [H, W, 3]."""
     coarse = np.random.default_rng(seed).integers(0, 256, [5, 7, 3]).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC))
-
-
-class StockServer:
-    """`stock_server.py` in a process of its own."""
-
-    def __init__(self, model):
-        self._process = subprocess.Popen(
-            [sys.executable, '-I', str(HERE / 'stock_server.py'), str(model), '--grpc'],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.ports = json.loads(self._process.stdout.readline())
-
-    def url(self, scheme):
-        if scheme == 'grpc':
-            return f'grpc://127.0.0.1:{self.ports["grpc"]}/model'
-        return f'http://127.0.0.1:{self.ports["rest"]}/v1/models/model'
-
-    def is_alive(self):
-        return self._process.poll() is None
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait(20)
