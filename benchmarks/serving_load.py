@@ -112,13 +112,17 @@ def summary(sent: list[Sent]) -> dict:
         'sent': len(sent),
         'answered': len(answered),
         'errors': dict(errors),
-        'answers_per_second': len(answered) / max(one.done for one in sent),
+        'answers_per_second': len(answered) / _length(sent),
         'most_late_to_send': max(one.begun - one.due for one in sent),
     }
     if answered:
         latencies = np.array([one.done - one.due for one in answered])
         figures['latency'] = {f'p{p}': percentile(latencies, p) for p in PERCENTILES}
     return figures
+
+
+def _length(sent):
+    return max(one.done for one in sent) - min(one.due for one in sent)
 
 
 # Sending.
@@ -226,8 +230,13 @@ def make_sender(options, url: str, batches: list[list[bytes]]):
 # Modes.
 
 
-def measure_load(options, send) -> list[dict]:
+def measure_load(options, send, pid: Optional[int]) -> list[dict]:
     """A row for each rate and each number of clients."""
+
+    def add(load, sent):
+        rows.append({'load': load, **summary(sent), 'mb': resident_mb(pid)})
+        print(as_line(rows[-1]), flush=True)
+
     names = ' '.join(f'{"p" + str(p):>8}' for p in PERCENTILES)
     print(f'{"":>12} {"answers":>9} {names}')
     rows = []
@@ -235,29 +244,34 @@ def measure_load(options, send) -> list[dict]:
         moments = arrivals(rate, options.seconds, options.seed)
         if not len(moments):
             sys.exit(f'no request is due within {options.seconds:g} s at {rate:g} a second')
-        rows.append({'load': f'{rate:g}/s', **summary(open_loop(send, moments, options.at_once))})
-        print(as_line(rows[-1]), flush=True)
+        add(f'{rate:g}/s', open_loop(send, moments, options.at_once))
     for clients in options.clients:
-        sent = closed_loop(send, clients, options.seconds)
-        rows.append({'load': f'{clients} clients', **summary(sent)})
-        print(as_line(rows[-1]), flush=True)
+        add(f'{clients} clients', closed_loop(send, clients, options.seconds))
     return rows
+
+
+def resident_mb(pid: Optional[int]) -> Optional[float]:
+    """Resident memory of the server; None where it is not known which process that is."""
+    sample = pid and soak.sample_process(pid)
+    return sample[0] if sample else None
 
 
 def as_line(row: dict) -> str:
     """A row of figures, as one of a table."""
     latency = ' '.join(f'{1000 * one:8.0f}' for one in row.get('latency', {}).values())
     errors = ', '.join(f'{count} {name}' for name, count in row['errors'].items())
-    return f'{row["load"]:>12} {row["answers_per_second"]:7.2f}/s {latency} ms  {errors}'
+    memory = f'{row["mb"]:.0f} MB' if row.get('mb') else ''
+    return f'{row["load"]:>12} {row["answers_per_second"]:7.2f}/s {latency} ms {memory} {errors}'
 
 
 def measure_batches(options, url: str, images: list[bytes]) -> list[dict]:
-    """A row for each batch size: images a second and seconds a request, medians of the rounds."""
-    senders = {}
+    """A row for each batch size: images a second, and seconds a request of each round.
+
+    Sizes take turns, so that other load of the machine affects all; the first round does not count.
+    """
+    count, senders = len(images), {}
     for size in options.batch_sizes:
-        # Every image comes once a round: all sizes have the same work.
-        filled = images * size
-        batches = [filled[i : i + size] for i in range(0, len(filled), size)][: len(images)]
+        batches = [[images[(i * size + j) % count] for j in range(size)] for i in range(count)]
         senders[size] = make_sender(options, url, batches)
     seconds = {size: [] for size in senders}
     for turn in range(options.rounds + 1):
@@ -282,15 +296,15 @@ class Watch:
     def __init__(self, pid: int):
         self.samples, self._pid = [], pid
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
         start = time.perf_counter()
         while True:
-            sample = soak.sample_process(self._pid)
-            if sample:
-                self.samples.append((time.perf_counter() - start, sample[0]))
+            megabytes = resident_mb(self._pid)
+            if megabytes:
+                self.samples.append((time.perf_counter() - start, megabytes))
             if self._over.wait(EVERY):
                 return
 
@@ -391,7 +405,7 @@ def run(options, images: list[bytes], url: str, pid: Optional[int], folder) -> o
         return measure_memory(options, send, pid)
     if options.swap:
         return measure_swap(options, send, folder)
-    return measure_load(options, send)
+    return measure_load(options, send, pid)
 
 
 def parse_flags():

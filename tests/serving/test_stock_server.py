@@ -11,11 +11,12 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 
-from tests.serving import stock_process
+from tests.serving import stock_process, tiny
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
@@ -74,14 +75,14 @@ def model(saved, tmp_path):
     return tmp_path / 'model'
 
 
-def at_once(function, inputs):
+def at_once(function, inputs, key='x'):
     """Outputs, or the error, of each input, all asked for at the same time."""
     barrier = threading.Barrier(len(inputs))
 
     def call(x):
         barrier.wait()
         try:
-            return function(x=tf.constant(x))
+            return function(**{key: tf.constant(x)})
         except tf.errors.OpError as error:
             return error
 
@@ -134,6 +135,24 @@ def test_what_cannot_be_joined_fails(saved, name, inputs):
     assert all(isinstance(answer, tf.errors.OpError) for answer in answers)
     alone = [model.signatures[name](x=tf.constant(x))['y'].shape for x in inputs]
     assert len(alone) == 3
+
+
+def test_of_the_networks_signatures_encoded_images_alone_can_be_joined(exported):
+    photos = [tiny.photo(size, seed) for seed, size in enumerate([(60, 80), (33, 100), (48, 48)])]
+    files = [[tf.io.encode_png(one).numpy()] for one in photos]
+    model, function = batched(exported.version, 'serving_default', 'encoded')
+    for file, outputs in zip(files, at_once(function, files, 'image_bytes')):
+        alone = model.signatures['serving_default'](image_bytes=tf.constant(file))
+        assert set(outputs) == set(alone) and alone['num_detections'][0] > 1
+        for name, value in alone.items():
+            np.testing.assert_allclose(outputs[name], value, atol=1e-2, err_msg=name)
+    for name, key, inputs in (
+        ('full_masks', 'image_bytes', files),
+        ('image_tensor', 'image_tensor', [one[np.newaxis] for one in photos]),
+    ):
+        _model, function = batched(exported.version, name, name)
+        answers = at_once(function, inputs, key)
+        assert all(isinstance(answer, tf.errors.OpError) for answer in answers), name
 
 
 def test_a_version_goes_when_its_requests_have_ended(model, saved):
