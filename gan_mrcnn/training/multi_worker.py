@@ -61,7 +61,7 @@ def make_strategy(config) -> tf.distribute.Strategy:
         strategy = devices.mirrored_strategy(config.runtime.all_reduce_alg)
     else:
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            strategy = devices.multi_worker_strategy(config.runtime.all_reduce_alg)
         except RuntimeError as error:
             raise UserError(f'the workers of TF_CONFIG cannot be joined: {error}') from error
     devices.check_batch(strategy, config.task.train_data.global_batch_size)

@@ -25,7 +25,15 @@ from gan_mrcnn.data.records import records
 from gan_mrcnn.modeling import weights_file
 from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.prediction import model_card, predictor
-from gan_mrcnn.training import checkpoints, multi_worker, nonfinite, preemption, status, trainer
+from gan_mrcnn.training import (
+    checkpoints,
+    multi_worker,
+    nonfinite,
+    preemption,
+    reduction_check,
+    status,
+    trainer,
+)
 from gan_mrcnn.utils import devices, disk, files, paths, published, yaml_files
 from gan_mrcnn.utils.errors import UserError
 
@@ -279,6 +287,8 @@ def _train_from(run: Run, checkpoint: Optional[str]) -> str:
     )
     with contextlib.closing(progress), _log(run):
         runner, saved = _build(run, config, best, step)
+        if run.strategy.num_replicas_in_sync > 1:
+            progress.say(_check_sums(run, runner))
         with run.strategy.scope():
             if checkpoint:
                 saved.restore(checkpoint)
@@ -319,6 +329,17 @@ def _build(
         )
     saved.check_room()
     return runner, saved
+
+
+def _check_sums(run: Run, runner: trainer.Trainer) -> str:
+    """See `reduction_check.check`."""
+    networks = {'generator': runner.model.trainable_variables}
+    if runner.task.has_discriminators:
+        networks['discriminators'] = runner.task.discriminator_variables
+    others = devices.other_reductions(
+        multi_worker.num_workers(), run.config.runtime.all_reduce_alg
+    )
+    return reduction_check.check(run.strategy, networks, others)
 
 
 @contextlib.contextmanager

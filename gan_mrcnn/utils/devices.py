@@ -14,11 +14,16 @@ import tensorflow as tf
 
 from gan_mrcnn.utils.errors import UserError
 
-# `runtime.all_reduce_alg`, named as in the Model Garden: how gradients are added up over the GPUs.
+# `runtime.all_reduce_alg`, named as in the Model Garden: how gradients are added up over the GPUs of
+# one machine, and over those of several workers.
 _REDUCTIONS = {
     'nccl': tf.distribute.NcclAllReduce,
     'hierarchical_copy': tf.distribute.HierarchicalCopyAllReduce,
     'one_device': tf.distribute.ReductionToOneDevice,
+}
+_REDUCTIONS_OF_WORKERS = {
+    'ring': tf.distribute.experimental.CommunicationImplementation.RING,
+    'nccl': tf.distribute.experimental.CommunicationImplementation.NCCL,
 }
 
 
@@ -138,14 +143,43 @@ def mirrored_strategy(all_reduce_alg: Optional[str] = None) -> tf.distribute.Str
     Raises:
       UserError: another algorithm.
     """
-    if all_reduce_alg and all_reduce_alg not in _REDUCTIONS:
-        raise UserError(
-            f'runtime.all_reduce_alg is {all_reduce_alg}; set it to {", ".join(_REDUCTIONS)}, or '
-            'leave it out'
-        )
+    _check_reduction(all_reduce_alg, _REDUCTIONS, 'one machine')
     gpus = [gpu.name for gpu in tf.config.list_logical_devices('GPU')]
     reduction = _REDUCTIONS[all_reduce_alg]() if all_reduce_alg else None
     return tf.distribute.MirroredStrategy(gpus or ['/cpu:0'], cross_device_ops=reduction)
+
+
+def multi_worker_strategy(all_reduce_alg: Optional[str] = None) -> tf.distribute.Strategy:
+    """All devices of all workers that TF_CONFIG names; waits until all of them have started.
+
+    Args:
+      all_reduce_alg: 'ring', TensorFlow's own over gRPC, or 'nccl', which needs GPUs; None leaves it
+        to TensorFlow.
+
+    Raises:
+      UserError: another algorithm.
+      RuntimeError: the workers cannot be joined.
+    """
+    _check_reduction(all_reduce_alg, _REDUCTIONS_OF_WORKERS, 'several workers')
+    chosen = {}
+    if all_reduce_alg:
+        chosen['implementation'] = _REDUCTIONS_OF_WORKERS[all_reduce_alg]
+    options = tf.distribute.experimental.CommunicationOptions(**chosen)
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def _check_reduction(all_reduce_alg, choices, where):
+    if all_reduce_alg and all_reduce_alg not in choices:
+        raise UserError(
+            f'runtime.all_reduce_alg is {all_reduce_alg}; for {where} set it to '
+            f'{", ".join(choices)}, or leave it out'
+        )
+
+
+def other_reductions(workers: int, all_reduce_alg: Optional[str] = None) -> list[str]:
+    """What else `runtime.all_reduce_alg` can be; left out, it is NCCL where there are GPUs."""
+    choices = _REDUCTIONS_OF_WORKERS if workers > 1 else _REDUCTIONS
+    return [name for name in choices if name != (all_reduce_alg or 'nccl')]
 
 
 def check_batch(

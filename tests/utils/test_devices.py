@@ -182,8 +182,26 @@ def test_without_the_setting_tensorflow_chooses(monkeypatch):
 
 
 def test_an_unknown_reduction_is_named():
-    with pytest.raises(UserError, match='runtime.all_reduce_alg is ring; set it to nccl, hier'):
+    with pytest.raises(UserError, match='is ring; for one machine set it to nccl, hierarch'):
         devices.mirrored_strategy('ring')
+
+
+@pytest.mark.parametrize('name', ['ring', 'nccl', None])
+def test_the_reduction_of_several_workers_is_the_setting(name, monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        tf.distribute, 'MultiWorkerMirroredStrategy', lambda **options: made.update(options)
+    )
+    devices.multi_worker_strategy(name)
+    assert made['communication_options'].implementation.value == (name or 'auto').upper()
+
+
+def test_several_workers_have_other_reductions():
+    with pytest.raises(UserError, match='one_device; for several workers set it to ring, nccl'):
+        devices.multi_worker_strategy('one_device')
+    assert devices.other_reductions(2) == ['ring']
+    assert devices.other_reductions(2, 'ring') == ['nccl']
+    assert devices.other_reductions(1) == ['hierarchical_copy', 'one_device']
 
 
 def test_devices_that_cannot_share_a_batch_are_named():
