@@ -44,6 +44,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='the same bits each time with the same seed and devices; slower',
     )
+    parser.add_argument(
+        '--cluster',
+        choices=cli.CLUSTERS,
+        default='tf_config',
+        help='what names the workers of a training on several machines: the variable TF_CONFIG, '
+        'or Slurm, for what srun starts (default: tf_config; without it, this machine alone)',
+    )
+    parser.add_argument(
+        '--stopped_status',
+        type=int,
+        default=0,
+        metavar='N',
+        help='exit status of a run that a signal has stopped, for schedulers that must tell it '
+        'from one that is finished (default 0)',
+    )
     cli.add_path(parser, '--log_file', metavar='FILE', help='what is printed goes there too')
 
 
@@ -53,8 +68,11 @@ def main(options: argparse.Namespace) -> None:
     from gan_mrcnn import settings
     from gan_mrcnn.evaluation import run as evaluation_run
     from gan_mrcnn.prediction import checkpoint
+    from gan_mrcnn.training import cluster
     from gan_mrcnn.training import run as training_run
 
+    if options.cluster == 'slurm':
+        cluster.set_tf_config_by_slurm()
     flags = settings.Flags.from_arguments(options)
     if options.mode == 'eval' and flags.model_dir:
         checkpoint.use_saved_settings(flags)
@@ -68,5 +86,5 @@ def main(options: argparse.Namespace) -> None:
         settings.check_training(config)
         if options.patience and options.mode == 'train':
             raise UserError('--patience goes by validations: it wants --mode train_and_eval')
-        training_run.train(config, dataset, model_dir, options.mode)
-        cli.leave_at_once()
+        finished = training_run.train(config, dataset, model_dir, options.mode)
+        cli.leave_at_once(0 if finished else options.stopped_status)

@@ -80,7 +80,7 @@ class Run:
     events: nonfinite.NonfiniteSteps
 
 
-def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
+def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
     """Trains (and evaluates on the validation split) until `trainer.train_steps`.
 
     SIGTERM and SIGINT end it after the step that is being done, with a checkpoint.
@@ -90,6 +90,9 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
       dataset: where `train_data.split` and `validation_data.split` come from.
       model_dir: goes on from the newest checkpoint in there.
       mode: 'train' or 'train_and_eval'.
+
+    Returns:
+      Whether it came to its end; False where a signal stopped it. The same on every worker.
 
     Raises:
       UserError: a loss or gradient is not finite and the policy is to stop, the checkpoint is of
@@ -129,21 +132,23 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> None:
             say_what_runs(run, dataset, checkpoint)
         except KeyboardInterrupt:
             _say_stopped(step_of(checkpoints.latest(model_dir)))
-            return
-        _run_to_its_end(run, checkpoint)
+            return False
+        return _run_to_its_end(run, checkpoint)
 
 
-def _run_to_its_end(run: Run, checkpoint: Optional[str]) -> None:
-    """Trains, and leaves in `status.json` how that has ended."""
+def _run_to_its_end(run: Run, checkpoint: Optional[str]) -> bool:
+    """Trains, and leaves in `status.json` how that has ended; returns what `train` does."""
     try:
         ended_early = _train_through_nonfinite_steps(run, checkpoint)
         run.status.update(state='finished', eta_seconds=0, message=ended_early)
         if ended_early:
             print(ended_early, flush=True)
+        return True
     except KeyboardInterrupt:
         saved = step_of(checkpoints.latest(run.model_dir))
         run.status.update(state='stopped', step=saved)
         _say_stopped(saved)
+        return False
     except tf.errors.DataLossError as error:
         raise _name_damaged(error, run) from error
     except BaseException as error:

@@ -20,6 +20,8 @@ GAN_MODES = ('combined', 'baseline', 'adversarial_only')
 # What a data set's reader may be told, see `data.readers.options`.
 CROWDS = ('ignored', 'objects')
 OBJECTS = ('numbers', 'components')
+# What tells a worker who the others are, see `training.cluster`.
+CLUSTERS = ('tf_config', 'slurm')
 # Orientations that an image is predicted in, see `prediction.tta`.
 TTA = ('flip', 'all')
 
@@ -259,14 +261,14 @@ def _stream_error(error: Exception) -> str:
     return line
 
 
-def leave_at_once() -> None:
-    """Ends the process with status 0, without the many seconds that TensorFlow takes to clean up.
+def leave_at_once(status: int = 0) -> None:
+    """Ends the process, without the many seconds that TensorFlow takes to clean up.
 
     All results are on the disk, and a scheduler that has sent a signal does not wait for long.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def silence_start_up() -> None:

@@ -79,10 +79,11 @@ class Site:
             *(part for one in overrides for part in ('--params_override', one)),
         ]
 
-    def start(self, model_dir, *overrides, faults=(), env=None, **more) -> 'Process':
-        """Starts train.py with `faults`, see `tests.faults.faulty`."""
+    def start(self, model_dir, *overrides, faults=(), env=None, within=(), **more) -> 'Process':
+        """Starts train.py with `faults`, see `tests.faults.faulty`; `within` is a command before
+        it, which becomes it."""
         faulty = ['-m', 'tests.faults.faulty', *faults, '--'] if faults else []
-        return Process([*faulty, *self.arguments(model_dir, *overrides, **more)], env)
+        return Process([*faulty, *self.arguments(model_dir, *overrides, **more)], env, within)
 
     def train(self, model_dir, *overrides, **more) -> Done:
         return self.start(model_dir, *overrides, **more).finish()
@@ -91,10 +92,10 @@ class Site:
 class Process:
     """A running Python program of this repository; its end is awaited by `finish`."""
 
-    def __init__(self, arguments, env=None):
+    def __init__(self, arguments, env=None, within=()):
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*within, sys.executable, *arguments],
             cwd=REPOSITORY,
             env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', **(env or {})},
             stdout=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """Several workers, as real processes on this machine: the same run, also when one is killed."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -17,18 +18,16 @@ MANY = 100
 
 
 class Workers:
-    """Two processes that train as one; a worker can be started again."""
+    """Processes that train as one; a worker can be started again."""
 
-    def __init__(self, site, name, *flags, faults=(), steps=runs.STEPS):
-        with socket.socket() as first, socket.socket() as second:
-            addresses = []
-            for one in (first, second):
-                one.bind(('localhost', 0))
-                addresses.append(f'localhost:{one.getsockname()[1]}')
-        self._site, self._flags, self._addresses = site, flags, addresses
-        self._steps = steps
+    def __init__(
+        self, site, name, *flags, faults=(), steps=runs.STEPS, number=2, network=None
+    ):
+        """Starts them, on this machine or each on one of a `tests.faults.networks.Network`."""
+        self._site, self._flags, self._steps, self._network = site, flags, steps, network
+        self._addresses = network.addresses if network else free_addresses(number)
         self.model_dir = site.folder / name
-        self.processes = [self._start(index, faults) for index in range(2)]
+        self.processes = [self._start(index, faults) for index in range(number)]
 
     def _start(self, index, faults=()):
         config = {
@@ -41,6 +40,7 @@ class Workers:
             steps=self._steps,
             faults=faults,
             env={'TF_CONFIG': json.dumps(config)},
+            within=self._network.within(index) if self._network else (),
         )
 
     def restart(self, index):
@@ -52,6 +52,15 @@ class Workers:
         finally:
             for process in self.processes:
                 process.process.kill()
+
+
+def free_addresses(number) -> list[str]:
+    """Of this machine."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(('localhost', 0))
+        return [f'localhost:{one.getsockname()[1]}' for one in sockets]
 
 
 @pytest.fixture(scope='module')
