@@ -187,6 +187,13 @@ def scale_learning_rate(config, file_batch: int, overrides: Sequence[Mapping[str
     scale_rates(config, batch / file_batch)
 
 
+def first_rate(config) -> float:
+    """The learning rate after the warm-up."""
+    schedule = config.trainer.optimizer_config.learning_rate.get()
+    (rate,) = [getattr(schedule, name) for name in RATES if hasattr(schedule, name)][:1]
+    return rate[0] if isinstance(rate, list) else rate
+
+
 def _has_rate(values: Mapping[str, Any]) -> bool:
     return any(
         _has_rate(value) if isinstance(value, Mapping) else name in RATES

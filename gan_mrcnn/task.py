@@ -397,7 +397,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
           metrics: running means by name of loss term, updated in place.
 
         A step with a term or gradient that is not finite changes nothing of a network that it would
-        be applied to, nor its BatchNorm statistics; see `_apply_gradients`.
+        be applied to, nor its BatchNorm statistics; see `apply_gradients`.
 
         Returns:
           The generator's whole loss by its name, `finite`, a scalar bool that is the same on all
@@ -425,7 +425,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
                 total_loss = _sum([total_loss, adversarial_loss])
             loss = _share_of_replica(total_loss, optimizer)
         terms['total_loss'] = total_loss
-        terms['gradient_norm'] = self._apply_gradients(
+        terms['gradient_norm'] = self.apply_gradients(
             generator_tape,
             loss,
             model.trainable_variables,
@@ -468,7 +468,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
             )
             loss = _share_of_replica(total_loss, optimizer)
         terms = {**terms, **own_terms}
-        own_terms['discriminator_gradient_norm'] = self._apply_gradients(
+        own_terms['discriminator_gradient_norm'] = self.apply_gradients(
             discriminator_tape,
             loss,
             self.discriminator_variables,
@@ -481,7 +481,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
         _restore_unless(finite & learns, statistics)
         return own_terms
 
-    def _apply_gradients(
+    def apply_gradients(
         self, tape, loss, variables, optimizer, terms, clip_norm, wanted=True
     ) -> tf.Tensor:
         """Sums gradients over replicas, clips and applies them; returns their global norm.
@@ -674,7 +674,7 @@ def _is_scaled(optimizer) -> bool:
 
 
 def _all_finite(terms, optimizer) -> tf.Tensor:
-    """Whether every term is finite on every replica; of norms in float16 see `_apply_gradients`."""
+    """Whether every term is finite on every replica; of norms in float16 see `apply_gradients`."""
     wanted = [
         tf.reduce_all(tf.math.is_finite(term))
         for name, term in terms.items()

@@ -460,17 +460,28 @@ def evaluation_dataset(
     input_context: Optional[tf.distribute.InputContext] = None,
 ) -> tf.data.Dataset:
     """Every image once; the last batch is filled with the first images under the id -1."""
-    dataset = tf.data.TFRecordDataset(_files(params)).map(
-        lambda record: parser.parse_eval(decode(record)),
-        num_parallel_calls=_num_parallel_calls(params),
-        deterministic=True,
+    encoded = tf.data.TFRecordDataset(_files(params))
+    filling = encoded.repeat().take(-params.num_examples % params.global_batch_size)
+    marked = [
+        part.map(functools.partial(_mark, is_filling))
+        for part, is_filling in ((encoded, False), (filling, True))
+    ]
+    # Before anything is decoded: a worker decodes its own images alone.
+    dataset, batch_size = _shard(
+        marked[0].concatenate(marked[1]), params.global_batch_size, input_context
     )
-    filling = dataset.repeat().map(
-        lambda image, labels: (image, {**labels, 'source_id': tf.constant(-1, tf.int64)})
-    )
-    dataset = dataset.concatenate(filling.take(-params.num_examples % params.global_batch_size))
-    dataset, batch_size = _shard(dataset, params.global_batch_size, input_context)
+
+    def parse(is_filling, record):
+        image, labels = parser.parse_eval(decode(record))
+        source_id = tf.where(is_filling, tf.constant(-1, tf.int64), labels['source_id'])
+        return image, {**labels, 'source_id': source_id}
+
+    dataset = dataset.map(parse, num_parallel_calls=_num_parallel_calls(params), deterministic=True)
     return _without_autotuning(dataset.batch(batch_size, drop_remainder=True).prefetch(2))
+
+
+def _mark(is_filling, record):
+    return is_filling, record
 
 
 def _without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:

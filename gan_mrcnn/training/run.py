@@ -27,10 +27,10 @@ from gan_mrcnn.prediction import checkpoint as checkpoint_lib
 from gan_mrcnn.prediction import model_card, predictor
 from gan_mrcnn.training import (
     checkpoints,
+    device_check,
     multi_worker,
     nonfinite,
     preemption,
-    reduction_check,
     status,
     trainer,
 )
@@ -293,7 +293,7 @@ def _train_from(run: Run, checkpoint: Optional[str]) -> str:
     with contextlib.closing(progress), _log(run):
         runner, saved = _build(run, config, best, step)
         if run.strategy.num_replicas_in_sync > 1:
-            progress.say(_check_sums(run, runner))
+            progress.say(_check_devices(run, runner))
         with run.strategy.scope():
             if checkpoint:
                 saved.restore(checkpoint)
@@ -336,15 +336,26 @@ def _build(
     return runner, saved
 
 
-def _check_sums(run: Run, runner: trainer.Trainer) -> str:
-    """See `reduction_check.check`."""
-    networks = {'generator': runner.model.trainable_variables}
-    if runner.task.has_discriminators:
-        networks['discriminators'] = runner.task.discriminator_variables
-    others = devices.other_reductions(
-        multi_worker.num_workers(), run.config.runtime.all_reduce_alg
+def _check_devices(run: Run, runner: trainer.Trainer) -> str:
+    """What to say where several devices work as one; changes nothing of the run.
+
+    Raises:
+      UserError: they do not, see `device_check`.
+    """
+    task, strategy = runner.task, run.strategy
+    others = devices.other_reductions(multi_worker.num_workers(), run.config.runtime.all_reduce_alg)
+    optimizer_config = run.config.trainer.optimizer_config
+    device_check.check_step(
+        strategy, lambda: task.create_optimizer(optimizer_config), task.apply_gradients, others
     )
-    return reduction_check.check(run.strategy, networks, others)
+    networks = {'generator': runner.model.trainable_variables}
+    if task.has_discriminators:
+        networks['discriminators'] = task.discriminator_variables
+    weights = device_check.check_sums(strategy, networks, others)
+    return (
+        f'checked: a step of a small network on {strategy.num_replicas_in_sync} devices is that of '
+        f'one, and gradients of {weights:,} weights summed over them equal the exact sum'
+    )
 
 
 @contextlib.contextmanager
@@ -474,6 +485,20 @@ def learning_rate_line(config) -> list[tuple[str, str]]:
     ]
 
 
+def batch_line(config, num_devices: int) -> list[tuple[str, str]]:
+    """What several devices share, and the rate that goes with it; nothing for one device."""
+    if num_devices == 1:
+        return []
+    batch = config.task.train_data.global_batch_size
+    return [
+        (
+            'batch',
+            f'{batch} images a step, {batch // num_devices} on each of {num_devices} devices; '
+            f'learning rate {settings.first_rate(config):g}',
+        )
+    ]
+
+
 def averages_line(config) -> list[tuple[str, str]]:
     """What to say where averages of the weights are kept; nothing otherwise."""
     ema = config.trainer.optimizer_config.ema
@@ -498,6 +523,7 @@ def say_what_runs(run: Run, dataset: base.Dataset, checkpoint: Optional[str]) ->
         ('GAN', _gan_text(task.gan)),
         ('steps', _steps_text(run.config, step_of(checkpoint))),
         ('devices', _devices_text(run)),
+        *batch_line(run.config, run.strategy.num_replicas_in_sync),
         *learning_rate_line(run.config),
         *averages_line(run.config),
     ]

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from gan_mrcnn.utils.errors import UserError
 
-# `runtime.all_reduce_alg`, named as in the Model Garden: how gradients are added up over the GPUs of
-# one machine, and over those of several workers.
+# `runtime.all_reduce_alg`, named as in the Model Garden: how gradients are added up over the GPUs
+# of one machine, and over those of several workers.
 _REDUCTIONS = {
     'nccl': tf.distribute.NcclAllReduce,
     'hierarchical_copy': tf.distribute.HierarchicalCopyAllReduce,
@@ -153,8 +153,8 @@ def multi_worker_strategy(all_reduce_alg: Optional[str] = None) -> tf.distribute
     """All devices of all workers that TF_CONFIG names; waits until all of them have started.
 
     Args:
-      all_reduce_alg: 'ring', TensorFlow's own over gRPC, or 'nccl', which needs GPUs; None leaves it
-        to TensorFlow.
+      all_reduce_alg: 'ring', TensorFlow's own over gRPC, or 'nccl', which needs GPUs; None leaves
+        it to TensorFlow.
 
     Raises:
       UserError: another algorithm.

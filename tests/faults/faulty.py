@@ -7,6 +7,7 @@ A fault is one of
     SIGNAL@MOMENT   the process gets SIGNAL, such as SIGTERM or SIGKILL
     nan@step:N      the loss of step N is not finite; nan-on-worker-1@step:N: that of this worker
     devices:N       N logical CPU devices, all of them in one MirroredStrategy
+    wrong-sum       gradients are added up over devices with one of them left out
 
 and a moment one of
 
@@ -120,6 +121,19 @@ def use_devices(number: int) -> None:
     tf.distribute.MirroredStrategy = lambda _, **options: original(devices, **options)
 
 
+def add_up_wrongly() -> None:
+    """Has lists of tensors, which gradients are, be added up without the first replica."""
+    original = tf.distribute.ReplicaContext.all_reduce
+
+    def replacement(self, reduce_op, value, options=None):
+        if isinstance(value, list):
+            counts = tf.cast(self.replica_id_in_sync_group > 0, tf.float32)
+            value = [x * counts for x in value]
+        return original(self, reduce_op, value, options)
+
+    tf.distribute.ReplicaContext.all_reduce = replacement
+
+
 def main() -> None:
     split = sys.argv.index('--')
     for fault in sys.argv[1:split]:
@@ -130,6 +144,8 @@ def main() -> None:
             continue
         elif what.startswith('devices:'):
             use_devices(int(what.partition(':')[2]))
+        elif what == 'wrong-sum':
+            add_up_wrongly()
         else:
             send_at(signal.Signals[what], moment)
     sys.argv = sys.argv[split + 1 :]

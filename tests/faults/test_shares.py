@@ -70,3 +70,34 @@ def test_validation_covers_every_image_once(record_set, workers, per_worker):
     assert sorted(ids) == sorted(record_set.image_ids)
     # All take part in as many batches: nobody waits for somebody who has none left.
     assert len({len(share) for share in shares}) == 1
+
+
+@several
+@pytest.mark.parametrize('part', ['training', 'validation'])
+def test_a_worker_decodes_what_it_sees_alone(part, record_set, workers, per_worker, monkeypatch):
+    """What others see costs it no more than reading it."""
+    decoded, decode = [], input_pipeline.decode
+
+    def count(record):
+        decoded.append(len(record))
+        return record
+
+    monkeypatch.setattr(
+        input_pipeline,
+        'decode',
+        lambda record: decode(tf.ensure_shape(tf.numpy_function(count, [record], tf.string), [])),
+    )
+
+    def build(params, context):
+        if part == 'training':
+            return input_pipeline.training_dataset(MODEL, params, 7, 0, context)
+        parser = input_pipeline.Parser(MODEL, params.parser, seed=7)
+        return input_pipeline.evaluation_dataset(params, parser, context)
+
+    shares = read(record_set, build, workers, per_worker, 1)
+    # Some batches are made ahead: two, and one that waits to be taken.
+    assert 0 < len(decoded) <= sum(map(len, shares)) * 4
+    if part == 'validation':
+        decoded.clear()
+        shares = read(record_set, build, workers, per_worker, -1)
+        assert len(decoded) == sum(map(len, shares))

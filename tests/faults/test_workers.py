@@ -20,9 +20,7 @@ MANY = 100
 class Workers:
     """Processes that train as one; a worker can be started again."""
 
-    def __init__(
-        self, site, name, *flags, faults=(), steps=runs.STEPS, number=2, network=None
-    ):
+    def __init__(self, site, name, *flags, faults=(), steps=runs.STEPS, number=2, network=None):
         """Starts them, on this machine or each on one of a `tests.faults.networks.Network`."""
         self._site, self._flags, self._steps, self._network = site, flags, steps, network
         self._addresses = network.addresses if network else free_addresses(number)
@@ -131,3 +129,13 @@ def test_a_step_that_is_not_finite_on_one_worker_is_skipped_by_all(site):
     (event,) = json.loads((workers.model_dir / 'nonfinite.json').read_text())
     assert (event['step'], event['policy']) == (3, 'skip')
     assert runs.state(workers.model_dir) == 'finished'
+
+
+def test_sums_that_are_wrong_end_the_run_on_every_worker(site):
+    workers = Workers(site, 'wrong_sum', *FLAGS, faults=['wrong-sum'])
+    for one in workers.finish():
+        assert one.status == 2, one.err[-3000:]
+        assert 'the sum over 2 devices is wrong for ' in one.err
+        assert 'try --params_override runtime.all_reduce_alg=ring' in one.err
+        assert 'Traceback' not in one.err
+    assert runs.state(workers.model_dir) == 'failed'

@@ -80,7 +80,9 @@ def test_a_process_that_srun_did_not_start_is_told_so(missing, slurm, monkeypatc
     for name in list(os.environ):
         if name.startswith('SLURM_') and (name.endswith(missing) or ' ' in missing):
             monkeypatch.delenv(name)
-    with pytest.raises(UserError, match='--cluster slurm is for processes that srun starts') as error:
+    with pytest.raises(
+        UserError, match='--cluster slurm is for processes that srun starts'
+    ) as error:
         cluster.set_tf_config_by_slurm()
     assert '\n' not in str(error.value) and 'configs/cluster/slurm.sh' in str(error.value)
 
