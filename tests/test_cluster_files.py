@@ -103,6 +103,7 @@ class Slurm:
         self._folder = folder
         self._install('srun', 'echo "srun $*" >> "$CALLS"\nexec "${@:2}"')
         self._install('scontrol', 'echo "scontrol $*" >> "$CALLS"')
+        self._install('sleep', 'exit 0')
         cases = '\n'.join(f'{i + 1}) {program} ;;' for i, program in enumerate(programs))
         self._install(
             'gan-mrcnn',
@@ -122,7 +123,6 @@ class Slurm:
             'CALLS': str(self._folder / 'calls'),
             'HOME': str(self._folder),
             'SLURM_JOB_ID': '7',
-            'SECONDS_BETWEEN': '0',
         }
         return subprocess.Popen(
             ['bash', str(FOLDER / 'slurm.sh')],
@@ -165,7 +165,7 @@ def test_a_signal_before_the_time_is_up_waits_for_the_program(tmp_path):
     """Slurm signals all processes of the step; the program saves for a while."""
     slurm = Slurm(
         tmp_path,
-        ['trap "sleep 0.3; exit 75" TERM; touch "$HOME/runs"; while :; do sleep 0.1; done'],
+        ['trap "/bin/sleep 0.3; exit 75" TERM; touch "$HOME/runs"; while :; do /bin/sleep 0.1; done'],
     )
     process = slurm.start()
     end = time.monotonic() + 60

@@ -45,7 +45,7 @@ worker() {
         esac
         # Killed, or out of memory. The others restart themselves and wait for this one.
         echo "worker ${SLURM_PROCID:-0} ended with status $status (start $start of 5)" >&2
-        sleep "${SECONDS_BETWEEN:-5}"
+        sleep 5
     done
     return "$status"
 }

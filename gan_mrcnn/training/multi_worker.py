@@ -10,6 +10,7 @@ itself with the same command and waits for the others; a scheduler or shell loop
 the dead one. All go on from the last checkpoint.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -61,7 +62,8 @@ def make_strategy(config) -> tf.distribute.Strategy:
         strategy = devices.mirrored_strategy(config.runtime.all_reduce_alg)
     else:
         try:
-            strategy = devices.multi_worker_strategy(config.runtime.all_reduce_alg)
+            with starting_again():
+                strategy = devices.multi_worker_strategy(config.runtime.all_reduce_alg)
         except RuntimeError as error:
             raise UserError(f'the workers of TF_CONFIG cannot be joined: {error}') from error
     devices.check_batch(strategy, config.task.train_data.global_batch_size)
@@ -85,6 +87,17 @@ def is_lost(error: Exception) -> bool:
             tf.errors.InternalError,
         ),
     )
+
+
+@contextlib.contextmanager
+def starting_again():
+    """Does `start_again` where another worker is lost."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if is_lost(error):
+            start_again(error)
+        raise
 
 
 def start_again(error: Exception) -> None:

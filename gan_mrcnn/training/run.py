@@ -115,7 +115,8 @@ def train(config, dataset: base.Dataset, model_dir: str, mode: str) -> bool:
         stop,
     ):
         try:
-            checkpoint = resume(config, model_dir, strategy)
+            with multi_worker.starting_again():
+                checkpoint = resume(config, model_dir, strategy)
             run = Run(
                 config=config,
                 model_dir=model_dir,

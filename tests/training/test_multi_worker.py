@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from gan_mrcnn.training import multi_worker
 from gan_mrcnn.utils.errors import UserError
@@ -53,6 +54,25 @@ def test_a_cluster_that_loses_workers_too_often_ends(monkeypatch):
     monkeypatch.setenv('GAN_MRCNN_RESTARTS', str(multi_worker.MOST_RESTARTS))
     with pytest.raises(UserError, match='start all of them again'):
         multi_worker.start_again(RuntimeError('gone\nfor good'))
+
+
+@pytest.mark.parametrize(
+    'error, again',
+    [
+        (tf.errors.UnavailableError, True),
+        # What the coordination service says of a worker that is not heard of any more.
+        (tf.errors.DeadlineExceededError, True),
+        (tf.errors.InvalidArgumentError, False),
+    ],
+)
+def test_only_a_lost_worker_is_a_reason_to_start_again(error, again, monkeypatch):
+    config = {'cluster': TWO, 'task': {'type': 'worker', 'index': 1}}
+    monkeypatch.setenv('TF_CONFIG', json.dumps(config))
+    seen = []
+    monkeypatch.setattr(multi_worker, 'start_again', seen.append)
+    with pytest.raises(error), multi_worker.starting_again():
+        raise error(None, None, 'gone')
+    assert len(seen) == again
 
 
 PROGRAM = """
