@@ -3,14 +3,16 @@
 
     python benchmarks/beam_records.py --dataset gland --data_dir GLANDS --split trainval [--json F]
 
-Converts one split with 1, 2 and 4 processes of either kind, each into an empty folder, by the
-clock, starts of the processes included. Then one of two of Beam's workers is killed once the first
+Converts one split with 1, 2 and 4 processes of either kind, each into an empty folder: seconds by
+the clock, and seconds of the processors, which count where the machine has other work. Starts of
+the processes are included. Then one of two of Beam's workers is killed once the first
 shard is there, and the conversion called again. The SHA-256 of every file is compared with those of
 one local process. Ends with 1 where one differs.
 """
 
 import argparse
 import functools
+import os
 import pathlib
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 from gan_mrcnn.data import readers  # noqa: E402
@@ -46,12 +49,17 @@ def digests(folder):
     return {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
 
 
+def now():
+    """Seconds of the clock, and of the processors for this process and those that have ended."""
+    return np.array([time.perf_counter(), sum(os.times()[:4])])
+
+
 def convert_timed(dataset, split, how):
-    """Seconds, and the SHA-256 of what was written."""
+    """Seconds of both kinds, and the SHA-256 of what was written."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start = now()
         records.ensure_records(dataset, split, folder, **how)
-        return time.perf_counter() - start, digests(pathlib.Path(folder))
+        return (now() - start).tolist(), digests(pathlib.Path(folder))
 
 
 def kill_one_worker(folder):
@@ -106,7 +114,8 @@ def main():
             seconds, written = convert_timed(dataset, options.split, how(count))
             found['seconds'][label] = seconds
             differing += [label] if written != expected else []
-            print(f'{label}: {seconds:.1f} s, {len(written)} files', flush=True)
+            clock, processors = seconds
+            print(f'{label}: {clock:.1f} s, of processors {processors:.1f} s', flush=True)
     kept, said, written = convert_killed(dataset, options.split)
     differing += ['killed'] if written != expected else []
     found.update(kept_shards=kept, said=said, differing=differing)

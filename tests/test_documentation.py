@@ -131,7 +131,16 @@ def _flags(name):
     parser = argparse.ArgumentParser(add_help=False)
     command.add_flags(parser)
     flags = set(re.findall(r'--\w+', parser.format_usage()))
+    if '--runner' in flags:
+        return flags | _flags_of_beam()
     return flags | _flags('train') if getattr(command, 'FORWARDS_FLAGS', False) else flags
+
+
+@functools.lru_cache
+def _flags_of_beam():
+    reason = "the extra 'beam' is not installed"
+    options = pytest.importorskip('apache_beam.options.pipeline_options', reason=reason)
+    return {f'--{name}' for name in options.PipelineOptions([]).get_all_options()}
 
 
 def _commands(page):
