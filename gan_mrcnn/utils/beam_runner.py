@@ -39,6 +39,9 @@ _JOB_SERVERS = {'FlinkRunner': 'flink_job_server_jar', 'SparkRunner': 'spark_job
 _PORTABLE = (*_JOB_SERVERS, 'PortableRunner')
 # What a thread of Beam's raises when the worker process that it has started ended by itself.
 _WORKER_ENDED = 'Worker subprocess exited'
+# Its end where that was SIGKILL, to the process itself or to the shell that Beam starts it in.
+_KILLED = (' -9', ' 137')
+_GRACE_SECONDS = 5
 _WORKER_MODULE = 'apache_beam.runners.worker.sdk_worker_main'
 # Namespace of the metrics that bring what jobs have raised to this process.
 _ERRORS = 'gan_mrcnn.errors'
@@ -113,7 +116,7 @@ def run(
     """
     import apache_beam as beam
 
-    with _silenced(), _streams_apart() as log, _failures_named(runner, log), _ticking(every_second):
+    with _silenced(), _failures_named(runner) as log, _errors_to(log), _ticking(every_second):
         pipeline = beam.Pipeline(options=_options(runner))
         # Pickled here: Beam has ideas of its own about how a named tuple travels.
         pickled = [pickle.dumps((number, job)) for number, job in enumerate(jobs)]
@@ -157,6 +160,8 @@ def _options(runner: Runner):
 def _parse(runner: Runner) -> tuple[dict[str, Any], list[str]]:
     """Options that Beam knows, and the flags that it does not."""
     said = io.StringIO()
+    # Beam's options do that, too, and messages of all libraries would go to where `said` is.
+    logging.basicConfig()
     try:
         with _silenced(), contextlib.redirect_stderr(said):
             options = _options(runner)
@@ -189,31 +194,35 @@ def _run_local(pipeline):
 
     def run_it() -> None:
         try:
-            results.append(pipeline.run())
-            results[0].wait_until_finish()
+            result = pipeline.run()
+            result.wait_until_finish()
+            results.append(result)
         except BaseException as error:
             errors.append(error)
         finally:
             ended.set()
 
+    thread = threading.Thread(target=run_it, daemon=True)
     with _worker_deaths(ended) as deaths:
         try:
-            threading.Thread(target=run_it, daemon=True).start()
+            thread.start()
             ended.wait()
+            # At the very end, a worker that does not end well has done its work.
+            thread.join(_GRACE_SECONDS)
         finally:
-            if deaths or not ended.is_set():
+            if thread.is_alive():
                 # Threads of Beam that this process would wait for at its end wait for these.
                 for process in _worker_processes() - before:
                     with contextlib.suppress(Exception):
                         process.kill()
-    if deaths:
+    if results:
+        return results[0]
+    if any(text.endswith(_KILLED) for text in deaths):
         raise UnfinishedError(
             'a worker process of DirectRunner was killed, most likely for lack of memory; the same '
             'command goes on with what is missing'
         )
-    if errors:
-        raise errors[0]
-    return results[0]
+    raise RuntimeError(deaths[0]) if deaths else errors[0]
 
 
 def _worker_processes() -> set:
@@ -255,13 +264,18 @@ def _worker_deaths(ended: threading.Event) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _failures_named(runner: Runner, log: pathlib.Path) -> Iterator[None]:
-    """Turns what Beam raises into one line; the whole of it goes to `log`."""
+def _failures_named(runner: Runner) -> Iterator[pathlib.Path]:
+    """Turns what Beam raises into one line; yields a file that is kept, and named in it, then."""
+    descriptor, name = tempfile.mkstemp(prefix='gan_mrcnn.beam.', suffix='.log')
+    os.close(descriptor)
+    log = pathlib.Path(name)
+    is_kept = False
     try:
-        yield
+        yield log
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:
+        is_kept = True
         with open(log, 'a', encoding='utf-8', errors='backslashreplace') as file:
             file.write(traceback.format_exc())
         # What a worker raised comes as text, its stack trace first.
@@ -271,39 +285,32 @@ def _failures_named(runner: Runner, log: pathlib.Path) -> Iterator[None]:
             f'Apache Beam on {runner.name} failed ({reason}); what it said is in {log}; the same '
             'command goes on with what is missing'
         ) from error
+    finally:
+        if not is_kept:
+            log.unlink()
 
 
 @contextlib.contextmanager
-def _streams_apart() -> Iterator[pathlib.Path]:
-    """A file for what processes that are started in here write to standard error.
+def _errors_to(log: pathlib.Path) -> Iterator[None]:
+    """Sends what processes that are started in here write to standard error to a file.
 
-    Workers print what Beam does and, of every failure, the stack trace. The file is removed where
-    nothing but a UserError is raised. This process goes on to write where it did.
+    Workers print what Beam does and, of every failure, the stack trace. This process goes on to
+    write where it did.
     """
-    descriptor, name = tempfile.mkstemp(prefix='gan_mrcnn.beam.', suffix='.log')
-    terminal, stream = os.dup(2), sys.stderr
-    log = pathlib.Path(name)
-    try:
-        stream.flush()
-        with open(os.dup(terminal), 'w', errors='backslashreplace', buffering=1) as ours:
-            os.dup2(descriptor, 2)
-            if _writes_to_terminal(stream):
-                sys.stderr = ours
-            try:
-                yield log
-            finally:
-                os.dup2(terminal, 2)
-                sys.stderr = stream
-    except UnfinishedError:
-        raise
-    except BaseException:
-        log.unlink()
-        raise
-    else:
-        log.unlink()
-    finally:
-        os.close(descriptor)
-        os.close(terminal)
+    stream = sys.stderr
+    stream.flush()
+    with (
+        open(os.dup(2), 'w', errors='backslashreplace', buffering=1) as ours,
+        open(log, 'a') as file,
+    ):
+        os.dup2(file.fileno(), 2)
+        if _writes_to_terminal(stream):
+            sys.stderr = ours
+        try:
+            yield
+        finally:
+            os.dup2(ours.fileno(), 2)
+            sys.stderr = stream
 
 
 def _writes_to_terminal(stream) -> bool:
