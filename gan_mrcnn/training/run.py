@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shlex
+import time
 from typing import Callable, Optional
 
 import orbit
@@ -343,6 +344,7 @@ def _check_devices(run: Run, runner: trainer.Trainer) -> str:
     Raises:
       UserError: they do not, see `device_check`.
     """
+    began = time.monotonic()
     task, strategy = runner.task, run.strategy
     others = devices.other_reductions(multi_worker.num_workers(), run.config.runtime.all_reduce_alg)
     optimizer_config = run.config.trainer.optimizer_config
@@ -354,8 +356,9 @@ def _check_devices(run: Run, runner: trainer.Trainer) -> str:
         networks['discriminators'] = task.discriminator_variables
     weights = device_check.check_sums(strategy, networks, others)
     return (
-        f'checked: a step of a small network on {strategy.num_replicas_in_sync} devices is that of '
-        f'one, and gradients of {weights:,} weights summed over them equal the exact sum'
+        f'checked in {time.monotonic() - began:.0f} s: a step of a small network on '
+        f'{strategy.num_replicas_in_sync} devices is that of one, and gradients of {weights:,} '
+        'weights summed over them equal the exact sum'
     )
 
 
