@@ -163,10 +163,8 @@ def test_a_worker_is_started_again_only_where_that_helps(programs, status, reque
 
 def test_a_signal_before_the_time_is_up_waits_for_the_program(tmp_path):
     """Slurm signals all processes of the step; the program saves for a while."""
-    slurm = Slurm(
-        tmp_path,
-        ['trap "/bin/sleep 0.3; exit 75" TERM; touch "$HOME/runs"; while :; do /bin/sleep 0.1; done'],
-    )
+    saves = 'trap "/bin/sleep 0.3; exit 75" TERM; touch "$HOME/runs"'
+    slurm = Slurm(tmp_path, [f'{saves}; while :; do /bin/sleep 0.1; done'])
     process = slurm.start()
     end = time.monotonic() + 60
     while not (tmp_path / 'runs').exists():
