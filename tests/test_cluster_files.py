@@ -6,10 +6,10 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 import yaml
 
@@ -101,8 +101,9 @@ class Slurm:
 
     def __init__(self, folder, programs):
         self._folder = folder
-        self._install('srun', 'echo "srun $*" >> "$CALLS"\nexec "${@:2}"')
-        self._install('scontrol', 'echo "scontrol $*" >> "$CALLS"')
+        self._install('srun', 'echo "srun $*" >> "$CALLS"\nSLURM_STEP_ID=3 exec "${@:3}"')
+        for name in ('scontrol', 'scancel'):
+            self._install(name, f'echo "{name} $*" >> "$CALLS"')
         self._install('sleep', 'exit 0')
         cases = '\n'.join(f'{i + 1}) {program} ;;' for i, program in enumerate(programs))
         self._install(
@@ -138,17 +139,18 @@ class Slurm:
 
 
 @pytest.mark.parametrize(
-    'programs, status, requeues',
+    'programs, status, then',
     [
-        (['exit 0'], 0, False),
-        (['kill -9 $$', 'exit 1', 'exit 0'], 0, False),
-        (['exit 2'], 2, False),
-        (['exit 75'], 75, True),
-        (['exit 1'] * 5, 1, False),
+        (['exit 0'], 0, []),
+        (['kill -9 $$', 'exit 1', 'exit 0'], 0, []),
+        (['exit 75'], 75, ['scontrol requeue 7']),
+        # The other workers would wait for one that does not come.
+        (['exit 2'], 2, ['scancel --signal=KILL 7.3']),
+        (['exit 1'] * 5, 1, ['scancel --signal=KILL 7.3']),
     ],
-    ids=['finished', 'killed', 'mistake', 'stopped', 'dying'],
+    ids=['finished', 'killed', 'stopped', 'mistake', 'dying'],
 )
-def test_a_worker_is_started_again_only_where_that_helps(programs, status, requeues, tmp_path):
+def test_a_worker_is_started_again_only_where_that_helps(programs, status, then, tmp_path):
     slurm = Slurm(tmp_path, programs)
     process = slurm.start()
     _, err = process.communicate(timeout=60)
@@ -156,9 +158,9 @@ def test_a_worker_is_started_again_only_where_that_helps(programs, status, reque
     starts = slurm.calls('gan-mrcnn')
     assert len(starts) == len(programs)
     assert '--cluster slurm --stopped_status 75' in starts[0]
-    assert slurm.calls('scontrol') == (['scontrol requeue 7'] if requeues else [])
-    # A worker that is given up ends the others.
-    assert slurm.calls('srun') == ['srun --kill-on-bad-exit=1 bash -c worker']
+    assert slurm.calls('sc') == then
+    # One that has ended leaves the others the time to save.
+    assert slurm.calls('srun') == ['srun --kill-on-bad-exit=0 --wait=0 bash -c worker']
 
 
 def test_a_signal_before_the_time_is_up_waits_for_the_program(tmp_path):
@@ -171,21 +173,13 @@ def test_a_signal_before_the_time_is_up_waits_for_the_program(tmp_path):
         assert time.monotonic() < end
         time.sleep(0.05)
     # The batch script itself gets none, see `--signal` in the script.
-    for pid in _descendants(process.pid):
+    for child in psutil.Process(process.pid).children(recursive=True):
         # A `sleep` of the program may have ended by itself.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert slurm.calls('scontrol') == ['scontrol requeue 7']
-
-
-def _descendants(pid):
-    listed = subprocess.run(
-        ['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, text=True, check=False
-    )
-    children = [int(x) for x in listed.stdout.split()]
-    return [x for child in children for x in (child, *_descendants(child))]
+    assert slurm.calls('sc') == ['scontrol requeue 7']
 
 
 def test_the_time_to_save_is_as_long_for_both():

@@ -40,19 +40,24 @@ worker() {
             --data_dir "$DATA_DIR" --model_dir "$MODEL_DIR" --cache_dir "$CACHE_DIR" \
             ${TRAIN_FLAGS:-} || status=$?
         case $status in
-            # Finished; stopped by a signal; something for the user to fix.
-            0 | "$STOPPED" | 2) return "$status" ;;
+            # Finished, or stopped by a signal.
+            0 | "$STOPPED") return "$status" ;;
+            # Something for the user to fix.
+            2) break ;;
         esac
         # Killed, or out of memory. The others restart themselves and wait for this one.
         echo "worker ${SLURM_PROCID:-0} ended with status $status (start $start of 5)" >&2
         sleep 5
     done
+    # They would wait for as long as there is time.
+    scancel --signal=KILL "$SLURM_JOB_ID.$SLURM_STEP_ID"
     return "$status"
 }
 export -f worker
 
 status=0
-srun --kill-on-bad-exit=1 bash -c worker || status=$?
+# Not to be ended where one has ended, for another may still be saving.
+srun --kill-on-bad-exit=0 --wait=0 bash -c worker || status=$?
 if [ "$status" -eq "$STOPPED" ]; then
     # Its time was up. (After a preemption Slurm has put the job back by itself.)
     scontrol requeue "$SLURM_JOB_ID"
