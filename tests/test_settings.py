@@ -125,6 +125,13 @@ def test_learning_rates_follow_the_batch(batch, factor):
         assert f'{batch}/8' in text and f'train_steps={int(2000 / factor)} ' in text
 
 
+def test_several_devices_are_told_what_they_share_and_the_rate():
+    config = load('task.train_data.global_batch_size=32')
+    assert training_run.batch_line(config, 1) == []
+    ((_, text),) = training_run.batch_line(config, 8)
+    assert text == '32 images a step, 4 on each of 8 devices; learning rate 0.04'
+
+
 @pytest.mark.parametrize(
     'text, rates',
     [
@@ -162,6 +169,7 @@ def test_the_rule_holds_for_other_schedules(tmp_path):
     config = load('task.train_data.global_batch_size=2', config_file=str(path))
     rates = config.trainer.optimizer_config.learning_rate
     assert rates.type == 'cosine' and rates.get().initial_learning_rate == pytest.approx(0.01)
+    assert settings.first_rate(config) == pytest.approx(0.01)
 
 
 def test_rates_are_not_scaled_twice(tmp_path):
