@@ -163,10 +163,10 @@ def test_a_worker_is_started_again_only_where_that_helps(programs, status, then,
     assert slurm.calls('srun') == ['srun --kill-on-bad-exit=0 --wait=0 bash -c worker']
 
 
-def test_a_signal_before_the_time_is_up_waits_for_the_program(tmp_path):
-    """Slurm signals all processes of the step; the program saves for a while."""
-    saves = 'trap "/bin/sleep 0.3; exit 75" TERM; touch "$HOME/runs"'
-    slurm = Slurm(tmp_path, [f'{saves}; while :; do /bin/sleep 0.1; done'])
+@pytest.mark.parametrize('trap', ['trap "/bin/sleep 0.3; exit 75" TERM', ''], ids=['step', 'start'])
+def test_a_signal_before_the_time_is_up_waits_for_the_program(trap, tmp_path):
+    """Slurm signals all processes of the step. The program saves for a while, or has nothing to."""
+    slurm = Slurm(tmp_path, [f'{trap}\ntouch "$HOME/runs"; while :; do /bin/sleep 0.1; done'])
     process = slurm.start()
     end = time.monotonic() + 60
     while not (tmp_path / 'runs').exists():

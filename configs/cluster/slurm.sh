@@ -25,14 +25,16 @@ export MODEL_DIR=${MODEL_DIR:-$HOME/runs/glands}
 # Converted once by one worker where all nodes share it. A folder of each node, such as $TMPDIR, is
 # read faster, but each node converts for itself.
 export CACHE_DIR=${CACHE_DIR:-$HOME/.cache/gan_mrcnn}
+# srun does not take --cpus-per-task from the lines above since Slurm 22.05.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # Exit status of a run that a signal has stopped.
 export STOPPED=75
 
 # shellcheck disable=SC2329 # It is srun that calls it.
 worker() {
     # Slurm's SIGTERM goes to this shell, too, which has to wait until the program has saved.
-    trap : TERM
-    local start status
+    local start status stopping=''
+    trap 'stopping=yes' TERM
     for start in 1 2 3 4 5; do
         status=0
         # shellcheck disable=SC2086 # TRAIN_FLAGS are several words.
@@ -45,6 +47,8 @@ worker() {
             # Something for the user to fix.
             2) break ;;
         esac
+        # Stopped while it started, with nothing to save yet.
+        [ -z "$stopping" ] || return "$STOPPED"
         # Killed, or out of memory. The others restart themselves and wait for this one.
         echo "worker ${SLURM_PROCID:-0} ended with status $status (start $start of 5)" >&2
         sleep 5
