@@ -2,9 +2,9 @@
 """Whether the devices of a run work as one, asked before its first step.
 
 With TensorFlow 2.16 and later, runs on several GPUs are reported to end in NaN where one GPU trains
-well (tensorflow/tensorflow issue 90686, for some also with other ways to add up), or do so with
-some pairs of GPUs (105552). Results that are wrong but finite would go unnoticed: the run learns,
-only worse.
+well (tensorflow/tensorflow issue 90686, also with other ways to add up), and with some pairs of
+GPUs before that, too (105552). Results that are wrong but finite would go unnoticed: the run
+learns, only worse.
 
 The run's own step on one device, with the batch of all of them, would be the best comparison, but
 need not fit into its memory; and it cannot be taken part by part, because BatchNorm and losses go
