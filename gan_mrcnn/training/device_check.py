@@ -33,8 +33,9 @@ ROUNDS = 3
 _LARGEST = 64
 # Steps of the small network: the second one has momenta. Images of each replica, and their size.
 _STEPS, _IMAGES, _SIDE = 2, 2, 8
-# Of the largest change of a variable: TF32 rounds to a thousandth, one of 64 devices is more.
-_TOLERANCE = 0.01
+# Of the largest change of a variable. TF32 rounds to a thousandth; to leave out one of n devices
+# changes the sum of their gradients, which are random, by some 1 / sqrt(n) of it.
+_TOLERANCE = 0.02
 
 
 def check_step(
@@ -81,7 +82,7 @@ def _remedy(others):
 
 def _small_run(strategy, make_optimizer, apply_gradients, batch) -> list[list[np.ndarray]]:
     """Weights after the steps, of each replica of this worker."""
-    # No draws, and names that no other layer is called by.
+    # Nothing is drawn from the run's random state, and no other layer is called so.
     options = {'use_bias': False, 'kernel_initializer': 'zeros', 'dtype': 'float32'}
     with strategy.scope():
         model = tf.keras.Sequential(
@@ -91,7 +92,8 @@ def _small_run(strategy, make_optimizer, apply_gradients, batch) -> list[list[np
                 tf.keras.layers.BatchNormalization(
                     synchronized=True, dtype='float32', name='check_norm'
                 ),
-                tf.keras.layers.Activation('relu', dtype='float32', name='check_relu'),
+                # No ReLU, which a rounding can turn on.
+                tf.keras.layers.Activation('tanh', dtype='float32', name='check_tanh'),
                 tf.keras.layers.Flatten(dtype='float32', name='check_flat'),
                 tf.keras.layers.Dense(2, name='check_dense', **options),
             ],
