@@ -168,7 +168,7 @@ class RestSender:
 
     def __init__(self, address: client.Address, batches: list[list[bytes]], timeout: float):
         self._host, self._timeout = address.host, timeout
-        self._path = f'/v1/models/{address.model}:predict'
+        self._path = client.rest_path(address)
         self._bodies = [self._body(batch) for batch in batches]
         self._of_thread = threading.local()
 

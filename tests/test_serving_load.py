@@ -1,6 +1,7 @@
 """benchmarks/serving_load.py: its arithmetic against independent calculations, its clocks against
 servers whose times are known."""
 
+import argparse
 import pathlib
 import sys
 import threading
@@ -126,6 +127,67 @@ def test_clients_of_a_closed_loop_wait_for_their_answers():
     sent = serving_load.closed_loop(send, 3, 0.5)
     assert most == [3] and len(set(numbers)) == len(numbers) == len(sent) <= 33
     assert all(one.done - one.due >= 0.05 for one in sent)
+
+
+def options(**values):
+    return argparse.Namespace(**{'seed': 0, 'at_once': 8, **values})
+
+
+def test_a_change_of_version_is_seen_and_no_request_is_lost(tmp_path, capsys):
+    """The server is one that has the highest number as soon as it is there."""
+    (tmp_path / '1').mkdir()
+    (tmp_path / '1' / 'saved_model.pb').write_bytes(b'graph')
+
+    def send(number):
+        time.sleep(0.01)
+        return '', max(int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal())
+
+    found = serving_load.measure_swap(options(seconds=1.5, rates=[40]), send, tmp_path)
+    assert (tmp_path / '2' / 'saved_model.pb').read_bytes() == b'graph'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2']
+    old, new = found['versions'][1], found['versions'][2]
+    assert old['answered'] + new['answered'] == found['answered'] == found['sent'] > 30
+    assert found['appeared'] == 0.5 <= new['last_answered']
+    parts = [found[name] for name in ('before', 'while it loaded', 'behind') if found[name]]
+    assert sum(part['sent'] for part in parts) == found['sent']
+    assert 'version 2' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('growth, word', [(0, ': flat'), (36000, 'not flat'), (-36000, ': flat')])
+def test_memory_that_grows_is_told_from_memory_that_does_not(growth, word, monkeypatch, capsys):
+    monkeypatch.setattr(serving_load, 'EVERY', 0.01)
+    start = time.perf_counter()
+    monkeypatch.setattr(
+        serving_load,
+        'resident_mb',
+        lambda pid: 500 + growth * (time.perf_counter() - start) / 3600,
+    )
+    found = serving_load.measure_memory(options(rates=[10], minutes=2 / 60), lambda i: ('', 1), 1)
+    assert word in capsys.readouterr().out
+    assert found['mb_per_hour']['value'] == pytest.approx(growth, rel=0.2, abs=1e-6)
+    assert found['answered'] == found['sent'] > 5 and len(found['samples']) > 50
+
+
+def test_batches_take_turns_and_hold_that_many_images(monkeypatch):
+    asked = []
+
+    def make_sender(_, __, batches):
+        def send(number):
+            asked.append(batches[number % len(batches)])
+            time.sleep(0.02 + 0.01 * len(asked[-1]))
+            return '', 1
+
+        return send
+
+    monkeypatch.setattr(serving_load, 'make_sender', make_sender)
+    rows = serving_load.measure_batches(
+        options(batch_sizes=[1, 4], rounds=3), '', [b'a', b'b', b'c']
+    )
+    assert asked[:4] == [[b'a'], [b'a', b'b', b'c', b'a'], [b'b'], [b'b', b'c', b'a', b'b']]
+    assert [len(one) for one in asked] == [1, 4] * 4
+    # 1 in 0.03 s, 4 in 0.06 s, at best.
+    assert rows[0]['images_per_second'] <= 1 / 0.03 and rows[1]['images_per_second'] <= 4 / 0.06
+    assert [len(row['seconds']) for row in rows] == [3, 3]
 
 
 def test_a_request_of_several_images_is_json_with_a_row_for_each():

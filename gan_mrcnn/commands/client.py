@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends images to a TF Serving and draws its detections: gan-mrcnn client --url URL IMAGE...
 
-URL is http://HOST:8501/v1/models/model (REST) or grpc://HOST:8500/model; /versions/1 behind it
-chooses a version. Prints class, score and box [y1, x1, y2, x2] of each object, in pixels.
+URL is http://HOST:8501/v1/models/model (REST) or grpc://HOST:8500/model; /versions/1 or
+/labels/stable behind it chooses a version. Prints class, score and box [y1, x1, y2, x2] of each
+object, in pixels.
 """
 
 import argparse

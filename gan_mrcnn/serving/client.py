@@ -34,7 +34,7 @@ OUTPUTS = {
 }
 _URL = re.compile(
     r'(?P<scheme>https?|grpc)://(?P<host>[^/]+)(?P<v1>/v1/models)?/(?P<model>[^/:]+)'
-    r'(/versions/(?P<version>\d+))?(:predict)?/?'
+    r'(/versions/(?P<version>\d+)|/labels/(?P<label>\w+))?(:predict)?/?'
 )
 _NOT_AS_OURS = 'does not answer as this model would'
 # gRPC's own limit is 4 MB, less than one large image.
@@ -42,18 +42,19 @@ _MOST_BYTES = 256 << 20
 
 
 class Address(NamedTuple):
-    """Address of a model. `version` is None for the newest."""
+    """Address of a model. `version` and `label` are both None for the newest."""
 
     scheme: str
     host: str
     model: str
     version: Optional[int] = None
+    label: Optional[str] = None
 
 
 def parse_url(url: str) -> Address:
     """Parses `http://HOST:8501/v1/models/NAME` (REST) or `grpc://HOST:8500/NAME`.
 
-    `/versions/N` behind either chooses a version.
+    `/versions/N` behind either chooses a version, `/labels/NAME` the one that has that label.
 
     Raises:
       UserError: it has neither form.
@@ -64,7 +65,17 @@ def parse_url(url: str) -> Address:
             f'--url {url} is neither http://HOST:8501/v1/models/NAME nor grpc://HOST:8500/NAME'
         )
     version = match['version'] and int(match['version'])
-    return Address(match['scheme'], match['host'], match['model'], version)
+    return Address(match['scheme'], match['host'], match['model'], version, match['label'])
+
+
+def rest_path(address: Address) -> str:
+    """Path of a REST request to predict."""
+    chosen = ''
+    if address.version is not None:
+        chosen = f'/versions/{address.version}'
+    elif address.label is not None:
+        chosen = f'/labels/{address.label}'
+    return f'/v1/models/{urllib.parse.quote(address.model, safe="%")}{chosen}:predict'
 
 
 def rest_request(encoded: bytes) -> bytes:
@@ -109,6 +120,8 @@ def grpc_request(encoded: bytes, address: Address):
     request.model_spec.signature_name = 'serving_default'
     if address.version is not None:
         request.model_spec.version.value = address.version
+    elif address.label is not None:
+        request.model_spec.version_label = address.label
     request.inputs['image_bytes'].CopyFrom(tf.make_tensor_proto([encoded]))
     return request
 
@@ -130,9 +143,7 @@ def ask(address: Address, encoded: bytes, timeout: float) -> dict[str, np.ndarra
     """
     if address.scheme == 'grpc':
         return _ask_grpc(address, encoded, timeout)
-    model = urllib.parse.quote(address.model, safe='%')
-    version = '' if address.version is None else f'/versions/{address.version}'
-    url = f'{address.scheme}://{address.host}/v1/models/{model}{version}:predict'
+    url = f'{address.scheme}://{address.host}{rest_path(address)}'
     headers = {'Content-Type': 'application/json'}
     try:
         request = urllib.request.Request(url, rest_request(encoded), headers)

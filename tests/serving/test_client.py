@@ -3,6 +3,7 @@
 import http.server
 import json
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -90,15 +91,35 @@ def test_no_server_is_an_error_that_names_the_address(scheme):
 @pytest.mark.parametrize(
     'url, wanted',
     [
-        ('http://h:8501/v1/models/m', ('http', 'h:8501', 'm', None)),
-        ('https://h/v1/models/m:predict', ('https', 'h', 'm', None)),
-        ('http://h:8501/v1/models/m/versions/12:predict', ('http', 'h:8501', 'm', 12)),
-        ('grpc://h:8500/m', ('grpc', 'h:8500', 'm', None)),
-        ('grpc://h:8500/m/versions/3', ('grpc', 'h:8500', 'm', 3)),
+        ('http://h:8501/v1/models/m', ('http', 'h:8501', 'm', None, None)),
+        ('https://h/v1/models/m:predict', ('https', 'h', 'm', None, None)),
+        ('http://h:8501/v1/models/m/versions/12:predict', ('http', 'h:8501', 'm', 12, None)),
+        ('http://h/v1/models/m/labels/stable:predict', ('http', 'h', 'm', None, 'stable')),
+        ('grpc://h:8500/m', ('grpc', 'h:8500', 'm', None, None)),
+        ('grpc://h:8500/m/versions/3', ('grpc', 'h:8500', 'm', 3, None)),
+        ('grpc://h:8500/m/labels/canary', ('grpc', 'h:8500', 'm', None, 'canary')),
     ],
 )
 def test_urls(url, wanted):
     assert client.parse_url(url) == wanted
+
+
+def test_a_version_or_a_label_is_what_is_asked_for():
+    # As TF Serving's `kPredictionApiGegex` reads a path.
+    asked = re.compile(
+        r'/v1/models/([^/:]+)(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?:(classify|regress|predict)'
+    )
+    for chosen, wanted in (
+        ('', (None, None)),
+        ('/versions/7', ('7', None)),
+        ('/labels/stable', (None, 'stable')),
+    ):
+        address = client.parse_url(f'http://h/v1/models/m{chosen}')
+        found = asked.fullmatch(client.rest_path(address))
+        assert found.groups() == ('m', *wanted, 'predict')
+        spec = client.grpc_request(b'', address).model_spec
+        assert spec.version_label == (wanted[1] or '')
+        assert spec.HasField('version') == (wanted[0] is not None)
 
 
 @pytest.mark.parametrize('url', ['h:8501', 'http://h:8501', 'http://h/m', 'grpc://h/v1/models/m'])
