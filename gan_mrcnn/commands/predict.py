@@ -9,12 +9,16 @@ objects.csv and predictions.json (COCO format).
 Whole slides (.svs, .ndpi, .mrxs, pyramids in TIFF, and others) are predicted in tiles, each into
 DIR/NAME/: objects.geojson for QuPath, objects.csv and overview.png. A stopped run goes on with the
 same command. Needs the extra slides: pip install 'gan-mrcnn[slides]'.
+
+With --runner Apache Beam spreads the work over processes or machines that share a disk, and flags
+that are not listed go to Beam: docs/beam.md. Needs the extra beam: pip install 'gan-mrcnn[beam]'.
 """
 
 import argparse
 
-from gan_mrcnn.utils import cli
+from gan_mrcnn.utils import beam_runner, cli
 
+FORWARDS_FLAGS = True
 TISSUE = ('auto', 'off')
 STOPPED = 'stopped; of slides all finished rows are kept, the same command goes on from there'
 
@@ -57,15 +61,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=TISSUE[0],
         help='for slides: auto (default) leaves out tiles without tissue, off predicts all',
     )
+    beam_runner.add_flag(parser)
 
 
 def main(options: argparse.Namespace) -> None:
     cli.check_one_model(options, '--model')
     cli.check_score(options.score_threshold)
     cli.check_positive(options.batch, '--batch')
+    runner = beam_runner.from_options(options)
     from gan_mrcnn.prediction import image_files, slide_run, slides, tiles, writing
     from gan_mrcnn.prediction import run as prediction_run
-    from gan_mrcnn.utils import devices, published
+    from gan_mrcnn.utils import devices
 
     overlap = tiles.check(options.tile, options.overlap) if options.tile else 0
     # Before the network, which takes its time: a wrong path is answered at once.
@@ -78,17 +84,20 @@ def main(options: argparse.Namespace) -> None:
     pictures = [source for source, is_slide in zip(sources, kinds) if not is_slide]
     if pictures:
         writing.prepare_folder(options.out)
+    if runner:
+        from gan_mrcnn.prediction import beam_run
+
+        model, chosen = _model(options)
+        beam_run.predict(pictures, whole_slides, model, options.out, chosen, runner)
+        return
     problems: list[str] = []
     usable = slide_run.usable(whole_slides, options.slide_mpp, problems) if whole_slides else []
     if not usable and not pictures:
         slide_run.stop_at(problems, len(whole_slides))
-    path = published.find(options.published, options.cache_dir) if options.published else None
-    network = prediction_run.load(
-        options.model, options.checkpoint, options.data_dir, path, options.tta
-    )
+    model, chosen = _model(options)
+    network = prediction_run.load(*model)
     print(f'devices: {devices.describe()}', flush=True)
     if usable:
-        chosen = _slide_options(options, path or options.model)
         slide_run.predict(usable, network, options.out, chosen, problems)
     if pictures:
         prediction_run.predict(
@@ -103,11 +112,14 @@ def main(options: argparse.Namespace) -> None:
     slide_run.stop_at(problems, len(whole_slides))
 
 
-def _slide_options(options: argparse.Namespace, model: str):
+def _model(options: argparse.Namespace):
+    """The arguments of `prediction.run.load`, and how slides are predicted with it."""
     from gan_mrcnn.prediction import slide_plan
+    from gan_mrcnn.utils import published
 
-    return slide_plan.Options(
-        model=model,
+    path = published.find(options.published, options.cache_dir) if options.published else None
+    chosen = slide_plan.Options(
+        model=path or options.model,
         tta=options.tta,
         score_threshold=options.score_threshold,
         batch_size=options.batch,
@@ -117,3 +129,4 @@ def _slide_options(options: argparse.Namespace, model: str):
         slide_mpp=options.slide_mpp,
         finds_tissue=options.tissue != 'off',
     )
+    return (options.model, options.checkpoint, options.data_dir, path, options.tta), chosen

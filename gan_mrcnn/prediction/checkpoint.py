@@ -24,6 +24,8 @@ from gan_mrcnn.utils.errors import UserError
 
 SCORE_THRESHOLD = 0.5
 PARAMS_NAME = 'params.yaml'
+# Of checkpoints that are no paths.
+NAMES = ('best', 'last')
 # The generator with the averages of its weights, in a checkpoint of a run that keeps some.
 _AVERAGED = 'averaged_model'
 
@@ -39,7 +41,7 @@ def find_checkpoint(model_dir: str, which: str) -> str:
     Raises:
       UserError: there is no such checkpoint.
     """
-    if which not in ('best', 'last'):
+    if which not in NAMES:
         if not os.path.isfile(f'{which}.index'):
             raise UserError(f'--checkpoint {which}: there is no {which}.index')
         return which

@@ -9,7 +9,7 @@ import glob
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -196,12 +196,14 @@ def is_results(folder: PathLike) -> bool:
 
 
 def read(
-    sources: Iterable[Source], problems: list[str]
+    sources: Iterable[Source],
+    problems: list[str],
+    read_image: Callable[[pathlib.Path], images.DecodedImage] = images.read_image,
 ) -> Iterator[tuple[Source, images.DecodedImage]]:
     """The images of `sources` that can be read; `problems` gets a line for each of the others."""
     for source in sources:
         try:
-            yield source, images.read_image(source.path)
+            yield source, read_image(source.path)
         except UserError as error:
             problems.append(str(error))
 

@@ -80,10 +80,21 @@ def predict(
                 bar.update()
     finally:
         writer.close()
+    report(num_objects, threshold, len(sources), problems, out)
+
+
+def report(
+    num_objects: int, threshold: float, num_images: int, problems: Sequence[str], out: str
+) -> None:
+    """Says what was written, and which images are skipped, a line of `problems` for each.
+
+    Raises:
+      UserError: some are.
+    """
     print(
-        f'{num_objects} objects of at least {threshold:g} in {len(sources) - len(problems)} '
+        f'{num_objects} objects of at least {threshold:g} in {num_images - len(problems)} '
         f'images; wrote {out}'
     )
     if problems:
         print('\n'.join(map(cli.one_line, problems)))
-        raise UserError(f'{len(problems)} of {len(sources)} images are skipped, see above')
+        raise UserError(f'{len(problems)} of {num_images} images are skipped, see above')

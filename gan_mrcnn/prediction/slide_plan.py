@@ -56,8 +56,6 @@ class Plan(NamedTuple):
     rows: windows of the tiles with tissue, by row from top to bottom; no row is empty.
     num_tiles: with those without tissue.
     scale: of the view.
-    tile: height and width in pixels.
-    threshold: of scores.
     picture: the slide, small, [h, w, 3] uint8 RGB.
     mask: where tissue is, [h', w'] bool; all of it where none is looked for.
     """
@@ -66,8 +64,6 @@ class Plan(NamedTuple):
     rows: list[list[Window]]
     num_tiles: int
     scale: slide_files.Scale
-    tile: tuple[int, int]
-    threshold: float
     picture: np.ndarray
     mask: np.ndarray
 
@@ -170,24 +166,30 @@ def make_plan(slide: slides.Slide, settings: dict[str, Any]) -> Plan:
       SlideError: the slide is damaged, or has no tissue.
     """
     own = tuple(settings['slide_mpp'])
-    height, width = (
-        max(1, round(side * mpp / settings['mpp'])) for side, mpp in zip(slide.size, own)
-    )
+    view = view_of(slide, settings)
+    height, width = view.height, view.width
     mask = _tissue(slide, own) if settings['tissue'] else np.ones((1, 1), bool)
     windows = tiles.make_tiles(height, width, settings['tile'], settings['overlap'])
     chosen = [window for window in windows if tissue.is_in(mask, window, height, width)]
     if not chosen:
         raise slides.SlideError(f'{slide.path} has no tissue; --tissue off predicts all of it')
     return Plan(
-        view=slide.view(height, width),
+        view=view,
         rows=[list(row) for _, row in itertools.groupby(chosen, key=lambda window: window[0])],
         num_tiles=len(windows),
         scale=slide_files.Scale((slide.size.height / height, slide.size.width / width), own),
-        tile=tuple(settings['tile']),
-        threshold=settings['score_threshold'],
         picture=slide_files.overview_of(slide),
         mask=mask,
     )
+
+
+def view_of(slide: slides.Slide, settings: dict[str, Any]) -> slides.View:
+    """The slide at the resolution of the training images."""
+    height, width = (
+        max(1, round(side * mpp / settings['mpp']))
+        for side, mpp in zip(slide.size, settings['slide_mpp'])
+    )
+    return slide.view(height, width)
 
 
 def _tissue(slide, micrometres):

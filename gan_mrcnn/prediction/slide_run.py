@@ -15,7 +15,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -111,30 +111,27 @@ def _skip(error, problems):
 
 def _predict_slide(slide, source, network, folder, options):
     settings = slide_plan.settings_of(slide, network.card, options)
-    if _is_finished(folder, settings):
+    if is_finished(folder, settings):
         print(f'{slide.path}: {folder} is finished already')
         return
     plan = slide_plan.make_plan(slide, settings)
-    missing = [n for n in range(len(plan.rows)) if not _row(folder, n).exists()]
+    missing = [n for n in range(len(plan.rows)) if not row_path(folder, n).exists()]
     num_tiles = sum(map(len, plan.rows))
     num_done = num_tiles - sum(len(plan.rows[number]) for number in missing)
     print(_text(slide, plan, settings, num_done), flush=True)
     title = cli.one_line(source.name)
     with progress_bar.Bar(total=num_tiles, initial=num_done, desc=title, unit='tile') as bar:
         for number in missing:
-            parts = _detect(plan, plan.rows[number], network, options.batch_size, bar)
-            with disk.errors_named(f'--out {folder}'):
-                row_files.write(_row(folder, number), parts)
-    with disk.errors_named(f'--out {folder}'):
-        num_objects = _write(folder, plan, network.card.class_names, title)
-        counts = {'objects': num_objects, 'tiles': num_tiles, 'of_tiles': plan.num_tiles}
-        summary = {'finished': True, 'settings': settings, **counts}
-        files.write_json(folder / image_files.SUMMARY, summary)
-        shutil.rmtree(folder / ROWS)
-    print(f'{num_objects} objects of at least {plan.threshold:g}; wrote {folder}')
+            windows = plan.rows[number]
+            parts = detect(plan.view, windows, network, settings, options.batch_size, bar.update)
+            write_row(folder, number, parts)
+    with progress_bar.Bar(total=len(plan.rows), desc=f'write {title}', unit='row') as bar:
+        num_objects = finish(folder, plan, settings, bar.update)
+    print(f'{num_objects} objects of at least {settings["score_threshold"]:g}; wrote {folder}')
 
 
-def _row(folder: pathlib.Path, number: int) -> pathlib.Path:
+def row_path(folder: pathlib.Path, number: int) -> pathlib.Path:
+    """The file of a row of tiles, by its number among those of the plan."""
     return folder / ROWS / f'{number:05}.npz'
 
 
@@ -145,12 +142,16 @@ def _text(slide, plan, settings, num_done) -> str:
         f'{slide.path}: {slide.size.width}x{slide.size.height} pixels of '
         f'{settings["slide_mpp"][1]:g} um, seen at {settings["mpp"]:g} um{coarse}; tissue in '
         f'{sum(map(len, plan.rows))} of {plan.num_tiles} tiles of '
-        f'{plan.tile[0]}x{plan.tile[1]}{kept}'
+        f'{settings["tile"][0]}x{settings["tile"][1]}{kept}'
     )
 
 
-def _is_finished(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
+def is_finished(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
     """Whether a slide was predicted; False where it is begun, which is noted.
+
+    Args:
+      folder: of the slide's results.
+      settings: see `slide_plan.settings_of`.
 
     Raises:
       UserError: it was begun or predicted with other settings.
@@ -168,34 +169,57 @@ def _is_finished(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
         found = {'finished': False, 'settings': settings}
         with disk.errors_named(f'--out {folder}'):
             files.write_json(path, found)
-    before = found['settings']
+    check_same(folder, found['settings'], settings)
+    files.remove_unfinished(folder)
+    done = bool(found.get('finished'))
+    if done and (folder / ROWS).exists():
+        shutil.rmtree(folder / ROWS)
+    return done
+
+
+def check_same(folder: pathlib.Path, before: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises UserError where what is in a folder was begun with other settings."""
     for name in (*settings, *before):
         if before.get(name) != settings.get(name):
             raise UserError(
                 f'--out: {folder} was begun with {name} {before.get(name)}, now '
                 f'{settings.get(name)}; give the same, another --out, or remove that folder'
             )
-    files.remove_unfinished(folder)
-    is_finished = bool(found.get('finished'))
-    if is_finished and (folder / ROWS).exists():
-        shutil.rmtree(folder / ROWS)
-    return is_finished
 
 
-def _detect(plan, windows, network, batch_size, bar) -> row_files.Parts:
-    """Every object of some tiles, with its tile. While the network works, the next are read."""
+def detect(
+    view: slides.View,
+    windows: Sequence[slide_plan.Window],
+    network: predictor_lib.Predictor,
+    settings: dict[str, Any],
+    batch_size: int,
+    progress: Callable[[int], Any],
+) -> row_files.Parts:
+    """Every object of some tiles, with its tile. While the network works, the next are read.
+
+    Args:
+      view: see `slide_plan.view_of`.
+      windows: of the tiles, at least one.
+      network: see there.
+      settings: see `slide_plan.settings_of`.
+      batch_size: tiles that the network sees at a time.
+      progress: called with the number of tiles after each batch.
+
+    Raises:
+      SlideError: the file is damaged there.
+    """
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     parts = []
     # Its threads end before the slide is closed, also where this is stopped.
     with futures.ThreadPoolExecutor(num_cores()) as pool:
-        coming = pool.map(plan.view.read, batches[0])
+        coming = pool.map(view.read, batches[0])
         for batch, following in zip(batches, [*batches[1:], []]):
-            crops, coming = list(coming), pool.map(plan.view.read, following)
-            shown = np.stack([_padded(crop, plan.tile) for crop in crops])
+            crops, coming = list(coming), pool.map(view.read, following)
+            shown = np.stack([_padded(crop, settings['tile']) for crop in crops])
             for window, detections in zip(batch, network.detect_pixels(shown)):
-                found = objects.from_detections(detections, window, plan.threshold)
+                found = objects.from_detections(detections, window, settings['score_threshold'])
                 parts += [(window, one) for one in found]
-            bar.update(len(batch))
+            progress(len(batch))
     return parts
 
 
@@ -205,8 +229,38 @@ def _padded(pixels, tile):
     return np.pad(pixels, [*missing, (0, 0)], constant_values=_GLASS)
 
 
-def _write(folder: pathlib.Path, plan: slide_plan.Plan, class_names, title: str) -> int:
-    """Writes the results of all rows, and gives the number of objects."""
+def write_row(folder: pathlib.Path, number: int, parts: row_files.Parts) -> None:
+    """Keeps what was detected in a row of tiles; written twice, it is the same file."""
+    with disk.errors_named(f'--out {folder}'):
+        row_files.write(row_path(folder, number), parts)
+
+
+def finish(
+    folder: pathlib.Path,
+    plan: slide_plan.Plan,
+    settings: dict[str, Any],
+    progress: Callable[[], Any],
+) -> int:
+    """Writes the results of all rows, and gives the number of objects.
+
+    Args:
+      folder: of the slide's results, with all rows.
+      plan: of the slide.
+      settings: see `slide_plan.settings_of`.
+      progress: called after each row.
+    """
+    with disk.errors_named(f'--out {folder}'):
+        num_objects = _write(folder, plan, settings['classes'], progress)
+        num_tiles = sum(map(len, plan.rows))
+        counts = {'objects': num_objects, 'tiles': num_tiles, 'of_tiles': plan.num_tiles}
+        summary = {'finished': True, 'settings': settings, **counts}
+        files.write_json(folder / image_files.SUMMARY, summary)
+        shutil.rmtree(folder / ROWS)
+    return num_objects
+
+
+def _write(folder, plan, class_names, progress) -> int:
+    """Writes objects and overview."""
     overview = slide_files.Overview(plan.picture, plan.mask, plan.view.height, plan.view.width)
     with contextlib.ExitStack() as stack:
         paths = [
@@ -217,7 +271,7 @@ def _write(folder: pathlib.Path, plan: slide_plan.Plan, class_names, title: str)
             stack.enter_context(open(path, 'w', newline='', **_TEXT)) for path in paths
         )
         writer = slide_files.Writer(collection, table, class_names, plan.scale)
-        for one in _merged(folder, plan, f'write {title}'):
+        for one in _merged(folder, plan, progress):
             writer.add(one)
             overview.add(one)
         writer.close()
@@ -225,11 +279,10 @@ def _write(folder: pathlib.Path, plan: slide_plan.Plan, class_names, title: str)
     return writer.num_objects
 
 
-def _merged(folder, plan, title) -> Iterator[objects.Object]:
+def _merged(folder, plan, progress) -> Iterator[objects.Object]:
     """The objects of a slide, from top to bottom."""
     merger = tiles.RowMerger()
     tops = [row[0][0] for row in plan.rows[1:]]
-    with progress_bar.Bar(total=len(plan.rows), desc=title, unit='row') as bar:
-        for number, next_top in enumerate([*tops, None]):
-            yield from merger.add(row_files.read(_row(folder, number)), next_top)
-            bar.update()
+    for number, next_top in enumerate([*tops, None]):
+        yield from merger.add(row_files.read(row_path(folder, number)), next_top)
+        progress()

@@ -52,16 +52,17 @@ class Writer:
 
     def add(self, result: Result) -> None:
         """Writes one image's overlay, label image and rows."""
-        name = f'{result.source.name}.png'
-        labels = label_image(result.objects, *result.pixels.shape[:2])
-        with disk.errors_named(f'--out {self._folder}'):
-            visualization.save_png(str(self._folder / image_files.OVERLAYS / name), draw(result))
-            encoded = cv2.imencode('.png', labels)[1].tobytes()
-            files.write_bytes(self._folder / image_files.LABELS / name, encoded)
-        for file, number, name, score, area, *box in rows(result, self._card):
-            box = [f'{value:.2f}' for value in box]
-            self._rows.writerow([file, number, name, f'{score:.4f}', area, *box])
-        self._add_coco(result)
+        write_images(self._folder, result)
+        self.add_entry(entry(result, self._card))
+
+    def add_entry(self, described: dict[str, Any]) -> None:
+        """Adds what `entry` says of an image to table and JSON."""
+        self._rows.writerows(described['rows'])
+        images, annotations = self._coco['images'], self._coco['annotations']
+        image_id = len(images) + 1
+        images.append({'id': image_id, **described['image']})
+        for one in described['annotations']:
+            annotations.append({'id': len(annotations) + 1, 'image_id': image_id, **one})
 
     def close(self) -> None:
         """Writes table and JSON of the images so far, each whole or not at all."""
@@ -70,21 +71,32 @@ class Writer:
             # On one line: masks make it large.
             files.write_json(self._folder / PREDICTIONS, self._coco, indent=None)
 
-    def _add_coco(self, result):
-        height, width = result.pixels.shape[:2]
-        images, annotations = self._coco['images'], self._coco['annotations']
-        image_id = len(images) + 1
-        images.append(
-            {
-                'id': image_id,
-                'file_name': str(result.source.path),
-                'height': height,
-                'width': width,
-            }
-        )
-        for one in result.objects:
-            ids = {'id': len(annotations) + 1, 'image_id': image_id}
-            annotations.append({**ids, **annotation(one, self._card, height, width)})
+
+def write_images(folder: pathlib.Path, result: Result) -> None:
+    """Writes the overlay and the label image of one image.
+
+    Raises:
+      TooManyObjects: see `label_image`; nothing is written then.
+    """
+    name = f'{result.source.name}.png'
+    labels = label_image(result.objects, *result.pixels.shape[:2])
+    with disk.errors_named(f'--out {folder}'):
+        visualization.save_png(str(folder / image_files.OVERLAYS / name), draw(result))
+        encoded = cv2.imencode('.png', labels)[1].tobytes()
+        files.write_bytes(folder / image_files.LABELS / name, encoded)
+
+
+def entry(result: Result, card: model_card.ModelCard) -> dict[str, Any]:
+    """What table and JSON have of an image, as JSON; numbers of all images are not yet in it."""
+    height, width = result.pixels.shape[:2]
+    return {
+        'rows': [
+            [file, number, name, f'{score:.4f}', area, *(f'{value:.2f}' for value in box)]
+            for file, number, name, score, area, *box in rows(result, card)
+        ],
+        'image': {'file_name': str(result.source.path), 'height': height, 'width': width},
+        'annotations': [annotation(one, card, height, width) for one in result.objects],
+    }
 
 
 def rows(result: Result, card: model_card.ModelCard) -> Iterator[tuple]:
