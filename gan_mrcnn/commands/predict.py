@@ -10,8 +10,8 @@ Whole slides (.svs, .ndpi, .mrxs, pyramids in TIFF, and others) are predicted in
 DIR/NAME/: objects.geojson for QuPath, objects.csv and overview.png. A stopped run goes on with the
 same command. Needs the extra slides: pip install 'gan-mrcnn[slides]'.
 
-With --runner Apache Beam spreads the work over processes or machines that share a disk, and flags
-that are not listed go to Beam: docs/beam.md. Needs the extra beam: pip install 'gan-mrcnn[beam]'.
+With --runner Apache Beam spreads the work over processes or machines that share a disk; flags that
+are not listed then go to Beam. Needs the extra beam: pip install 'gan-mrcnn[beam]'.
 """
 
 import argparse

@@ -11,7 +11,6 @@ import functools
 import os
 
 from gan_mrcnn.utils import beam_runner, cli
-from gan_mrcnn.utils.errors import UserError
 
 FORWARDS_FLAGS = True
 STOPPED = 'stopped; the same command goes on with what is missing'
@@ -31,9 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    if options.forwarded and not options.runner:
-        raise UserError(f'{options.forwarded[0]} is no flag of this command without --runner')
-    runner = beam_runner.from_flags(options.runner, options.forwarded) if options.runner else None
+    runner = beam_runner.from_options(options)
     from gan_mrcnn import settings
     from gan_mrcnn.data.records import beam_shards, records
     from gan_mrcnn.training import run as training_run

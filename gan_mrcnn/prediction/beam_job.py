@@ -16,12 +16,14 @@ once. All else, such as a disk that does not answer or memory that is short, may
 again, some times, and named then, and the same command tries again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
 import pathlib
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
@@ -140,11 +142,15 @@ def batches(sources: Sequence[image_files.Source], batch_size: int) -> list[Pict
 
 
 def begin(job: Job, sources: Sequence[image_files.Source]) -> None:
-    """Notes the settings that parts of pictures are made with.
+    """Makes the folder, and notes the settings that parts of pictures are made with.
 
     Raises:
       UserError: there are parts of other settings or pictures.
     """
+    disk.make_folder(job.folder, '--out')
+    (job.folder / REPORT).unlink(missing_ok=True)
+    if not sources:
+        return
     names = '\n'.join(f'{source.path}\t{source.name}' for source in sources)
     options = job.options
     settings = {
@@ -168,6 +174,15 @@ def begin(job: Job, sources: Sequence[image_files.Source]) -> None:
                 for left in (job.out / place).rglob('*.tmp'):
                     left.unlink()
         files.write_json(path, settings)
+
+
+def check_shared(job: Job) -> None:
+    """Raises UserError on a worker that does not see the folder of the results."""
+    if not job.folder.is_dir():
+        raise UserError(
+            f'{job.folder} is not there on the worker {socket.gethostname()}; give --out on a disk '
+            'that all workers share, by a path that is the same on all'
+        )
 
 
 def tried(function: Callable[..., _T], *arguments) -> _T:
@@ -217,9 +232,7 @@ def plan_slide(job: Job, number: int, source: image_files.Source) -> list[Row]:
     ]
 
 
-def predict(
-    job: Job, part: Union[Pictures, Row], network: predictor_lib.Predictor
-) -> Predicted:
+def predict(job: Job, part: Union[Pictures, Row], network: predictor_lib.Predictor) -> Predicted:
     """Has the network predict a part of the work; whatever fails is in what it gives."""
     if isinstance(part, Row):
         return _predict_row(job, part, network)
@@ -365,9 +378,14 @@ def tidy(job: Job, num_failures: int) -> None:
 
     Where pictures were given up, only their parts: the same command predicts no others again.
     """
-    if not num_failures:
+    (job.folder / REPORT).unlink()
+    if not job.num_pictures:
+        # There may be parts of another job, of pictures.
+        with contextlib.suppress(OSError):
+            job.folder.rmdir()
+    elif not num_failures:
         shutil.rmtree(job.folder)
-        return
-    for number in range(job.num_batches):
-        if files.read_json(job.part(number), {}).get('failures'):
-            job.part(number).unlink()
+    else:
+        for number in range(job.num_batches):
+            if files.load_json(job.part(number), 'that folder as it was')['failures']:
+                job.part(number).unlink()

@@ -52,6 +52,7 @@ class Network(inference.ModelHandler):
 
     def load_model(self):
         """Once in each worker process."""
+        beam_job.check_shared(self._job)
         return prediction_run.load(*self._arguments)
 
     def run_inference(self, batch, model, inference_args=None):
@@ -91,10 +92,7 @@ def predict(
         slide_plan.model_micrometres(card, options.mpp)
     absolute = pathlib.Path(out).absolute()
     job = beam_job.Job(absolute, pathlib.Path.cwd(), len(pictures), card, options)
-    if pictures:
-        beam_job.begin(job, pictures)
-    place = job.folder / beam_job.REPORT
-    place.unlink(missing_ok=True)
+    beam_job.begin(job, pictures)
     batches = beam_job.batches(pictures, options.batch_size)
     print(
         f'{runner.name}: {len(pictures)} images in {len(batches)} batches, '
@@ -103,7 +101,7 @@ def predict(
     )
     build = functools.partial(_build, job, Network(job, arguments), batches, whole_slides)
     beam_runner.run_pipeline(build, runner)
-    found = files.load_json(place, 'a folder that all workers reach')
+    found = files.load_json(job.folder / beam_job.REPORT, 'a folder that all workers reach')
     beam_job.tidy(job, found['pictures']['failures'] if pictures else 0)
     _say(job, found, len(pictures), len(whole_slides), out)
 
@@ -161,6 +159,7 @@ def _each(kind, function, job):
 
 
 def _plan(job, numbered):
+    beam_job.check_shared(job)
     number, source = numbered
     problem = ''
     try:

@@ -68,6 +68,19 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def from_options(options: argparse.Namespace) -> Optional[Runner]:
+    """What --runner and the flags that were not known say; None without --runner.
+
+    Raises:
+      UserError: see `from_flags`; or there is no runner to take the flags.
+    """
+    if options.runner:
+        return from_flags(options.runner, options.forwarded)
+    if options.forwarded:
+        raise UserError(f'{options.forwarded[0]} is no flag of this command without --runner')
+    return None
+
+
 def from_flags(name: str, flags: Sequence[str]) -> Runner:
     """The runner `name` with Beam's own `flags`; DirectRunner gets a worker process per core.
 
@@ -116,17 +129,42 @@ def run(
     """
     import apache_beam as beam
 
-    with _silenced(), _failures_named(runner) as log, _errors_to(log), _ticking(every_second):
-        pipeline = beam.Pipeline(options=_options(runner))
+    def build(pipeline) -> None:
         # Pickled here: Beam has ideas of its own about how a named tuple travels.
         pickled = [pickle.dumps((number, job)) for number, job in enumerate(jobs)]
         call = functools.partial(_call, function)
         _ = pipeline | 'jobs' >> beam.Create(pickled) | 'do' >> beam.Map(call)
-        result = _run_local(pipeline) if runner.name == DIRECT else _run_remote(pipeline)
-        errors = _user_errors(result)
+
+    errors = _user_errors(run_pipeline(build, runner, every_second))
     if errors:
         others = f' (and {len(errors) - 1} more)' if len(errors) > 1 else ''
         raise UserError(f'{errors[0]}{others}')
+
+
+def run_pipeline(
+    build: Callable[[Any], None],
+    runner: Runner,
+    every_second: Optional[Callable[[], Any]] = None,
+):
+    """Runs a pipeline of several steps, and waits for the end.
+
+    Args:
+      build: puts the steps into an empty `apache_beam.Pipeline`.
+      runner: as `from_flags` has made it.
+      every_second: see `run`.
+
+    Returns:
+      Beam's `PipelineResult`.
+
+    Raises:
+      UnfinishedError: see `run`.
+    """
+    import apache_beam as beam
+
+    with _silenced(), _failures_named(runner) as log, _errors_to(log), _ticking(every_second):
+        pipeline = beam.Pipeline(options=_options(runner))
+        build(pipeline)
+        return _run_local(pipeline) if runner.name == DIRECT else _run_remote(pipeline)
 
 
 def _call(function: Callable[[Any], Any], pickled: bytes) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from gan_mrcnn.data.readers import images
 from gan_mrcnn.prediction import beam_job, image_files, slide_plan, slides, writing
 from gan_mrcnn.prediction import run as prediction_run
+from gan_mrcnn.utils import disk, files
 from gan_mrcnn.utils.errors import UserError
 from tests import programs
 from tests.prediction import made_slides
@@ -133,6 +134,7 @@ def test_each_object_is_there_once_whatever_is_lost_and_done_twice(folder, whole
         for source in found:
             beam_job.join_slide(job, source)
         assert beam_job.join_pictures(job)['problems'] == []
+    files.write_json(job.folder / beam_job.REPORT, {})
     beam_job.tidy(job, 0)
     assert contents(tmp_path / 'out') == whole
 
@@ -202,9 +204,11 @@ def test_what_is_damaged_is_named_at_once_as_without_a_runner(folder, tmp_path, 
     assert contents(tmp_path / 'out') == contents(tmp_path / 'alone')
     assert programs.refusal(done, 'predict') == programs.refusal(alone, 'predict')
     for text in ('p1.png cannot be read', 'p2.png: image 0', 'c.svs is no slide'):
-        assert [line for line in done.out.splitlines() if text in line] == [
-            line for line in alone.out.splitlines() if text in line
-        ] != []
+        assert (
+            [line for line in done.out.splitlines() if text in line]
+            == [line for line in alone.out.splitlines() if text in line]
+            != []
+        )
 
 
 def test_a_disk_that_does_not_answer_is_asked_again(folder, whole, tmp_path, monkeypatch):
@@ -293,7 +297,25 @@ def test_other_pictures_and_settings_are_refused_where_a_job_was_begun(folder, t
 
 def test_flags_of_beam_want_a_runner(folder, tmp_path, monkeypatch):
     done = run(monkeypatch, None, folder, '--out', tmp_path / 'out', '--direct_num_workers=2')
-    assert 'unrecognized arguments: --direct_num_workers=2' in done.err and done.status == 2
+    assert '--direct_num_workers=2 is no flag of this command without --runner' in done.err
     done = run(monkeypatch, None, folder, '--out', 'gs://bucket/out', *IN_MEMORY)
-    assert '--out gs://bucket/out is an address; give a path of this machine' in done.err
+    assert '--out gs://bucket/out is an address; copy it by gsutil' in done.err
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_worker_that_does_not_see_the_results_is_named(folder, tmp_path, monkeypatch):
+    make_folder = disk.make_folder
+    hidden = lambda place, flag: place.name == '.beam' or make_folder(place, flag)  # noqa: E731
+    monkeypatch.setattr(disk, 'make_folder', hidden)
+    slides_alone = [folder / 'a.svs', '--out', tmp_path / 'out']
+    done = run(monkeypatch, Network(), *slides_alone, *IN_MEMORY)
+    assert 'give --out on a disk that all workers share' in programs.refusal(done, 'predict')
+
+
+def test_slides_alone_leave_nothing_but_their_results(folder, whole, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    done = run(monkeypatch, Network(), folder / 'b.svs', '--out', out, *IN_MEMORY)
+    assert not done.status and contents(out / 'b') == {
+        name[2:]: content for name, content in whole.items() if name.startswith('b/')
+    }
+    assert [path.name for path in out.iterdir()] == ['b']
