@@ -43,7 +43,7 @@ from gan_mrcnn.prediction import predictor as predictor_lib
 from gan_mrcnn.utils import disk, files
 from gan_mrcnn.utils.errors import UserError
 
-FOLDER, SETTINGS, REPORT = '.beam', 'settings.json', 'report.json'
+FOLDER, SOURCES, SETTINGS, REPORT = '.beam', 'sources.json', 'settings.json', 'report.json'
 # Raise it when parts of pictures are written otherwise, or other ones for the same settings.
 FORMAT_VERSION = 1
 # Seconds between one try and the next.
@@ -135,22 +135,29 @@ class PassingError(Exception):
     """A failure that may have passed at the next try."""
 
 
-def batches(sources: Sequence[image_files.Source], batch_size: int) -> list[Pictures]:
-    """The pictures in parts of `batch_size`."""
-    starts = range(0, len(sources), batch_size)
-    return [Pictures(n, list(sources[i : i + batch_size])) for n, i in enumerate(starts)]
+def begin(
+    job: Job, pictures: Sequence[image_files.Source], whole_slides: Sequence[image_files.Source]
+) -> None:
+    """Makes the folder of the job, with the sources, and the settings that parts are made with.
 
-
-def begin(job: Job, sources: Sequence[image_files.Source]) -> None:
-    """Makes the folder, and notes the settings that parts of pictures are made with.
+    The sources of a large job are more than some runners take as a job's description.
 
     Raises:
       UserError: there are parts of other settings or pictures.
     """
     disk.make_folder(job.folder, '--out')
-    (job.folder / REPORT).unlink(missing_ok=True)
-    if not sources:
-        return
+    with disk.errors_named(f'--out {job.out}'):
+        (job.folder / REPORT).unlink(missing_ok=True)
+        if pictures:
+            _begin_pictures(job, pictures)
+        listed = [
+            [(str(source.path), source.name) for source in sources]
+            for sources in (pictures, whole_slides)
+        ]
+        files.write_json(job.folder / SOURCES, listed, indent=None)
+
+
+def _begin_pictures(job, sources):
     names = '\n'.join(f'{source.path}\t{source.name}' for source in sources)
     options = job.options
     settings = {
@@ -167,18 +174,34 @@ def begin(job: Job, sources: Sequence[image_files.Source]) -> None:
         'images by hash': hashlib.sha256(os.fsencode(names)).hexdigest()[:8],
     }
     path = job.folder / SETTINGS
-    with disk.errors_named(f'--out {job.out}'):
-        if path.exists():
-            slide_run.check_same(job.folder, files.read_json(path, {}), settings)
-            for place in (image_files.OVERLAYS, image_files.LABELS):
-                for left in (job.out / place).rglob('*.tmp'):
-                    left.unlink()
-        files.write_json(path, settings)
+    if path.exists():
+        slide_run.check_same(job.folder, files.read_json(path, {}), settings)
+        # Of workers that were killed.
+        for place in (image_files.OVERLAYS, image_files.LABELS):
+            for left in (job.out / place).rglob('*.tmp'):
+                left.unlink()
+    files.write_json(path, settings)
+
+
+def sources(job: Job) -> tuple[list[Pictures], list[image_files.Source]]:
+    """The pictures in batches, and the slides, on a worker.
+
+    Raises:
+      UserError: the worker does not see the folder of the results.
+    """
+    check_shared(job)
+    listed = files.load_json(job.folder / SOURCES, 'the same command again')
+    pictures, whole_slides = (
+        [image_files.Source(pathlib.Path(path), name) for path, name in half] for half in listed
+    )
+    size = job.options.batch_size
+    starts = range(0, len(pictures), size)
+    return [Pictures(n, pictures[i : i + size]) for n, i in enumerate(starts)], whole_slides
 
 
 def check_shared(job: Job) -> None:
     """Raises UserError on a worker that does not see the folder of the results."""
-    if not job.folder.is_dir():
+    if not (job.folder / SOURCES).exists():
         raise UserError(
             f'{job.folder} is not there on the worker {socket.gethostname()}; give --out on a disk '
             'that all workers share, by a path that is the same on all'
@@ -380,6 +403,7 @@ def tidy(job: Job, num_failures: int) -> None:
     """
     (job.folder / REPORT).unlink()
     if not job.num_pictures:
+        (job.folder / SOURCES).unlink()
         # There may be parts of another job, of pictures.
         with contextlib.suppress(OSError):
             job.folder.rmdir()

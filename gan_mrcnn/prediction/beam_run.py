@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predicts pictures and slides as one Apache Beam job; what workers do in it is in `beam_job`.
 
-    slides ──> plan ──> rows of tiles ─┐
-                 │                     ├─> network (RunInference) ──> write ─┐
-    pictures ──> batches ──────────────┘                                     ├─> join ──> report
-                 └───────────────────────────────────────────────────────────┘
+    list ─┬─> slides ──> plan ──> rows of tiles ─┐
+          └─> batches of pictures ───────────────┴─> network (RunInference) ──> write ─┐
+                                                      report <── join <── by slide <───┘
 
 Each worker process loads the network once. Rows and batches go to whichever worker is free. When
 all are written, each slide is joined by one worker, and so are the tables of the pictures. The
@@ -92,15 +91,13 @@ def predict(
         slide_plan.model_micrometres(card, options.mpp)
     absolute = pathlib.Path(out).absolute()
     job = beam_job.Job(absolute, pathlib.Path.cwd(), len(pictures), card, options)
-    beam_job.begin(job, pictures)
-    batches = beam_job.batches(pictures, options.batch_size)
+    beam_job.begin(job, pictures, whole_slides)
     print(
-        f'{runner.name}: {len(pictures)} images in {len(batches)} batches, '
+        f'{runner.name}: {len(pictures)} images in {job.num_batches} batches, '
         f'{len(whole_slides)} slides',
         flush=True,
     )
-    build = functools.partial(_build, job, Network(job, arguments), batches, whole_slides)
-    beam_runner.run_pipeline(build, runner)
+    beam_runner.run_pipeline(functools.partial(_build, job, Network(job, arguments)), runner)
     found = files.load_json(job.folder / beam_job.REPORT, 'a folder that all workers reach')
     beam_job.tidy(job, found['pictures']['failures'] if pictures else 0)
     _say(job, found, len(pictures), len(whole_slides), out)
@@ -116,26 +113,27 @@ def _absolute(model, checkpoint, data_dir, weights, augmentation):
     return model, checkpoint, data_dir, weights, augmentation
 
 
-def _build(job, network, batches, whole_slides, pipeline):
+def _build(job, network, pipeline):
     """Puts the steps into an empty pipeline."""
-    planned = (
+    listed = (
         pipeline
-        | 'slides' >> _of(enumerate(whole_slides))
+        | 'begin' >> beam.Create([None])
+        | 'list' >> _each(beam.FlatMap, _list, job).with_outputs('batches', 'slides', main='begun')
+    )
+    planned = (
+        listed.slides
         | 'share slides' >> beam.Reshuffle()
         | 'plan' >> _each(beam.FlatMap, _plan, job).with_outputs('rows', main='begun')
     )
-    pictures = pipeline | 'pictures' >> _of(batches)
     written = (
-        (planned.rows, pictures)
-        | 'work' >> beam.Flatten()
-        | 'share work' >> beam.Reshuffle()
+        (planned.rows, listed.batches)
+        | 'parts' >> beam.Flatten()
+        | 'share parts' >> beam.Reshuffle()
         | 'network' >> inference.RunInference(network)
         | 'write' >> _each(beam.Map, _write, job)
     )
-    # Where no batch is left to predict, the tables may be missing still.
-    tables = pipeline | 'tables' >> _of([(_PICTURES, (None, -1, ''))] if batches else [])
     _ = (
-        (tables, planned.begun, written)
+        (listed.begun, planned.begun, written)
         | 'all' >> beam.Flatten()
         | 'by slide' >> beam.GroupByKey()
         | 'join' >> _each(beam.Map, _join, job)
@@ -144,18 +142,27 @@ def _build(job, network, batches, whole_slides, pipeline):
     )
 
 
-def _of(values):
-    """The values as they are: Beam would take named tuples for rows of a table."""
-    return beam.Create(values).with_output_types(Any)
-
-
 def _each(kind, function, job):
-    """A step that calls `function` with the job and each value."""
+    """A step that calls `function` with the job and each value.
+
+    Of any type, which is pickled: Beam would take named tuples for rows of a table.
+    """
     return kind(functools.partial(function, job)).with_output_types(Any)
 
 
-# What goes on from here is keyed by the slide: its source, a row's number, and why it is skipped or
-# ''.
+# The steps before `_join` give a slide's number or `_PICTURES`, and with it the slide's source, the
+# number of a row or batch, and why the slide is skipped or ''. A number of -1 makes sure that what
+# has no part left to predict is joined.
+
+
+def _list(job, _):
+    batches, whole_slides = beam_job.sources(job)
+    if batches:
+        yield _PICTURES, (None, -1, '')
+    for batch in batches:
+        yield beam.pvalue.TaggedOutput('batches', batch)
+    for numbered in enumerate(whole_slides):
+        yield beam.pvalue.TaggedOutput('slides', numbered)
 
 
 def _plan(job, numbered):

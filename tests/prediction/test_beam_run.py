@@ -6,19 +6,24 @@ import errno
 import io
 import json
 import random
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from gan_mrcnn.data.readers import images
 from gan_mrcnn.prediction import beam_job, image_files, slide_plan, slides, writing
 from gan_mrcnn.prediction import run as prediction_run
-from gan_mrcnn.utils import disk, files
+from gan_mrcnn.utils import files
 from gan_mrcnn.utils.errors import UserError
 from tests import programs
 from tests.prediction import made_slides
 from tests.prediction.test_slide_run import HEIGHT, RECTANGLES, WIDTH
+from tests.serving.tiny import photo
 
 pytest.importorskip('openslide', reason='the extra slides is not installed')
 pytest.importorskip('apache_beam', reason='the extra beam is not installed')
@@ -109,8 +114,9 @@ def make_job(folder, out):
     options = slide_plan.Options('m', batch_size=2, tile=(96, 128))
     job = beam_job.Job(out, folder, len(pictures), made_slides.CARD, options)
     writing.prepare_folder(str(out))
-    beam_job.begin(job, pictures)
-    parts = [*beam_job.batches(pictures, 2)]
+    beam_job.begin(job, pictures, found)
+    parts, listed = beam_job.sources(job)
+    assert listed == found and [one for part in parts for one in part.sources] == pictures
     for number, source in enumerate(found):
         parts += beam_job.plan_slide(job, number, source)
     return job, parts, found
@@ -130,13 +136,25 @@ def test_each_object_is_there_once_whatever_is_lost_and_done_twice(folder, whole
             beam_job.write(job, one)
     for part in parts:
         beam_job.write(job, beam_job.predict(job, part, Network()))
-    for _ in range(2):
-        for source in found:
-            beam_job.join_slide(job, source)
-        assert beam_job.join_pictures(job)['problems'] == []
-    files.write_json(job.folder / beam_job.REPORT, {})
-    beam_job.tidy(job, 0)
+    for source in found:
+        beam_job.join_slide(job, source)
+    beam_job.join_pictures(job)
+    # All of it again, which wants no network any more.
+    pictures = [part for part in parts if isinstance(part, beam_job.Pictures)]
+    assert not finish(job, pictures, found, None)
     assert contents(tmp_path / 'out') == whole
+
+
+def finish(job, parts, found, network):
+    """What the steps of a job do, in turn; the problems of its pictures."""
+    for part in parts:
+        beam_job.write(job, beam_job.predict(job, part, network))
+    for source in found:
+        beam_job.join_slide(job, source)
+    report = beam_job.join_pictures(job)
+    files.write_json(job.folder / beam_job.REPORT, report)
+    beam_job.tidy(job, report['failures'])
+    return report['problems']
 
 
 def test_what_passes_is_tried_again(folder, whole, tmp_path, monkeypatch):
@@ -150,9 +168,8 @@ def test_what_passes_is_tried_again(folder, whole, tmp_path, monkeypatch):
 
     # More tries, since a row is tried as a whole and has several batches.
     monkeypatch.setattr(beam_job, 'WAITS', (0,) * 12)
-    network = Network(fail_twice)
-    done = run(monkeypatch, network, folder, '--out', tmp_path / 'out', *IN_MEMORY)
-    assert not done.status and contents(tmp_path / 'out') == whole
+    assert not finish(*make_job(folder, tmp_path / 'out'), Network(fail_twice))
+    assert contents(tmp_path / 'out') == whole
 
 
 def test_what_does_not_pass_is_named_and_the_same_command_predicts_it_alone(
@@ -222,13 +239,20 @@ def test_a_disk_that_does_not_answer_is_asked_again(folder, whole, tmp_path, mon
         return read_image(path)
 
     monkeypatch.setattr(images, 'read_image', read)
-    command = (folder, '--out', tmp_path / 'out', *IN_MEMORY)
-    done = run(monkeypatch, Network(), *command)
-    assert not done.status and contents(tmp_path / 'out') == whole
+    assert not finish(*make_job(folder, tmp_path / 'out'), Network())
+    assert contents(tmp_path / 'out') == whole
+    # It does not answer at all: the other picture of that batch is predicted all the same.
     silent[0] = 1000
-    done = run(monkeypatch, Network(), *command)
-    assert '1 of 7 images are skipped' in programs.refusal(done, 'predict')
-    assert 'p5.png cannot be read); the same command tries again' in done.out
+    (problem,) = finish(*make_job(folder, tmp_path / 'again'), Network())
+    assert problem == (
+        f'{folder}/deep/p5.png failed 3 times ({folder}/deep/p5.png cannot be read); the same '
+        'command tries again'
+    )
+    assert (tmp_path / 'again/overlays/deep/p4.png').exists()
+    silent[0] = 0
+    network = Network()
+    assert not finish(*make_job(folder, tmp_path / 'again'), network)
+    assert contents(tmp_path / 'again') == whole and network.num_tiles == 2
 
 
 @pytest.mark.parametrize(
@@ -287,12 +311,12 @@ def test_other_pictures_and_settings_are_refused_where_a_job_was_begun(folder, t
     job, _, _ = make_job(folder, tmp_path)
     sources = image_files.find_sources([str(folder / 'deep')])
     with pytest.raises(UserError, match=r'\.beam was begun with images by hash'):
-        beam_job.begin(job, sources)
+        beam_job.begin(job, sources, [])
     with pytest.raises(UserError, match=r'\.beam was begun with images 7, now 6'):
-        beam_job.begin(job, sources[:6])
+        beam_job.begin(job, sources[:6], [])
     other = dataclasses.replace(job, options=dataclasses.replace(job.options, batch_size=3))
     with pytest.raises(UserError, match=r'\.beam was begun with batch 2, now 3'):
-        beam_job.begin(other, sources)
+        beam_job.begin(other, sources, [])
 
 
 def test_flags_of_beam_want_a_runner(folder, tmp_path, monkeypatch):
@@ -304,11 +328,8 @@ def test_flags_of_beam_want_a_runner(folder, tmp_path, monkeypatch):
 
 
 def test_a_worker_that_does_not_see_the_results_is_named(folder, tmp_path, monkeypatch):
-    make_folder = disk.make_folder
-    hidden = lambda place, flag: place.name == '.beam' or make_folder(place, flag)  # noqa: E731
-    monkeypatch.setattr(disk, 'make_folder', hidden)
-    slides_alone = [folder / 'a.svs', '--out', tmp_path / 'out']
-    done = run(monkeypatch, Network(), *slides_alone, *IN_MEMORY)
+    monkeypatch.setattr(beam_job, 'begin', lambda *_: None)
+    done = run(monkeypatch, Network(), folder, '--out', tmp_path / 'out', *IN_MEMORY)
     assert 'give --out on a disk that all workers share' in programs.refusal(done, 'predict')
 
 
@@ -319,3 +340,68 @@ def test_slides_alone_leave_nothing_but_their_results(folder, whole, tmp_path, m
         name[2:]: content for name, content in whole.items() if name.startswith('b/')
     }
     assert [path.name for path in out.iterdir()] == ['b']
+
+
+@pytest.fixture(scope='module')
+def real(exported, tmp_path_factory):
+    """The command with a real network on pictures and a slide, and its results without a runner."""
+    place = tmp_path_factory.mktemp('real')
+    (place / 'in').mkdir()
+    for number in range(12):
+        Image.fromarray(photo((60, 80), number)).save(place / f'in/p{number}.png')
+    made_slides.write_pyramid(place / 'in/a.svs', photo((300, 400), 99))
+    words = [sys.executable, '-m', 'gan_mrcnn', 'predict', str(place / 'in'), '--batch', '2']
+    words += ['--model', str(exported.model), '--mpp', '0.5', '--tile', '64', '96']
+    words += ['--tissue', 'off']
+    subprocess.run([*words, '--out', str(place / 'alone')], check=True)
+    found = contents(place / 'alone')
+    assert len(found) == 2 * 12 + 2 + 4
+    return words, found
+
+
+TWO_PROCESSES = ['--runner', 'DirectRunner', '--direct_num_workers=2']
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_real_network_give_the_results_of_one(real, tmp_path):
+    words, found = real
+    subprocess.run([*words, '--out', str(tmp_path / 'out'), *TWO_PROCESSES], check=True)
+    assert contents(tmp_path / 'out') == found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_command_and_the_same_command_goes_on(real, tmp_path):
+    words, found = real
+    out = tmp_path / 'out'
+    words = [*words, '--out', str(out), *TWO_PROCESSES]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not [*out.glob('.beam/0*.json'), *out.glob('a/rows/*.npz')]:
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if 'apache_beam.runners.worker.sdk_worker_main' in child.cmdline()
+    ]
+    assert len(workers) == 2
+    workers[0].kill()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.splitlines()[-1].endswith('the same command goes on with what is missing')
+    assert not [worker for worker in workers if worker.is_running()]
+    kept = {path: path.stat().st_mtime_ns for path in out.glob('.beam/0*.json')}
+    process = subprocess.Popen(words)
+    changed = []
+    while process.poll() is None:
+        changed += [path for path, when in kept.items() if when != _written(path, when)]
+        time.sleep(0.05)
+    assert process.returncode == 0 and not changed
+    assert contents(out) == found
+
+
+def _written(path, otherwise):
+    """When a file was written, in nanoseconds; `otherwise` where it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return otherwise
