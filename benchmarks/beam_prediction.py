@@ -3,15 +3,17 @@
 
     python benchmarks/beam_prediction.py --model export/model images/ slide.svs --workers 1 2 4
 
-Times the command alone, with batches of one (what a batch's other images change in the last bits),
-and with --runner for each number of worker processes; with the last number but one a worker is
-killed when something is written, and the same command is given again. Files are compared with
-those of the command alone, byte for byte; where they differ, scores and boxes.
+Times the command alone, with --runner for each number of worker processes, and alone with batches
+of one: what a batch's other images change in the last bits. With two workers, one is killed when
+something is written, and the same command is given again. Files are compared with those of the
+command alone, byte for byte; where they differ, scores and boxes. CPU seconds are those of all
+processes, and say more than the clock where others use the machine.
 """
 
 import argparse
 import csv
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,18 +26,19 @@ WORKER = 'apache_beam.runners.worker.sdk_worker_main'
 
 
 def command(options, out, *flags):
-    flags = [*flags, *(f'--{name}' for name in options.flags)]
     words = ['predict', *options.images, '--model', options.model, '--out', str(out), *flags]
     return [sys.executable, '-m', 'gan_mrcnn', *words]
 
 
 def timed(words):
-    """Seconds that a command takes; it must end well."""
-    begin = time.monotonic()
+    """What a command takes, in words; it must end well."""
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f'{" ".join(words)}\n{done.stdout}\n{done.stderr}')
-    return time.monotonic() - begin
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return f'{time.monotonic() - begin:.0f} s, {cpu:.0f} CPU s'
 
 
 def with_a_kill(words, out):
@@ -92,29 +95,26 @@ def main():
     parser.add_argument('images', nargs='+')
     parser.add_argument('--model', required=True)
     parser.add_argument('--workers', type=int, nargs='+', default=[1, 2, 4])
-    parser.add_argument(
-        '--flags', nargs='*', default=[], help='of predict, without dashes, such as mpp=0.5'
-    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         alone = place / 'alone'
-        print(f'alone: {timed(command(options, alone)):.0f} s', flush=True)
-        seconds = timed(command(options, place / 'ones', '--batch', '1'))
-        print(f'alone, --batch 1: {seconds:.0f} s, {difference(alone, place / "ones")}', flush=True)
+        print(f'alone: {timed(command(options, alone))}', flush=True)
         for count in options.workers:
             out = place / str(count)
-            words = command(options, out, '--runner=DirectRunner', f'--direct_num_workers={count}')
-            print(f'{count} workers: {timed(words):.0f} s, {difference(alone, out)}', flush=True)
-        count, out = options.workers[-2:][0], place / 'killed'
-        words = command(options, out, '--runner=DirectRunner', f'--direct_num_workers={count}')
+            took = timed(command(options, out, *with_runner(count)))
+            print(f'{count} workers: {took}, {difference(alone, out)}', flush=True)
+        out = place / 'killed'
+        words = command(options, out, *with_runner(2))
         status, said, seconds, kept = with_a_kill(words, out)
-        print(f'{count} workers, one killed: status {status} after {seconds:.1f} s: {said}')
-        print(
-            f'the same command again: {kept} parts were kept; {timed(words):.0f} s, '
-            f'{difference(alone, out)}',
-            flush=True,
-        )
+        print(f'one of 2 killed: status {status} after {seconds:.1f} s, {kept} parts kept: {said}')
+        print(f'the same command: {timed(words)}, {difference(alone, out)}', flush=True)
+        took = timed(command(options, place / 'ones', '--batch', '1'))
+        print(f'alone, --batch 1: {took}, {difference(alone, place / "ones")}', flush=True)
+
+
+def with_runner(count):
+    return '--runner=DirectRunner', f'--direct_num_workers={count}'
 
 
 if __name__ == '__main__':

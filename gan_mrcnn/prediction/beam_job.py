@@ -265,7 +265,10 @@ def predict(job: Job, part: Union[Pictures, Row], network: predictor_lib.Predict
 
 
 def _predict_row(job, row, network):
-    if slide_run.row_path(job.out / row.source.name, row.number).exists():
+    folder = job.out / row.source.name
+    # A worker that was taken for lost may come after the slide was joined.
+    joined = files.read_json(folder / image_files.SUMMARY, {}).get('finished')
+    if joined or slide_run.row_path(folder, row.number).exists():
         return Predicted(row, None, [], [])
     try:
         return Predicted(row, tried(_detect_row, job, row, network), [], [])

@@ -140,8 +140,7 @@ def test_each_object_is_there_once_whatever_is_lost_and_done_twice(folder, whole
         beam_job.join_slide(job, source)
     beam_job.join_pictures(job)
     # All of it again, which wants no network any more.
-    pictures = [part for part in parts if isinstance(part, beam_job.Pictures)]
-    assert not finish(job, pictures, found, None)
+    assert not finish(job, parts, found, None)
     assert contents(tmp_path / 'out') == whole
 
 
@@ -323,7 +322,7 @@ def test_flags_of_beam_want_a_runner(folder, tmp_path, monkeypatch):
     done = run(monkeypatch, None, folder, '--out', tmp_path / 'out', '--direct_num_workers=2')
     assert '--direct_num_workers=2 is no flag of this command without --runner' in done.err
     done = run(monkeypatch, None, folder, '--out', 'gs://bucket/out', *IN_MEMORY)
-    assert '--out gs://bucket/out is an address; copy it by gsutil' in done.err
+    assert '--out gs://bucket/out is an address; buckets are neither read nor written' in done.err
     assert not (tmp_path / 'out').exists()
 
 
