@@ -127,9 +127,9 @@ def run(
       UserError: what a job has raised, of several the first.
       UnfinishedError: the runner failed or gave up, or a worker of DirectRunner was killed.
     """
-    import apache_beam as beam
-
     def build(pipeline) -> None:
+        import apache_beam as beam
+
         # Pickled here: Beam has ideas of its own about how a named tuple travels.
         pickled = [pickle.dumps((number, job)) for number, job in enumerate(jobs)]
         call = functools.partial(_call, function)
@@ -159,9 +159,9 @@ def run_pipeline(
     Raises:
       UnfinishedError: see `run`.
     """
-    import apache_beam as beam
-
     with _silenced(), _failures_named(runner) as log, _errors_to(log), _ticking(every_second):
+        import apache_beam as beam
+
         pipeline = beam.Pipeline(options=_options(runner))
         build(pipeline)
         return _run_local(pipeline) if runner.name == DIRECT else _run_remote(pipeline)
@@ -198,7 +198,7 @@ def _options(runner: Runner):
 def _parse(runner: Runner) -> tuple[dict[str, Any], list[str]]:
     """Options that Beam knows, and the flags that it does not."""
     said = io.StringIO()
-    # Beam's options do that, too, and messages of all libraries would go to where `said` is.
+    # Beam does that, too, and messages of all libraries would go to where `said` is.
     logging.basicConfig()
     try:
         with _silenced(), contextlib.redirect_stderr(said):
@@ -383,11 +383,10 @@ def _ticking(call: Optional[Callable[[], Any]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Beam logs every error with its stack trace, and we say it in one line."""
-    logger = logging.getLogger('apache_beam')
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Beam logs which of its extras are missing, and every error with its stack trace."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

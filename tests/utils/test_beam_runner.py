@@ -181,7 +181,11 @@ cli.run_main(main, 'program')
 
 def ended(process, status):
     """What a program says that ends with `status`; nothing of it is left."""
-    _, said = process.communicate(timeout=120)
+    try:
+        _, said = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == status, said
     left = [one for one in psutil.process_iter() if _group(one.pid) == process.pid]
     _, alive = psutil.wait_procs(left, timeout=30)
@@ -212,7 +216,7 @@ def test_a_worker_process_that_is_killed_ends_it_with_one_line(out):
 @pytest.mark.slow
 def test_ctrl_c_ends_the_worker_processes(out):
     process = start('write_slowly', out)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(names(out)) < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)

@@ -162,7 +162,7 @@ def test_a_killed_worker_process_is_one_line_and_the_same_command_goes_on(tmp_pa
     said = []
     for blocks, status in (('Blocks(128, dies_at=120)', 2), ('Blocks(128)', 0)):
         process = run_program(text.format(blocks=blocks), str(tmp_path))
-        said += process.communicate(timeout=300)
+        said += process.communicate(timeout=600)
         assert process.returncode == status, said
     assert 'a worker process of DirectRunner was killed, most likely for lack of memory' in said[1]
     assert 'Traceback' not in ''.join(said)
