@@ -127,6 +127,7 @@ def run(
       UserError: what a job has raised, of several the first.
       UnfinishedError: the runner failed or gave up, or a worker of DirectRunner was killed.
     """
+
     def build(pipeline) -> None:
         import apache_beam as beam
 
