@@ -326,6 +326,7 @@ def any_values(world, name):
             **{'--model': place, '--out': place, '--batch': NUMBERS, '--overlap': NUMBERS},
             **{'--score_threshold': NUMBERS, '--checkpoint': st.one_of(WORDS, place)},
             **{'--weights': WEIGHTS, '--mpp': NUMBERS, '--slide_mpp': NUMBERS},
+            **{'--runner': WORDS, '--direct_num_workers': NUMBERS},
         },
         'check': {
             **{'--dataset': WORDS, '--data_dir': place, '--split': NUMBERS, '--html': place},

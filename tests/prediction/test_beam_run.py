@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import json
+import pathlib
 import random
 import subprocess
 import sys
@@ -316,6 +317,17 @@ def test_other_pictures_and_settings_are_refused_where_a_job_was_begun(folder, t
     other = dataclasses.replace(job, options=dataclasses.replace(job.options, batch_size=3))
     with pytest.raises(UserError, match=r'\.beam was begun with batch 2, now 3'):
         beam_job.begin(other, sources, [])
+
+
+def test_paths_are_relative_to_the_folder_of_the_command_wherever_a_worker_is(folder, tmp_path):
+    job = beam_job.Job(tmp_path, folder, 1, made_slides.CARD, slide_plan.Options('m'))
+    source = image_files.Source(pathlib.Path('deep/p1.png'), 'p1')
+    (result,) = beam_job.predict(job, beam_job.Pictures(0, [source]), Network()).content
+    # As the command was given it, so that tables are those of one machine.
+    assert result.source == source and len(result.objects) == 2
+    rows = beam_job.plan_slide(job, 0, image_files.Source(pathlib.Path('b.svs'), 'b'))
+    parts = [one for row in rows for one in beam_job.predict(job, row, Network()).content]
+    assert rows and parts
 
 
 def test_flags_of_beam_want_a_runner(folder, tmp_path, monkeypatch):
