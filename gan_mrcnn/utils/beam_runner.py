@@ -64,7 +64,7 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         '--runner',
         choices=RUNNERS,
         help='Apache Beam does the work on this runner, on a disk that all workers share; flags '
-        'that are not listed go to Beam, see docs/scale.md (default: this process and its own)',
+        'that are not listed go to Beam, see docs/data/records.md (default: this machine alone)',
     )
 
 
