@@ -6,7 +6,7 @@ from gan_mrcnn import settings
 from gan_mrcnn.training import run as training_run
 from tests import programs, tiny
 from tests.data import layouts
-from tests.utils.test_beam_runner import HERE
+from tests.utils.beam_jobs import HERE
 
 
 @pytest.fixture(scope='module')

@@ -8,50 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import NamedTuple
 
 import psutil
 import pytest
 
 from gan_mrcnn.utils import beam_runner
 from gan_mrcnn.utils.errors import UnfinishedError, UserError
+from tests.utils.beam_jobs import HERE, JOBS, write, write_but
 
 pytest.importorskip('apache_beam', reason="the extra 'beam' is not installed")
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-# In this process: no second start of Python.
-HERE = ('--direct_running_mode=in_memory', '--direct_num_workers=1')
-
-
-class Job(NamedTuple):
-    """Holds what Beam would change on the way by itself."""
-
-    number: int
-    path: pathlib.Path
-
-
-JOBS = [Job(number, pathlib.Path('a/b')) for number in range(6)]
-
-
-def write(folder, job):
-    assert isinstance(job, Job) and isinstance(job.path, pathlib.Path)
-    (folder / str(job.number)).write_text(f'{job.number} {job.path}')
-
-
-def write_but(folder, error, numbers, job):
-    if job.number in numbers:
-        raise error(f'{job.number}.png is damaged')
-    write(folder, job)
-
-
-def write_or_die(folder, job):
-    if job.number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(folder, job)
-
-
-def write_slowly(folder, job):
-    write(folder, job)
-    time.sleep(60)
 
 
 @pytest.fixture
@@ -162,7 +128,7 @@ def start(function, folder):
     text = f"""
 import functools, pathlib, sys
 from gan_mrcnn.utils import beam_runner, cli
-from tests.utils import test_beam_runner as jobs
+from tests.utils import beam_jobs as jobs
 def main():
     runner = beam_runner.from_flags('DirectRunner', ['--direct_num_workers=2'])
     work = functools.partial(jobs.{function}, pathlib.Path(sys.argv[1]))

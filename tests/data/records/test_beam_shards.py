@@ -14,7 +14,7 @@ from gan_mrcnn.utils.errors import UnfinishedError, UserError
 from tests.data import layouts
 from tests.data.blocks import Blocks
 from tests.data.records.test_records import contents, convert, run_program
-from tests.utils.test_beam_runner import HERE
+from tests.utils.beam_jobs import HERE
 
 pytest.importorskip('apache_beam', reason="the extra 'beam' is not installed")
 
