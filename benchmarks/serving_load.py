@@ -233,8 +233,11 @@ def make_sender(options, url: str, batches: list[list[bytes]]):
 def measure_load(options, send, pid: Optional[int]) -> list[dict]:
     """A row for each rate and each number of clients."""
 
-    def add(load, sent):
-        rows.append({'load': load, **summary(sent), 'mb': resident_mb(pid)})
+    def add(load, run, *arguments):
+        before = cpu_seconds(pid)
+        row = {'load': load, **summary(run(send, *arguments))}
+        row['cpu_per_answer'] = (cpu_seconds(pid) - before) / max(row['answered'], 1)
+        rows.append({**row, 'mb': resident_mb(pid)})
         print(as_line(rows[-1]), flush=True)
 
     names = ' '.join(f'{"p" + str(p):>8}' for p in PERCENTILES)
@@ -244,10 +247,20 @@ def measure_load(options, send, pid: Optional[int]) -> list[dict]:
         moments = arrivals(rate, options.seconds, options.seed)
         if not len(moments):
             sys.exit(f'no request is due within {options.seconds:g} s at {rate:g} a second')
-        add(f'{rate:g}/s', open_loop(send, moments, options.at_once))
+        add(f'{rate:g}/s', open_loop, moments, options.at_once)
     for clients in options.clients:
-        add(f'{clients} clients', closed_loop(send, clients, options.seconds))
+        add(f'{clients} clients', closed_loop, clients, options.seconds)
     return rows
+
+
+def cpu_seconds(pid: Optional[int]) -> float:
+    """Time of cores that the server has taken, which other load hardly changes; nan: not known."""
+    try:
+        after_name = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return float('nan')
+    # Of the program and, for it, of the system.
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def resident_mb(pid: Optional[int]) -> Optional[float]:
@@ -260,11 +273,11 @@ def as_line(row: dict) -> str:
     """A row of figures, as one of a table."""
     latency = ' '.join(f'{1000 * one:8.0f}' for one in row.get('latency', {}).values())
     errors = ', '.join(f'{count} {name}' for name, count in row['errors'].items())
-    memory = f'{row["mb"]:.0f} MB' if row.get('mb') else ''
-    return f'{row["load"]:>12} {row["answers_per_second"]:7.2f}/s {latency} ms {memory} {errors}'
+    server = f'{row["cpu_per_answer"]:.3f} s of CPU, {row["mb"]:.0f} MB' if row.get('mb') else ''
+    return f'{row["load"]:>12} {row["answers_per_second"]:7.2f}/s {latency} ms {server} {errors}'
 
 
-def measure_batches(options, url: str, images: list[bytes]) -> list[dict]:
+def measure_batches(options, url: str, images: list[bytes], pid: Optional[int]) -> list[dict]:
     """A row for each batch size: images a second, and seconds a request of each round.
 
     Sizes take turns, so that other load of the machine affects all; the first round does not count.
@@ -273,20 +286,26 @@ def measure_batches(options, url: str, images: list[bytes]) -> list[dict]:
     for size in options.batch_sizes:
         batches = [[images[(i * size + j) % count] for j in range(size)] for i in range(count)]
         senders[size] = make_sender(options, url, batches)
-    seconds = {size: [] for size in senders}
+    seconds, cpu = ({size: [] for size in senders} for _ in range(2))
     for turn in range(options.rounds + 1):
         for size, send in senders.items():
-            start = time.perf_counter()
+            start, before = time.perf_counter(), cpu_seconds(pid)
             error, _ = send(turn)
             if error:
                 sys.exit(f'{size} images in a request: {error}')
             if turn:
                 seconds[size].append(time.perf_counter() - start)
+                cpu[size].append(cpu_seconds(pid) - before)
     rows = []
     for size, taken in seconds.items():
-        median = float(np.median(taken))
-        rows.append({'batch': size, 'images_per_second': size / median, 'seconds': taken})
-        print(f'{size:3d} images {1000 * median:8.0f} ms {size / median:7.2f} images/s', flush=True)
+        median, of_cpu = float(np.median(taken)), float(np.mean(cpu[size])) / size
+        row = {'batch': size, 'images_per_second': size / median, 'cpu_per_image': of_cpu}
+        rows.append({**row, 'seconds': taken, 'mb': resident_mb(pid)})
+        print(
+            f'{size:3d} images {1000 * median:8.0f} ms {size / median:7.2f} images/s '
+            f'{of_cpu:.3f} s of CPU an image',
+            flush=True,
+        )
     return rows
 
 
@@ -397,7 +416,7 @@ def run(options, images: list[bytes], url: str, pid: Optional[int], folder) -> o
     # An answer that is not this model's ends it here, in one line.
     client.ask(client.parse_url(url), images[0], options.timeout)
     if options.batch_sizes:
-        return measure_batches(options, url, images)
+        return measure_batches(options, url, images, pid)
     send = make_sender(options, url, [[image] for image in images])
     for number in range(options.warm_up):
         send(number)

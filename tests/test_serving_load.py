@@ -2,6 +2,7 @@
 servers whose times are known."""
 
 import argparse
+import os
 import pathlib
 import sys
 import threading
@@ -181,13 +182,22 @@ def test_batches_take_turns_and_hold_that_many_images(monkeypatch):
 
     monkeypatch.setattr(serving_load, 'make_sender', make_sender)
     rows = serving_load.measure_batches(
-        options(batch_sizes=[1, 4], rounds=3), '', [b'a', b'b', b'c']
+        options(batch_sizes=[1, 4], rounds=3), '', [b'a', b'b', b'c'], None
     )
     assert asked[:4] == [[b'a'], [b'a', b'b', b'c', b'a'], [b'b'], [b'b', b'c', b'a', b'b']]
     assert [len(one) for one in asked] == [1, 4] * 4
     # 1 in 0.03 s, 4 in 0.06 s, at best.
     assert rows[0]['images_per_second'] <= 1 / 0.03 and rows[1]['images_per_second'] <= 4 / 0.06
     assert [len(row['seconds']) for row in rows] == [3, 3]
+
+
+def test_the_time_of_a_process_is_that_of_its_cores():
+    before = serving_load.cpu_seconds(os.getpid()), time.process_time()
+    while time.process_time() - before[1] < 0.2:
+        pass
+    # To two ticks.
+    assert serving_load.cpu_seconds(os.getpid()) - before[0] == pytest.approx(0.2, abs=0.03)
+    assert np.isnan(serving_load.cpu_seconds(None))
 
 
 def test_a_request_of_several_images_is_json_with_a_row_for_each():
