@@ -294,12 +294,10 @@ def _worker_deaths(ended: threading.Event) -> Iterator[list[str]]:
             hook(args)
 
     threading.excepthook = note
-    try:
-        yield deaths
-    finally:
-        # Threads of a broken run may still raise.
-        if not deaths:
-            threading.excepthook = hook
+    yield deaths
+    # It stays where a worker has died, or Ctrl-C came: threads of a broken run may still raise.
+    if not deaths:
+        threading.excepthook = hook
 
 
 @contextlib.contextmanager
