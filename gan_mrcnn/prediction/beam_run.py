@@ -34,9 +34,9 @@ _PICTURES = -1
 class Network(inference.ModelHandler):
     """RunInference's way to our network.
 
-    RunInference's own batches depend on what a worker has at hand, and on a CPU the last bits of a
-    result depend on what else is in the batch. So each of its examples is a part of the work that
-    is several images already, always the same ones.
+    RunInference's own batches depend on what a worker has at hand, and no library promises that
+    what else is in a batch leaves the last bits of a result alone. So each of its examples is a
+    part of the work that is several images already, always the same ones.
     """
 
     def __init__(self, job: beam_job.Job, arguments: Sequence[Optional[str]]):
