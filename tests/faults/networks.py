@@ -5,11 +5,14 @@ has is touched: the bridge is in a namespace, too.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
 
 PORT = 2222
+# Networks that this process has made: several stand at a time.
+_NUMBERS = itertools.count()
 
 
 def why_not() -> str:
@@ -31,8 +34,9 @@ class Network:
     """Machines 0 to `number` - 1, each with one link to the bridge."""
 
     def __init__(self, number: int):
-        self._names = [f'gan-mrcnn-{os.getpid()}-{i}' for i in range(number)]
-        self._bridge = f'gan-mrcnn-{os.getpid()}-bridge'
+        name = f'gan-mrcnn-{os.getpid()}-{next(_NUMBERS)}'
+        self._names = [f'{name}-{i}' for i in range(number)]
+        self._bridge = f'{name}-bridge'
         self.addresses = [f'{_address(i)}:{PORT}' for i in range(number)]
         try:
             self._make()
