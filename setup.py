@@ -124,7 +124,8 @@ _EXTRAS_REQUIRE = {
     # `gan-mrcnn records --runner` and `predict --runner`. 2.77 is what was tested, and its local
     # runner has no promised behaviour where a worker dies. It holds python-dateutil below
     # 3, pyarrow below 26 and protobuf below 7.
-    'beam': ['apache-beam>=2.77,<2.78'],
+    # psutil finds the worker processes of the local one.
+    'beam': ['apache-beam>=2.77,<2.78', 'psutil>=5.9'],
     # `make docs`, and the notebook of docs/.
     'docs': [
         # The pages as a site; 2 takes neither plugins nor this configuration.
