@@ -46,7 +46,9 @@ class Workers:
 
     def finish(self):
         try:
-            return [process.finish() for process in self.processes]
+            # Two have a core each; more of them wait for each other.
+            patience = runs.PATIENCE * max(1, len(self.processes) / 2)
+            return [process.finish(patience) for process in self.processes]
         finally:
             for process in self.processes:
                 process.process.kill()
