@@ -389,7 +389,8 @@ def measure_swap(options, send, folder: pathlib.Path) -> dict:
         }
         print(f'version {version}: {row["versions"][version]}')
     if list(row['versions'])[-1] > number:
-        end = row['versions'][number + 1]['first_sent']
+        # Its clock began a moment before that of the load.
+        end = max(after, row['versions'][number + 1]['first_sent'])
         for name, some in (
             ('before', [one for one in sent if one.due < after]),
             ('while it loaded', [one for one in sent if after <= one.due < end]),
