@@ -166,7 +166,7 @@ def test_memory_that_grows_is_told_from_memory_that_does_not(growth, word, monke
     found = serving_load.measure_memory(options(rates=[10], minutes=2 / 60), lambda i: ('', 1), 1)
     assert word in capsys.readouterr().out
     assert found['mb_per_hour']['value'] == pytest.approx(growth, rel=0.2, abs=1e-6)
-    assert found['answered'] == found['sent'] > 5 and len(found['samples']) > 50
+    assert found['answered'] == found['sent'] > 5 and len(found['samples']) > 25
 
 
 def test_batches_take_turns_and_hold_that_many_images(monkeypatch):
