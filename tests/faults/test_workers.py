@@ -137,7 +137,7 @@ def test_sums_that_are_wrong_end_the_run_on_every_worker(site):
     workers = Workers(site, 'wrong_sum', *FLAGS, faults=['wrong-sum'])
     for one in workers.finish():
         assert one.status == 2, one.err[-3000:]
-        assert 'the sum over 2 devices is wrong for ' in one.err
+        assert 'a step of a small network on 2 devices is not that of one' in one.err
         assert 'try --params_override runtime.all_reduce_alg=ring' in one.err
         assert 'Traceback' not in one.err
     assert runs.state(workers.model_dir) == 'failed'
