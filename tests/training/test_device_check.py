@@ -97,6 +97,14 @@ def test_a_step_on_two_devices_is_that_of_one(two_replicas, task):
     np.testing.assert_array_equal(tf.random.uniform([3]), expected)
 
 
+@pytest.mark.parametrize('rate', [0.0, 1e-7, 1e-5])
+def test_a_long_warm_up_is_no_false_alarm(rate, two_replicas, task):
+    """Weights hardly move in its first steps, or not at all: their last bit is more than that."""
+    device_check.check_step(
+        two_replicas, lambda: tf.keras.optimizers.SGD(rate), task.apply_gradients, ['ring']
+    )
+
+
 @pytest.mark.parametrize(
     'change',
     [
