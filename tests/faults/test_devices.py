@@ -10,7 +10,11 @@ pytestmark = pytest.mark.faults
 
 # Images of a step, over all devices.
 BATCH = 4
-FLAGS = (f'task.train_data.global_batch_size={BATCH}', 'trainer.validation_interval=2')
+FLAGS = (
+    f'task.train_data.global_batch_size={BATCH}',
+    f'task.validation_data.global_batch_size={BATCH}',
+    'trainer.validation_interval=2',
+)
 # BatchNorm trained from scratch on maps of 2x2 makes hundredfold of a rounding with every step.
 STEPS = 2
 

@@ -11,8 +11,7 @@ from tests.faults import networks, runs, test_devices, test_workers
 
 pytestmark = pytest.mark.faults
 
-# Images of a validation step, too, for four workers.
-FLAGS = (*test_devices.FLAGS, f'task.validation_data.global_batch_size={test_devices.BATCH}')
+FLAGS = test_devices.FLAGS
 # Enough for a link to be cut in the middle.
 MANY = 40
 # What a network does to workers has nothing to do with discriminators.
