@@ -34,7 +34,7 @@ from gan_mrcnn.prediction import image_files, slide_plan, slide_run  # noqa: E40
 from gan_mrcnn.prediction import run as prediction_run  # noqa: E402
 from gan_mrcnn.training import preemption, trainer  # noqa: E402
 from gan_mrcnn.training import run as training_run  # noqa: E402
-from gan_mrcnn.utils import cli  # noqa: E402
+from gan_mrcnn.utils import cli, files  # noqa: E402
 
 
 def measure_records(options):
@@ -46,8 +46,8 @@ def measure_records(options):
         begin = time.process_time()
         found = records.ensure_records(dataset, options.split, cache, num_processes=1)
         cpu = time.process_time() - begin
-        files = pathlib.Path(found.annotation_file).parent.iterdir()
-        written = sum(path.stat().st_size for path in files)
+        folder = pathlib.Path(found.annotation_file).parent
+        written = sum(path.stat().st_size for path in folder.iterdir())
     read = sum(path.stat().st_size for path in options.images)
     images = found.num_examples
     return {
@@ -144,15 +144,15 @@ def measure_slides(options):
         seconds['network'] += time.process_time() - begin
         return found
 
+    network.detect_pixels = timed
     for _ in range(2):  # The first time traces.
         seconds['network'] = 0.0
-        network.detect_pixels = timed
         with tempfile.TemporaryDirectory() as out:
             begin = time.process_time()
             slide_run.predict([source], network, out, chosen, [])
             whole = time.process_time() - begin
             folder = pathlib.Path(out, source.name)
-            found = json.loads((folder / image_files.SUMMARY).read_text())
+            found = files.load_json(folder / image_files.SUMMARY, 'the results of a slide')
             written = sum(path.stat().st_size for path in folder.iterdir())
     tiles = found['tiles']
     return {
@@ -198,7 +198,7 @@ def main():
     figures = options.measure(options)
     print(json.dumps(figures, indent=1))
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(figures, indent=1), encoding='utf-8')
+        files.write_json(options.json, figures)
 
 
 if __name__ == '__main__':

@@ -190,7 +190,7 @@ def scale_learning_rate(config, file_batch: int, overrides: Sequence[Mapping[str
 def first_rate(config) -> float:
     """The learning rate after the warm-up."""
     schedule = config.trainer.optimizer_config.learning_rate.get()
-    (rate,) = [getattr(schedule, name) for name in RATES if hasattr(schedule, name)][:1]
+    rate = next(getattr(schedule, name) for name in RATES if hasattr(schedule, name))
     return rate[0] if isinstance(rate, list) else rate
 
 

@@ -161,10 +161,10 @@ def multi_worker_strategy(all_reduce_alg: Optional[str] = None) -> tf.distribute
       RuntimeError: the workers cannot be joined.
     """
     _check_reduction(all_reduce_alg, _REDUCTIONS_OF_WORKERS, 'several workers')
-    chosen = {}
-    if all_reduce_alg:
-        chosen['implementation'] = _REDUCTIONS_OF_WORKERS[all_reduce_alg]
-    options = tf.distribute.experimental.CommunicationOptions(**chosen)
+    automatic = tf.distribute.experimental.CommunicationImplementation.AUTO
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=_REDUCTIONS_OF_WORKERS.get(all_reduce_alg, automatic)
+    )
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 

@@ -8,7 +8,6 @@ see the folder of the shards cannot begin.
 """
 
 import functools
-import os
 import pathlib
 import pickle
 import secrets
@@ -20,7 +19,7 @@ import cv2
 
 from gan_mrcnn.data.readers import base
 from gan_mrcnn.data.records import shards as shards_lib
-from gan_mrcnn.utils import beam_runner
+from gan_mrcnn.utils import beam_runner, files
 from gan_mrcnn.utils.errors import UnfinishedError, UserError
 
 
@@ -69,10 +68,8 @@ def write_shards(
 
 
 def _pickle(value: Any, path: pathlib.Path) -> None:
-    with open(path, 'wb') as file:
+    with files.named_when_whole(path) as temporary, open(temporary, 'wb') as file:
         pickle.dump(value, file, pickle.HIGHEST_PROTOCOL)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write(about: pathlib.Path, name: str) -> None:
