@@ -72,6 +72,8 @@ class Parser(maskrcnn.Parser):
     of the batches then lie upright, see `input_pipeline.training_canvases`.
     `aug_scale_min`, `aug_scale_max`: the scale of a training image is multiplied by a number drawn
     from this range, and a random window of the canvas' size is what is seen of a larger one.
+    `aug_copy_paste` (0: off) is the chance of each object of the next image to be copied into this
+    one, see `gan_mrcnn.data.geometric.paste`.
     """
 
     train_short_side: list[int] = dataclasses.field(default_factory=lambda: [800, 800])
@@ -79,6 +81,7 @@ class Parser(maskrcnn.Parser):
     aug_photometric: bool = False
     aug_stain: float = 0.0
     aug_quarter_turns: bool = False
+    aug_copy_paste: float = 0.0
 
 
 @dataclasses.dataclass
@@ -349,6 +352,11 @@ def check(task: GanMaskRCNNTask) -> None:
         raise UserError(
             '--max_instances (task.train_data.parser.max_num_instances) is '
             f'{task.train_data.parser.max_num_instances}, but at least 1 is wanted'
+        )
+    chance = task.train_data.parser.aug_copy_paste
+    if not 0 <= chance <= 1:
+        raise UserError(
+            f'task.train_data.parser.aug_copy_paste is {chance}, not a chance from 0 (off) to 1'
         )
     stain = task.train_data.parser.aug_stain
     if not 0 <= stain < 1:

@@ -229,7 +229,7 @@ def test_the_strong_recipe_is_the_small_network_with_more_of_everything_else():
             config = load(config_file=str(path))
             parser = config.task.train_data.parser
             assert config.trainer.optimizer_config.ema is None and config.task.patience == 0
-            assert not (parser.aug_quarter_turns or parser.aug_stain)
+            assert not (parser.aug_quarter_turns or parser.aug_stain or parser.aug_copy_paste)
             assert parser.aug_rand_vflip == (path.stem == 'nuclei_small')
             assert parser.aug_scale_min == parser.aug_scale_max == 1.0
 
@@ -239,6 +239,8 @@ def test_the_strong_recipe_is_the_small_network_with_more_of_everything_else():
     [
         ('aug_stain=1.5', 'aug_stain is 1.5'),
         ('aug_stain=-0.1', 'aug_stain is -0.1'),
+        ('aug_copy_paste=1.5', 'aug_copy_paste is 1.5'),
+        ('aug_copy_paste=-0.1', 'aug_copy_paste is -0.1'),
         ('aug_scale_min=0.0', 'aug_scale_min is 0.0'),
         ('aug_scale_min=2.0', 'aug_scale_max 1.0'),
         ('aug_quarter_turns=1', 'aug_quarter_turns is 1'),

@@ -27,7 +27,7 @@ from gan_mrcnn.data.records import mask_crops, records
 from gan_mrcnn.utils.cores import num_cores
 
 # Draws that came later have a number each, so that the earlier ones stay as they are.
-_STAIN, _TURN, _SCALE, _WINDOW = range(4)
+_STAIN, _TURN, _SCALE, _WINDOW, _COPIED, _OTHER = range(6)
 
 
 class Parser:
@@ -109,12 +109,13 @@ class Parser:
         info = tf.stack([size, shown, scaled_size / size, offset])
         return _normalize_and_pad(image, *self._size), info
 
-    def parse_train(self, data, number: tf.Tensor):
+    def parse_train(self, data, number: tf.Tensor, other=None):
         """One training example.
 
         Args:
           data: what `decode` gives.
           number: scalar int64, of this example in the run.
+          other: as `data`, the example that objects are copied from, with `aug_copy_paste`.
 
         Returns:
           The image and its labels: `image_info`, `source_id`, `sampling_seed`, RPN targets by
@@ -124,6 +125,28 @@ class Parser:
         config = self._config
         seed = tf.stack([tf.cast(self._seed, tf.int64), number])
         seeds = tf.random.split(seed, 7)
+        image, info, *objects = self._augment(data, seed)
+        if other is not None:
+            image, objects = self._copy_paste(image, info, objects, other, seed)
+        boxes, classes, masks = objects
+        score_targets, box_targets = self._label_anchors(boxes, info[1], seeds[3])
+        pad = lambda x, value=-1: preprocess_ops.clip_or_pad_to_fixed_size(  # noqa: E731
+            x, config.max_num_instances, value
+        )
+        return image, {
+            'image_info': info,
+            'source_id': _image_id(data),
+            'sampling_seed': tf.cast(seeds[4], tf.int32),
+            'rpn_score_targets': score_targets,
+            'rpn_box_targets': box_targets,
+            'gt_boxes': pad(boxes),
+            'gt_classes': pad(tf.cast(classes, tf.int32)),
+            'gt_masks': pad(masks, 0),
+        }
+
+    def _augment(self, data, seed):
+        """The image on its canvas, `image_info`, and boxes in its pixels, classes and masks."""
+        config, seeds = self._config, tf.random.split(seed, 7)
         kept = self._choose_objects(data, seeds[5])
         boxes, classes, masks = (
             tf.gather(data[f'groundtruth_{name}'], kept)
@@ -142,27 +165,32 @@ class Parser:
         short_side = tf.random.stateless_uniform([], seeds[2], low, high + 1, tf.int32)
         if (config.aug_scale_min, config.aug_scale_max) == (1.0, 1.0):
             image, info = self.resize(image, short_side)
-            boxes = box_ops.denormalize_boxes(boxes, info[1])
-        else:
-            image, info = self._resize_and_cut(image, short_side, seed)
-            scaled_size = tf.round(info[0] * info[2])
-            boxes = box_ops.denormalize_boxes(boxes, scaled_size) - tf.tile(info[3], [2])
-            boxes, masks, is_kept = geometric.cut(boxes, masks, info[1])
-            boxes, classes, masks = (tf.boolean_mask(x, is_kept) for x in (boxes, classes, masks))
-        score_targets, box_targets = self._label_anchors(boxes, info[1], seeds[3])
-        pad = lambda x, value=-1: preprocess_ops.clip_or_pad_to_fixed_size(  # noqa: E731
-            x, config.max_num_instances, value
+            return image, info, box_ops.denormalize_boxes(boxes, info[1]), classes, masks
+        image, info = self._resize_and_cut(image, short_side, seed)
+        scaled_size = tf.round(info[0] * info[2])
+        boxes = box_ops.denormalize_boxes(boxes, scaled_size) - tf.tile(info[3], [2])
+        boxes, masks, is_kept = geometric.cut(boxes, masks, info[1])
+        return image, info, *(tf.boolean_mask(x, is_kept) for x in (boxes, classes, masks))
+
+    def _copy_paste(self, image, info, objects, other, seed):
+        """Image and objects with some of `other`'s, which is augmented by draws of its own.
+
+        An object of `other` that lies where this image has padding is cut or not copied, as by a
+        window. No more are copied than there is room for in `max_num_instances`.
+        """
+        other_image, _, *copied = self._augment(other, tf.random.fold_in(seed, _OTHER))
+        boxes, classes, masks = copied
+        boxes, masks, is_shown = geometric.cut(boxes, masks, info[1])
+        draws = tf.random.stateless_uniform(tf.shape(is_shown), tf.random.fold_in(seed, _COPIED))
+        chosen = tf.where(is_shown & (draws < self._config.aug_copy_paste))[:, 0]
+        chosen = chosen[: self._config.max_num_instances - tf.shape(objects[0])[0]]
+        copied = [tf.gather(x, chosen) for x in (boxes, classes, masks)]
+        boxes, classes, masks = objects
+        image, boxes, masks, is_kept = geometric.paste(
+            image, boxes, masks, other_image, copied[0], copied[2], info[1]
         )
-        return image, {
-            'image_info': info,
-            'source_id': _image_id(data),
-            'sampling_seed': tf.cast(seeds[4], tf.int32),
-            'rpn_score_targets': score_targets,
-            'rpn_box_targets': box_targets,
-            'gt_boxes': pad(boxes),
-            'gt_classes': pad(tf.cast(classes, tf.int32)),
-            'gt_masks': pad(masks, 0),
-        }
+        left = (tf.boolean_mask(x, is_kept) for x in (boxes, classes, masks))
+        return image, [tf.concat(pair, axis=0) for pair in zip(left, copied)]
 
     def parse_eval(self, data):
         """One test example: the image, `image_info` and `source_id`; ground truth stays on disk."""
@@ -407,11 +435,28 @@ def _is_of_batches(batch_size, which, number, record):
     return tf.equal(number // batch_size % 2, which)
 
 
+def _with_next(numbered):
+    """Number and record of each example, and the record after it: of the same canvas, and read
+    once for both. Encoded records, so that they are small."""
+
+    def pair(numbers, records):
+        pairs = tf.data.Dataset.zip((numbers.batch(2), records.batch(2)))
+        return pairs.map(lambda numbers, records: (numbers[0], records[0], records[1]))
+
+    return numbered.window(2, shift=1, drop_remainder=True).flat_map(pair)
+
+
 def _batches(parser, numbered, params, input_context):
     """Batches of one replica on one canvas."""
+    parse = lambda number, record: parser.parse_train(decode(record), number)  # noqa: E731
+    if params.parser.aug_copy_paste:
+        numbered = _with_next(numbered)
+        parse = lambda number, record, following: parser.parse_train(  # noqa: E731
+            decode(record), number, decode(following)
+        )
     dataset, batch_size = _shard(numbered, params.global_batch_size, input_context)
     dataset = dataset.map(
-        lambda number, record: parser.parse_train(decode(record), number),
+        parse,
         num_parallel_calls=_num_parallel_calls(params),
         deterministic=True,
     )

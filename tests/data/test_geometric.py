@@ -1,4 +1,4 @@
-"""What a window leaves of objects, by hand; tests/test_geometry.py has any outlines and turns."""
+"""What a window or a copy leaves of objects, by hand; tests/test_geometry.py has any outlines."""
 
 import numpy as np
 import tensorflow as tf
@@ -51,3 +51,61 @@ def test_what_is_hardly_seen_is_not_kept():
     _, masks, kept = cut(boxes, [full, full, full, full, corner])
     assert kept.tolist() == [True, False, False, False, False]
     assert not masks[2].any() and not masks[4].any()
+
+
+def paste(boxes, masks, other_boxes, other_masks, size=(120, 130)):
+    image, other = np.zeros([*size, 3], np.float32), np.ones([*size, 3], np.float32)
+    found = geometric.paste(
+        tf.constant(image),
+        tf.reshape(tf.constant(boxes, tf.float32), [-1, 4]),
+        tf.reshape(tf.constant(masks, tf.uint8), [-1, 112, 112]),
+        tf.constant(other),
+        tf.reshape(tf.constant(other_boxes, tf.float32), [-1, 4]),
+        tf.reshape(tf.constant(other_masks, tf.uint8), [-1, 112, 112]),
+        tf.constant(size, tf.float32),
+    )
+    return [x.numpy() for x in found]
+
+
+FULL = np.full([112, 112], 255, np.uint8)
+
+
+def test_a_copy_takes_pixels_and_what_it_hides():
+    boxes = [[10, 10, 50, 66], [60, 10, 100, 66], [100, 100, 110, 110]]
+    image, found, masks, kept = paste(boxes, [FULL] * 3, [[0, 38, 55.5, 130]], [FULL])
+    np.testing.assert_allclose(image[:55, 38:], 1, atol=1e-4)
+    assert not image[:, :38].any() and not image[56:].any()
+    # The row that it covers by half is mixed.
+    np.testing.assert_allclose(image[55, 38:], 0.5, atol=1e-4)
+    # The right half of the first box is hidden; the others are not touched.
+    np.testing.assert_allclose(found, [[10, 10, 50, 38], *boxes[1:]], atol=1e-4)
+    assert masks.min() == 255 and kept.all()
+
+
+def test_a_hole_is_no_part_of_the_object_any_more():
+    box = [4, 4, 116, 116]
+    _, (found,), (mask,), (kept,) = paste([box], [FULL], [[32, 32, 88, 88]], [FULL])
+    wanted = FULL.copy()
+    wanted[28:84, 28:84] = 0
+    np.testing.assert_array_equal(found, np.array(box, np.float32))
+    np.testing.assert_allclose(mask, wanted, atol=1)
+    assert kept
+
+
+def test_an_object_that_is_hidden_is_not_kept():
+    box = [20, 20, 60, 60]
+    for end, is_kept in ((60, False), (57, False), (55, True)):
+        *_, kept = paste([box], [FULL], [[10, 10, 70, end]], [FULL])
+        assert kept == [is_kept]
+
+
+def test_nothing_to_copy_and_nothing_to_hide():
+    box, none = [[20, 20, 60, 60]], np.zeros([0, 4])
+    image, boxes, masks, kept = paste(box, [FULL], none, np.zeros([0, 112, 112]))
+    assert not image.any() and masks.min() == 255 and kept.all()
+    np.testing.assert_array_equal(boxes, box)
+    image, boxes, *_ = paste(none, np.zeros([0, 112, 112]), box, [FULL])
+    wanted = np.zeros(image.shape)
+    wanted[20:60, 20:60] = 1
+    np.testing.assert_allclose(image, wanted, atol=1e-4)
+    assert not len(boxes)

@@ -1,5 +1,7 @@
 """Sizes, boxes and masks after scaling and flipping, and the order of examples."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -255,6 +257,69 @@ def test_photometric_augmentation_changes_pixels_alone_and_repeats():
         differences.append(bool((image != found).numpy().any()))
     # One in six stays as it is.
     assert sum(differences) >= 4
+
+
+def test_copied_objects_come_with_their_pixels_classes_and_masks():
+    """The target is black with one white object, the other grey: who is whose can be seen."""
+    parser = make_parser(aug_copy_paste=1.0, train_short_side=[128, 128], max_num_instances=4)
+    own = example((40, 60, 120, 180), size=SIZE)
+    copied = [(10, 8, 90, 40), (84, 24, 128, 192)]
+    other = example(*copied, size=SIZE)
+    other['image'] = tf.fill([*SIZE, 3], tf.constant(100, tf.uint8))
+    other['groundtruth_classes'] = tf.constant([7, 9], tf.int64)
+    image, labels = parser.parse_train(own, tf.constant(0, tf.int64), other)
+    assert labels['gt_classes'].numpy().tolist() == [1, 7, 9, -1]
+    np.testing.assert_allclose(labels['gt_boxes'][1:3], copied, rtol=1e-5)
+    pixels = image.numpy()[..., 0] * 0.229 + 0.485
+    wanted = np.zeros(SIZE)
+    wanted[40:120, 60:180] = 1
+    for y1, x1, y2, x2 in copied:
+        wanted[y1:y2, x1:x2] = 100 / 255
+    np.testing.assert_allclose(pixels, wanted, atol=1e-4)
+    # The own object keeps what is not covered, to a cell.
+    np.testing.assert_allclose(labels['gt_boxes'][0], [40, 60, 84, 180], atol=80 / 112)
+    assert labels['gt_masks'].numpy()[:3].mean() > 253
+
+
+def test_no_more_objects_are_copied_than_there_is_room_for():
+    own, other = example(RECTANGLE), example(*[(10 * i, 0, 10 * i + 8, 20) for i in range(9)])
+    parse = lambda number, **changes: make_parser(**changes).parse_train(  # noqa: E731
+        own, tf.constant(number, tf.int64), other
+    )[1]
+    for room in (1, 3):
+        labels = parse(0, aug_copy_paste=1.0, max_num_instances=room)
+        assert (labels['gt_classes'].numpy() > 0).all()
+        assert labels['gt_classes'].numpy()[0] == 1
+    counts = [
+        int((parse(i, aug_copy_paste=0.5, max_num_instances=20)['gt_classes'] > 0).numpy().sum())
+        for i in range(12)
+    ]
+    # One of its own and about half of nine.
+    assert 4 < np.mean(counts) < 7 and len(set(counts)) > 2
+
+
+@pytest.mark.parametrize('turns', [False, True])
+def test_copies_are_of_the_next_image_and_the_same_after_a_stop(demo, turns):
+    params = make_params(
+        demo,
+        parser=configs.Parser(
+            train_short_side=[64, 128], aug_copy_paste=0.5, aug_quarter_turns=turns
+        ),
+    )
+    whole = input_pipeline.training_dataset(MODEL, params, 7).take(9)
+    resumed = input_pipeline.training_dataset(MODEL, params, 7, first_batch=5).take(4)
+    whole, resumed = list(whole), list(resumed)
+    tf.nest.map_structure(np.testing.assert_array_equal, whole[5:], resumed)
+    plain = dataclasses.replace(params.parser, aug_copy_paste=0.0)
+    plain = input_pipeline.training_dataset(MODEL, dataclasses.replace(params, parser=plain), 7)
+    more = [
+        (pasted[1]['gt_classes'] > 0).numpy().sum() - (alone[1]['gt_classes'] > 0).numpy().sum()
+        for pasted, alone in zip(whole, plain)
+    ]
+    np.testing.assert_array_equal(
+        [x[1]['source_id'] for x in whole], [x[1]['source_id'] for x in plain.take(9)]
+    )
+    assert np.mean(more) > 1
 
 
 def test_a_crowd_is_no_object_to_learn():
