@@ -4,17 +4,15 @@
     python benchmarks/given_boxes.py RUNS [--checkpoint last] [--split test]
 
 RUNS is the folder of `gan-mrcnn ablate`, whose runs are ARM-SEED. AP asks for more than an outline:
-that an object is found, once, and ranked well, and differs between seeds most by that. Here every
-ground-truth box is a RoI, and what the mask head makes of it is compared with the ground-truth
-mask: IoU, and IoU within the band along the outline (Cheng et al. 2021). The box head gets
-ground-truth boxes whose edges are moved, the same for every run, and the IoU of what it makes of
-them is shown beside theirs.
+that an object is found, once, and ranked well. Here every ground-truth box is a RoI, and what the
+mask head makes of it is compared with the ground-truth mask: IoU, and IoU within the band along the
+outline (Cheng et al. 2021). The box head gets ground-truth boxes whose edges are moved, the same
+for every run, and the IoU of what it makes of them is shown beside theirs.
 
 Figures are means over the objects of the split, by run; arms are compared over seeds.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import re
@@ -32,9 +30,10 @@ from gan_mrcnn import task as task_lib  # noqa: E402
 from gan_mrcnn.data import readers  # noqa: E402
 from gan_mrcnn.data.records import records  # noqa: E402
 from gan_mrcnn.evaluation import statistics  # noqa: E402
-from gan_mrcnn.metrics import boundary, matching, predictions  # noqa: E402
+from gan_mrcnn.metrics import boundary, coco, matching, predictions  # noqa: E402
 from gan_mrcnn.modeling import generator  # noqa: E402
 from gan_mrcnn.prediction import checkpoint  # noqa: E402
+from gan_mrcnn.utils import run_lengths  # noqa: E402
 
 FIGURES = ('mask IoU', 'boundary IoU', 'box IoU', 'box IoU before')
 # Standard deviation of a moved edge, of the box's side: IoU .8 on the mean, as of a good proposal.
@@ -81,12 +80,12 @@ def ious(first, second):
 def mask_ious(masks, boxes, rles):
     """[N, 2], IoU and boundary IoU of predicted [N, 28, 28] over `boxes` [N, 4] in image pixels."""
     found = []
-    for mask, box, rle in zip(masks, boxes, rles):
-        height, width = rle['size']
-        truth, pasted = mask_api.decode(rle), predictions.paste_mask(mask, box, height, width)
-        pixels = boundary.band_width(height, width)
-        bands = [boundary.boundary_band(x, pixels) for x in (truth, pasted)]
-        found.append([(a & b).sum() / max((a | b).sum(), 1) for a, b in ((truth, pasted), bands)])
+    for mask, box, truth in zip(masks, boxes, rles):
+        pasted = predictions.paste_mask(mask, box, *truth['size'])
+        (predicted,) = run_lengths.encode_masks(pasted[np.newaxis])
+        bands = boundary.encode_band(truth), boundary.encode_band(predicted)
+        pairs = (truth, predicted), bands
+        found.append([mask_api.iou([one], [other], [0])[0, 0] for one, other in pairs])
     return np.array(found)
 
 
@@ -98,13 +97,13 @@ def measure(model, batches, ground_truth):
       batches: images and labels, as `GanMaskRCNNTask.build_inputs` gives them.
       ground_truth: the split's, a COCO.
     """
-    dynamic = tf.TensorSpec([1, None, 4]), tf.TensorSpec([1, None], tf.int32)
+    rois, classes_of = tf.TensorSpec([1, None, 4]), tf.TensorSpec([1, None], tf.int32)
     run = tf.function(
         lambda *given: head_outputs(model, *given),
         input_signature=[
             tf.TensorSpec([1, *batches.element_spec[0].shape[1:]]),
             tf.TensorSpec([1, 2]),
-            *(dynamic[0], dynamic[0], dynamic[1], dynamic[1]),
+            *(rois, rois, classes_of, classes_of),
         ],
     )
     ids = {category: i + 1 for i, category in enumerate(sorted(ground_truth.getCatIds()))}
@@ -151,7 +150,7 @@ def measure_runs(folder, which, split):
         (record_set,) = records.ensure_splits(dataset, [split], config.task)
         params = config.task.validation_data
         record_set.feed(params)
-        truth = matching.index(json.loads(pathlib.Path(record_set.annotation_file).read_text()))
+        truth = matching.index(coco.load_annotations(record_set.annotation_file))
         figures = measure(model, task.build_inputs(params), truth)
         print(run.name, *(f'{name} {value:.4f}' for name, value in figures.items()), flush=True)
         measured[named[1], int(named[2])] = figures

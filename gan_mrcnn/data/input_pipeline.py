@@ -448,15 +448,13 @@ def _with_next(numbered):
 
 def _batches(parser, numbered, params, input_context):
     """Batches of one replica on one canvas."""
-    parse = lambda number, record: parser.parse_train(decode(record), number)  # noqa: E731
     if params.parser.aug_copy_paste:
         numbered = _with_next(numbered)
-        parse = lambda number, record, following: parser.parse_train(  # noqa: E731
-            decode(record), number, decode(following)
-        )
     dataset, batch_size = _shard(numbered, params.global_batch_size, input_context)
     dataset = dataset.map(
-        parse,
+        lambda number, record, *following: parser.parse_train(
+            decode(record), number, *[decode(x) for x in following]
+        ),
         num_parallel_calls=_num_parallel_calls(params),
         deterministic=True,
     )
