@@ -181,7 +181,7 @@ class Trainer(base_trainer.Trainer):
 
 
 def discriminator_optimizer(config, task) -> tf.keras.optimizers.Optimizer:
-    """SGD on the generator's schedule, times `gan.learning_rate_ratio`."""
+    """Of the generator's kind and on its schedule, times `gan.learning_rate_ratio`."""
     scaled = copy.deepcopy(config)
     settings.scale_rates(scaled, config.task.gan.learning_rate_ratio)
     return task.create_optimizer(scaled.trainer.optimizer_config, config.runtime)
