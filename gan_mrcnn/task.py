@@ -144,7 +144,7 @@ class GanMaskRCNNTask(maskrcnn.MaskRCNNTask):
 
     @classmethod
     def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
-        """The configured optimizer and schedule, with loss scaling in float16; `dp_config` is not used.
+        """The configured optimizer, with loss scaling in float16; `dp_config` is not used.
 
         Averages of the weights are no part of it, see `gan_mrcnn.training.averages`.
         """
