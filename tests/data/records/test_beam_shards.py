@@ -104,7 +104,7 @@ def test_two_who_write_the_same_shard_leave_one_good_shard(tmp_path):
         thread.start()
     for thread in both:
         thread.join()
-    # Both were at work, each in a file of its own; the later one may see what the other has finished.
+    # Both were at work, each in a file of its own; the later may see what the other has finished.
     unfinished = [[path for path in paths if path.suffix == '.tmp'] for paths in seen]
     assert max(map(len, unfinished)) == 2 and shard.is_finished()
     assert {path.name for path in tmp_path.iterdir()} == {
