@@ -25,13 +25,11 @@ import sys
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import _runs  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from gan_mrcnn import settings  # noqa: E402
 from gan_mrcnn import task as task_lib  # noqa: E402
-from gan_mrcnn.data import readers  # noqa: E402
-from gan_mrcnn.data.records import records  # noqa: E402
 from gan_mrcnn.prediction import checkpoint  # noqa: E402
 
 # Where the two losses meet: output of the generator, detection loss, adversarial loss, its weight.
@@ -52,8 +50,7 @@ LONG = 10.0
 
 def restore(run):
     """Task with its discriminators, generator, and batches of the run's training images."""
-    config = settings.saved_config(run / checkpoint.PARAMS_NAME)
-    task = task_lib.GanMaskRCNNTask(config.task)
+    task = _runs.saved_task(run)
     model = task.build_model()
     task.build_discriminators(tf.keras.optimizers.SGD())
     checkpoint.restore(
@@ -63,11 +60,8 @@ def restore(run):
         box_discriminator=task.box_discriminator,
         mask_discriminator=task.mask_discriminator,
     )
-    params = config.task.train_data
-    dataset = readers.load_dataset(config.task.dataset, config.task.data_dir or None)
-    (record_set,) = records.ensure_splits(dataset, [params.split], config.task)
-    record_set.feed(params)
-    return task, model, task.build_inputs(params)
+    params = task.task_config.train_data
+    return task, model, _runs.split_inputs(task, params, params.split)[1]
 
 
 def stored_losses(task, samples):

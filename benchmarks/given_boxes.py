@@ -21,14 +21,11 @@ import sys
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import _runs  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from pycocotools import mask as mask_api  # noqa: E402
 
-from gan_mrcnn import settings  # noqa: E402
-from gan_mrcnn import task as task_lib  # noqa: E402
-from gan_mrcnn.data import readers  # noqa: E402
-from gan_mrcnn.data.records import records  # noqa: E402
 from gan_mrcnn.evaluation import statistics  # noqa: E402
 from gan_mrcnn.metrics import boundary, coco, matching, predictions  # noqa: E402
 from gan_mrcnn.modeling import generator  # noqa: E402
@@ -143,15 +140,11 @@ def measure_runs(folder, which, split):
         named = re.fullmatch(r'(.+)-(\d+)', run.name)
         if not named or not (run / 'eval').is_dir():
             continue
-        config = settings.saved_config(run / checkpoint.PARAMS_NAME)
-        task = task_lib.GanMaskRCNNTask(config.task)
+        task = _runs.saved_task(run)
         model = checkpoint.restored_model(task, checkpoint.find_checkpoint(str(run), which))
-        dataset = readers.load_dataset(config.task.dataset, config.task.data_dir or None)
-        (record_set,) = records.ensure_splits(dataset, [split], config.task)
-        params = config.task.validation_data
-        record_set.feed(params)
+        record_set, batches = _runs.split_inputs(task, task.task_config.validation_data, split)
         truth = matching.index(coco.load_annotations(record_set.annotation_file))
-        figures = measure(model, task.build_inputs(params), truth)
+        figures = measure(model, batches, truth)
         print(run.name, *(f'{name} {value:.4f}' for name, value in figures.items()), flush=True)
         measured[named[1], int(named[2])] = figures
         tf.keras.backend.clear_session()

@@ -16,13 +16,10 @@ import sys
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import _runs  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from gan_mrcnn import settings  # noqa: E402
-from gan_mrcnn import task as task_lib  # noqa: E402
-from gan_mrcnn.data import readers  # noqa: E402
-from gan_mrcnn.data.records import records  # noqa: E402
 from gan_mrcnn.metrics import coco, collector  # noqa: E402
 from gan_mrcnn.modeling import rescoring  # noqa: E402
 from gan_mrcnn.prediction import checkpoint  # noqa: E402
@@ -80,17 +77,14 @@ def main():
     parser.add_argument('--checkpoint', default='best')
     parser.add_argument('--split', default='val')
     flags = parser.parse_args()
-    config = settings.saved_config(pathlib.Path(flags.run) / checkpoint.PARAMS_NAME)
-    task = task_lib.GanMaskRCNNTask(config.task)
+    task = _runs.saved_task(flags.run)
     model = task.build_model()
     task.build_box_discriminator()
     path = checkpoint.find_checkpoint(flags.run, flags.checkpoint)
     checkpoint.restore(model, path, box_discriminator=task.box_discriminator)
-    dataset = readers.load_dataset(config.task.dataset, config.task.data_dir or None)
-    (record_set,) = records.ensure_splits(dataset, [flags.split], config.task)
-    params = config.task.validation_data
-    record_set.feed(params)
-    results, opinions = detect_with_opinions(task, model, task.build_inputs(params))
+    params = task.task_config.validation_data
+    record_set, batches = _runs.split_inputs(task, params, flags.split)
+    results, opinions = detect_with_opinions(task, model, batches)
     print(
         f'{len(results)} detections on {flags.split}, opinions {np.mean(opinions):.3f} on average'
     )

@@ -89,7 +89,7 @@ def test_arms_are_compared_over_seeds():
 def test_a_run_is_measured_by_its_folder(tmp_path, monkeypatch):
     folder = tiny.train(tmp_path, 'arm-3', 2)
     (folder / 'eval').mkdir()
-    monkeypatch.setattr(given_boxes.readers, 'load_dataset', lambda *_: tiny.DATASET)
+    monkeypatch.setattr(given_boxes._runs.readers, 'load_dataset', lambda *_: tiny.DATASET)
     measured = given_boxes.measure_runs(tmp_path, 'last', 'test')
     (run,) = measured
     assert run == ('arm', 3) and set(measured[run]) == set(given_boxes.FIGURES)
