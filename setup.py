@@ -11,12 +11,14 @@ The locks beside this file are what was tested, made from these ranges.
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.command.build_py import build_py
 
 _ROOT = pathlib.Path(__file__).resolve().parent
 _POOL = pathlib.Path('custom_ops/prroi_pool')
@@ -179,6 +181,19 @@ def _with_marker(requirement, marker):
     return f'{name}; {marker} and {others.strip()}' if others else f'{name}; {marker}'
 
 
+class BuildPy(build_py):
+    """Puts the settings' files into the package: an installed one has no configs/ beside it."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        folder = pathlib.Path(self.build_lib) / 'gan_mrcnn' / 'config_files'
+        folder.mkdir(exist_ok=True)
+        for path in sorted(_ROOT.glob('configs/*.yaml')):
+            shutil.copy(path, folder)
+
+
 class BuildPrRoIPool(Command):
     """Compiles PrRoIPool where TensorFlow is installed already; the first use does it otherwise.
 
@@ -251,7 +266,12 @@ setup(
         '': ['*.j2', '*.css'],
     },
     distclass=PlatformDistribution,
-    cmdclass={'build': Build, 'build_prroi_pool': BuildPrRoIPool, 'bdist_wheel': BuildWheel},
+    cmdclass={
+        'build': Build,
+        'build_py': BuildPy,
+        'build_prroi_pool': BuildPrRoIPool,
+        'bdist_wheel': BuildWheel,
+    },
     # TensorFlow 2.20 has no build for Python 3.14.
     python_requires='>=3.9,<3.14',
     install_requires=_requirements(),

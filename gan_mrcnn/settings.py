@@ -34,7 +34,11 @@ RATES = (
 )
 # Settings that may be left empty, by their type, and what a value of each is like.
 _OPTIONAL = {Optional[float]: float, Optional[optimization.EMAConfig]: optimization.EMAConfig}
-CONFIGS_DIR = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+# The repository's, or what setup.py put into an installed package.
+CONFIGS_DIR = _PACKAGE.parent / 'configs'
+if not (CONFIGS_DIR / 'own_data.yaml').is_file():
+    CONFIGS_DIR = _PACKAGE / 'config_files'
 
 
 @dataclasses.dataclass

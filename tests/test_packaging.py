@@ -271,3 +271,25 @@ def test_only_one_file_imports_the_addons():
 def test_no_private_tensorflow_or_keras():
     """Keras is reached as tf.keras only, so that a newer TensorFlow is a change of pins."""
     assert _importers(['tensorflow.python', 'keras', 'tf_keras'], *_SHIPPED) == []
+
+
+def test_an_installed_package_has_every_file_of_settings(tmp_path):
+    """What `pip install .` and a wheel hold, away from the repository."""
+    build = [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path / 'lib')]
+    subprocess.run(build, cwd=_ROOT, check=True, capture_output=True)
+    program = 'from gan_mrcnn import settings; print(settings.CONFIGS_DIR)'
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path / 'lib')},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    folder = pathlib.Path(done.stdout.strip())
+    assert folder.is_relative_to(tmp_path)
+    ours = sorted((_ROOT / 'configs').glob('*.yaml'))
+    assert len(ours) > 5
+    assert [path.name for path in ours] == sorted(path.name for path in folder.iterdir())
+    for path in ours:
+        assert (folder / path.name).read_bytes() == path.read_bytes()
