@@ -13,7 +13,11 @@ from gan_mrcnn.utils.errors import UserError
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_path(parser, 'runs', nargs='+', metavar='RUN', help='folders that train.py wrote')
-    parser.add_argument('--split', default='test', help='that evaluate.py was given')
+    parser.add_argument(
+        '--split',
+        metavar='NAME',
+        help='that was evaluated (default: test, val where there is no test)',
+    )
     cli.add_path(parser, '--data_dir', help='where the data are now')
     cli.add_cache_flag(parser)
     parser.add_argument('--samples', type=int, default=1000, help='resamplings of the images')

@@ -66,7 +66,7 @@ def main(options: argparse.Namespace) -> None:
     if flags.model_dir is not None:
         checkpoint.use_saved_settings(flags, options.saved_model, weights)
     dataset = settings.load_dataset(flags)
-    split = options.split or ('test' if 'test' in dataset.splits else 'val')
+    split = options.split or dataset.evaluated_split
     config = settings.load_config(flags, dataset)
     if options.predictions:
         evaluation_run.evaluate_file(

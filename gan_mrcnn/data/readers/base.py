@@ -114,6 +114,11 @@ class Dataset(abc.ABC):
         return self.splits
 
     @property
+    def evaluated_split(self) -> str:
+        """What is evaluated where no split is named: test images, or validation ones without."""
+        return 'test' if 'test' in self.splits else 'val'
+
+    @property
     def category_ids(self) -> tuple[int, ...]:
         """The data set's own number of each class, in the order of `class_names`."""
         return tuple(range(1, len(self.class_names) + 1))

@@ -165,13 +165,13 @@ def resample(runs: Sequence[Run], num_samples: int, seed: int = 0) -> dict[str, 
 
 
 def load_runs(
-    folders: Sequence[str], split: str, data_dir: Optional[str], cache_dir: str
+    folders: Sequence[str], split: Optional[str], data_dir: Optional[str], cache_dir: str
 ) -> list[Run]:
     """Scores the predictions of runs.
 
     Args:
       folders: of train.py.
-      split: that evaluate.py was given for all of them.
+      split: that was evaluated for all of them; None for the data set's `evaluated_split`.
       data_dir: where the data are now; None for where the first run had them.
       cache_dir: of records.
 
@@ -180,6 +180,7 @@ def load_runs(
     """
     settings = [_settings(folder) for folder in folders]
     dataset = _load_dataset(settings[0], data_dir)
+    split = split or dataset.evaluated_split
     if split not in dataset.splits:
         raise UserError(
             f'--split {split}: {dataset.name} has the splits {", ".join(dataset.splits)} only'
@@ -417,7 +418,14 @@ def format_text(result: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def run(folders: Sequence[str], split: str, data_dir, cache_dir, samples: int, folder: str) -> None:
+def run(
+    folders: Sequence[str],
+    split: Optional[str],
+    data_dir: Optional[str],
+    cache_dir: str,
+    samples: int,
+    folder: str,
+) -> None:
     """Compares runs, prints the figures and writes the page."""
     systems = group(load_runs(folders, split, data_dir, cache_dir))
     # Before the resampling, which takes its time.

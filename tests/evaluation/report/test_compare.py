@@ -96,6 +96,9 @@ def test_differences_in_words(figure, one, text, clear):
 def test_what_cannot_be_compared_is_named(world, tmp_path):
     with pytest.raises(UserError, match='params.yaml'):
         load(world, 'good-0', 'data')
+    # The set has no test images, so that the validation ones are meant.
+    with pytest.raises(UserError, match='evaluate the run first: evaluate.py --split val'):
+        compare.load_runs([str(world / 'good-0')], None, None, str(world / 'cache'))
     with pytest.raises(UserError, match='evaluate the run first'):
         compare.load_runs([str(world / 'good-0')], 'val', None, str(world / 'cache'))
     with pytest.raises(UserError, match='has the splits train, val only'):
