@@ -210,13 +210,15 @@ def test_every_config_file_loads_and_says_when_to_stop(path):
     assert config.task.model.num_classes == 2
 
 
-def test_the_strong_recipe_is_the_small_one_with_another_norm_and_schedule():
+def test_the_strong_recipe_is_the_small_one_but_for_norm_schedule_and_mask_loss():
     small, strong = (
         load(config_file=str(settings.CONFIGS_DIR / f'gland_{name}.yaml')).as_dict()
         for name in ('small', 'strong')
     )
     assert strong['task']['model'].pop('head_norm') == 'group_norm'
     assert small['task']['model'].pop('head_norm') == 'none'
+    assert strong['task']['losses'].pop('mask_weight') == 1.5
+    assert small['task']['losses'].pop('mask_weight') == 1.0
     schedule = strong['trainer']['optimizer_config'].pop('learning_rate')
     del small['trainer']['optimizer_config']['learning_rate']
     assert strong == small

@@ -54,7 +54,7 @@ def test_arms_of_one_name_are_the_same_runs():
 def test_controls_differ_from_their_arm_by_one_setting():
     baseline, heavier, combined, *others = ablate.TABLES['controls']
     assert heavier._replace(name='baseline', override='') == baseline
-    assert configured(heavier).task.losses.mask_weight == 1.16
+    assert configured(heavier).task.losses.mask_weight == 1.5
     assert [arm.gan for arm in (combined, *others)] == ['combined'] * 3
     assert [arm.override for arm in others] == [
         'task.gan.control=frozen',
