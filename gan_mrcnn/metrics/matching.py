@@ -122,10 +122,11 @@ def interpolate(true: np.ndarray, false: np.ndarray, total: float) -> tuple[np.n
 
 
 def index(dataset: dict[str, Any]) -> COCO:
-    """pycocotools' index of a COCO dataset in memory."""
+    """pycocotools' index of a COCO dataset in memory, made without its prints."""
     coco = COCO()
     coco.dataset = dataset
-    coco.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
     return coco
 
 
